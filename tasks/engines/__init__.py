@@ -1,0 +1,106 @@
+"""Engines: who answers. One protocol with two calls, `sample` and `score`; one file an engine, found by its name.
+
+    with engine.open(model_folder) as policy:
+        for index, completion in policy.sample(requests): ...
+
+Results stream as (index, result) in any order; who reads them orders them. Code here is shared by all engines: an edit
+of this file does not make stages stale, an edit of an engine's own file does.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from tasks.stage import Params
+
+
+spent: Counter[str] = Counter()
+"""What this process has asked of its engines: `requests` (of these `cached` came from the request cache),
+`prompt_tokens`, `completion_tokens`, and `load_seconds` (imports and loading). Every engine adds to it; a stage's
+manifest records it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a completion is drawn. Temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 128
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion wanted: `messages` is the chat so far; `seed` alone decides the draw, never the position."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) pairs; a last pair of role `assistant` is continued, not closed."""
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What came back. Log-probabilities are natural logs under temperature 1, before any truncation."""
+
+    text: str
+    tokens: int = 0
+    """Completion tokens, the end token included."""
+    prompt_tokens: int = 0
+    finish_reason: str = "stop"
+    """`stop`, `length` or `error`."""
+    logprob: float | None = None
+    """Sum over the completion's tokens of log p(token)."""
+    entropy: float | None = None
+    """Mean over the tokens of the entropy of the whole next-token distribution, in nats."""
+    self_certainty: float | None = None
+    """Mean over the tokens of −1/V Σ_v log(V·p(v)) (Kang et al. 2025, arXiv:2502.18581): higher is surer."""
+    error: str | None = None
+    """Why there is no answer; then `text` is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities of a given completion: natural logs, one per token of the completion."""
+
+    logprobs: tuple[float, ...] = ()
+    error: str | None = None
+
+
+class Policy(Protocol):
+    """An opened model."""
+
+    digest: str
+    """sha256 of the weights (base and adapter): what the request cache is keyed by."""
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """A completion for each request. A request that fails gives a `Completion` with `error`."""
+        ...
+
+    def score(
+        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+    ) -> Iterator[tuple[int, Scored]]:
+        """Log-probabilities of given completions after given chats (implicit rewards, P(True), perplexity)."""
+        ...
+
+
+class Engine(Params):
+    """Who answers; a strategy of the whole round. Opening it loads the model, closing frees it."""
+
+    samples: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
+
+    def open(self, model: Path, cache: Path | None = None) -> AbstractContextManager[Policy]:
+        """Loads `model` (a folder with safetensors, or with a pointer to one). With `cache`, answers are kept in that
+        folder and found again by weights digest, rendered prompt, sampling, seed, engine and version.
+        """
+        raise NotImplementedError
+
+    def problems(self) -> list[str]:
+        """What keeps this engine from working on this machine, each with its mend; empty when it can work."""
+        return []

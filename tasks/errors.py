@@ -1,0 +1,66 @@
+"""What can go wrong, drawn once.
+
+    FlywheelError                     every error that is a user's to read: one message, exit code 1
+    ├── ParamsError                   params.yaml: every wrong key at once, with its path, value and fix
+    ├── UnknownName                   a strategy, round, base, stage … that does not exist; did you mean …
+    ├── StoreError                    a table or folder that is missing, cut short or changed
+    │   └── CheckFailed               rows that break a table's checks; the old version stays
+    ├── Busy                          another process is writing this very stage
+    ├── ModelRefused                  a model folder that is incomplete, or wants to run code
+    ├── EngineError                   an engine that cannot answer at all (down, garbage, out of memory)
+    └── Diverged                      a training that left the finite numbers; the last good weights stay
+
+A bad *row* is no error of this kind: a failed generation or an unparsable verdict is a row whose `error` column says
+why. It is data, is counted, and is never a negative example.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FlywheelError(Exception):
+    """An error whose text says what was wrong, where, and what to do."""
+
+
+class ParamsError(FlywheelError):
+    """params.yaml does not describe a pipeline."""
+
+
+class UnknownName(FlywheelError):
+    """A name that nothing answers to."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+        super().__init__(f"{where + ': ' if where else ''}there is no {kind} {name!r}; {suggest(name, known)}")
+
+
+class StoreError(FlywheelError):
+    """What is on disk is not what its manifest says."""
+
+
+class CheckFailed(StoreError):
+    """Rows that break a table's checks were about to be written."""
+
+
+class Busy(FlywheelError):
+    """Another process holds the lock of this stage."""
+
+
+class ModelRefused(FlywheelError):
+    """A model folder that is not loaded: incomplete, not safetensors, or with code of its own."""
+
+
+class EngineError(FlywheelError):
+    """The engine as a whole cannot answer."""
+
+
+class Diverged(FlywheelError):
+    """Training met a loss or gradient that is not finite, or that exploded."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that helps who mistyped `name`: the nearest known names, or all of them."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=2, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"known: {', '.join(known)}" if known else "none is known"

@@ -1,0 +1,148 @@
+"""Runs one stage of one round: inputs checked, function called, outputs written and committed with their manifest.
+
+`dvc repro`, the CLI and the flows all come here, each stage in a process of its own. A stage has no effect outside its
+outs: DVC may restore them from its run cache without running anything.
+
+This file is shared by all stages: an edit of it does not make stages stale.
+"""
+
+import json
+import shutil
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+
+from tasks import pipeline, store
+from tasks.engines import spent
+from tasks.errors import UnknownName
+from tasks.params import Block, load_params, stages_of
+from tasks.stage import Input, Result, Stage, content_id
+from tasks.tables import TABLES
+
+VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
+
+
+def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
+    """Runs a stage of a base or round, and gives its manifest.
+
+    Raises:
+        FlywheelError: in all its kinds; what was already made stays.
+    """
+    started = datetime.now(UTC)
+    startup = time.time() - psutil.Process().create_time()
+    params = load_params(root)
+    block = params.block(name)
+    stage = _stage(block, stage_name)
+    with store.writing(root, name, stage.name) as draft:
+        clock = time.perf_counter()
+        arguments, digests = _arguments(root, stage, block, draft)
+        result = _as_result(stage, stage.function(**arguments))
+        ran = time.perf_counter() - clock
+        metrics = _write(stage, draft, result)
+        seconds = {
+            "start": round(startup + spent["load_seconds"], 3),
+            "run": round(ran - spent["load_seconds"], 3),
+            "write": round(time.perf_counter() - clock - ran, 3),
+        }
+        manifest = store.Manifest(
+            round=name,
+            stage=stage.name,
+            outputs=draft.outputs,
+            inputs=digests,
+            params={k: block.raw.get(k) for k in pipeline.param_keys(stage)},
+            code={str(p.relative_to(root)): store.sha256(p) for p in pipeline.code_files(root, stage, block)},
+            seed=block.seed,
+            versions=_versions(),
+            metrics=metrics,
+            tokens={k: int(spent[k]) for k in ("prompt_tokens", "completion_tokens", "requests", "cached")},
+            seconds=seconds,
+            started=started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        draft.commit(manifest)
+        if "work" in arguments:
+            shutil.rmtree(arguments["work"])
+    return manifest
+
+
+def _stage(block: Block, name: str) -> Stage:
+    own = {s.name: s for s in stages_of(block)}
+    if name not in own:
+        raise UnknownName("stage", name, own, f"{block.name} ({'a base' if block.is_base else 'a round'})")
+    return own[name]
+
+
+def _arguments(root: Path, stage: Stage, block: Block, draft: store.Draft) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the stage's function is called with, and the digests of the inputs among it."""
+    scratch = root / "data" / "cache"
+    context = {
+        "params": block.stages[stage.name],
+        "engine": block.engine,
+        "domain": block.domain,
+        "seed": block.seed,
+        "cache": scratch / "requests",
+    }
+    arguments = {f: draft.folder(f) for f in stage.folders}
+    digests = {}
+    for need in stage.inputs:
+        arguments[need.argument], digests[need.argument] = _read(root, need, block)
+    context["work"] = scratch / "work" / f"{block.name}-{stage.name}-{_identity(stage, block, digests)}"
+    arguments |= {k: v for k, v in context.items() if k in stage.context}
+    for key in {"cache", "work"} & stage.context:
+        arguments[key].mkdir(parents=True, exist_ok=True)
+    return arguments, digests
+
+
+def _identity(stage: Stage, block: Block, digests: dict[str, str]) -> str:
+    """What a checkpoint belongs to: one made for other inputs or params must not be resumed from."""
+    asked = {k: block.raw.get(k) for k in pipeline.param_keys(stage)}
+    return content_id(json.dumps([asked, digests], sort_keys=True))
+
+
+def _read(root: Path, need: Input, block: Block) -> tuple[Any, str]:
+    owner = str(block.raw[need.ancestor]) if need.ancestor else block.name
+    if need.name in TABLES:
+        return store.scan(root, owner, need.name)
+    from tasks.models import resolve
+
+    place, digest = store.folder(root, owner, need.name)
+    return resolve(place), digest
+
+
+def _as_result(stage: Stage, given: Any) -> Result:
+    if isinstance(given, Result):
+        return given
+    if given is None:
+        return Result({})
+    return Result({stage.tables[0].name: given})
+
+
+def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]:
+    """Writes all outputs of a stage into the draft; gives the metrics of all of them."""
+    metrics: dict[str, float] = {}
+    for name in pipeline.written(stage):
+        if name in stage.folders:
+            draft.describe_folder(name)
+        else:
+            table = TABLES[name]
+            metrics |= draft.table(table, result.frames.get(name, store.empty(table)))
+    metrics |= result.metrics
+    draft.file(f"metrics/{stage.name}.json", json.dumps(metrics, indent=1, sort_keys=True))
+    for name in stage.plots:
+        draft.file(f"plots/{name}.csv", result.plots.get(name, pl.DataFrame()).write_csv())
+    return metrics
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

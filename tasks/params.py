@@ -1,0 +1,447 @@
+"""params.yaml: read, validated as a whole, edited with its comments kept.
+
+    campaign: {name: arithmetic}
+    bases:   {r0: {seed: 1, domain: {strategy: …}, engine: {strategy: …}, base: {strategy: …}, evaluate: …}}
+    rounds:  {r1: {parent: r0, base: r0, seed: 1, domain: …, engine: …, prompts: {strategy: pool, …}, …, gate: …}}
+
+A block names every strategy, because DVC sees no defaults: a value that a block leaves out is the one in the strategy's
+own file, whose edit makes the stage stale. All errors are reported at once, each with its key, value and fix.
+
+This file is shared by all stages: an edit of it does not make stages stale.
+"""
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap
+
+from tasks.errors import FlywheelError, ParamsError, UnknownName, suggest
+from tasks.stage import Panel, Params, Stage, load, names, stages
+
+FILE = "params.yaml"
+NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+class Campaign(Params):
+    """What a tree of rounds is recorded as."""
+
+    name: str = "flywheel"
+    """Name of the MLflow experiment and of the registered model."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A base or round of params.yaml, validated."""
+
+    name: str
+    parent: str | None
+    base: str
+    seed: int
+    domain: Any
+    engine: Any
+    stages: dict[str, Any]
+    """The strategy or panel of each of its stages."""
+    raw: dict[str, Any]
+    """The block as written, as plain values."""
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is a base (it has no parent)."""
+        return self.parent is None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All of params.yaml, validated."""
+
+    campaign: Campaign
+    blocks: dict[str, Block]
+    """Bases and rounds, every parent before its children."""
+
+    @cached_property
+    def rounds(self) -> dict[str, Block]:
+        """The rounds alone."""
+        return {n: b for n, b in self.blocks.items() if not b.is_base}
+
+    def block(self, name: str) -> Block:
+        """A base or round by its name.
+
+        Raises:
+            UnknownName: with the nearest known names.
+        """
+        if name not in self.blocks:
+            raise UnknownName("round or base", name, self.blocks, FILE)
+        return self.blocks[name]
+
+    def lineage(self, name: str) -> list[Block]:
+        """The base, every round from it, and the named one."""
+        block = self.block(name)
+        return ([] if block.parent is None else self.lineage(block.parent)) + [block]
+
+
+def stages_of(block: dict[str, Any] | Block) -> list[Stage]:
+    """The stages of a base or round, in the order in which they run."""
+    is_base = block.is_base if isinstance(block, Block) else "parent" not in block
+    return [s for s in stages().values() if (s.bases != "no" if is_base else s.bases != "only")]
+
+
+class _Problems(list[str]):
+    """What is wrong with params.yaml; raised together."""
+
+    def add(self, path: str, message: str) -> None:
+        """Takes down one problem of the key at `path`."""
+        self.append(f"{path}: {message}")
+
+
+def read(root: Path) -> CommentedMap:
+    """params.yaml as it stands, with its comments.
+
+    Raises:
+        ParamsError: when there is none, or when it is not YAML; names the line.
+    """
+    path = root / FILE
+    if not path.is_file():
+        raise ParamsError(f"there is no {FILE} in {root}; run this in a project's root")
+    try:
+        content = YAML().load(path.read_text())
+    except YAMLError as error:
+        raise ParamsError(f"{FILE} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ParamsError(f"{FILE} must hold the keys campaign, bases and rounds")
+    return content
+
+
+def load_params(root: Path) -> Pipeline:
+    """params.yaml, validated.
+
+    Raises:
+        ParamsError: with everything that is wrong at once.
+    """
+    return validate(plain(read(root)))
+
+
+def plain(value: Any) -> Any:
+    """A value of ruamel as the plain Python one."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def validate(content: dict[str, Any]) -> Pipeline:
+    """The pipeline that a parsed params.yaml describes.
+
+    Raises:
+        ParamsError: with everything that is wrong at once.
+    """
+    problems = _Problems()
+    _keys(content, {"campaign", "bases", "rounds"}, {"bases"}, "", problems)
+    campaign = _params(Campaign, content.get("campaign") or {}, "campaign", problems)
+    parts = {k: content.get(k) or {} for k in ("bases", "rounds")}
+    for key in parts:
+        if not isinstance(parts[key], dict):
+            problems.add(key, f"must map names to blocks, not {parts[key]!r}")
+            parts[key] = {}
+    raw = {n: b for part in parts.values() for n, b in part.items()}
+    for name in sorted(set(parts["bases"]) & set(parts["rounds"])):
+        problems.add(f"rounds.{name}", "is the name of a base too; rename one of them")
+    parents = {n: b.get("parent") for n, b in parts["rounds"].items() if isinstance(b, dict)}
+    order = _order(parts["bases"], parents, problems)
+    blocks = {}
+    for name in order:
+        kind = "bases" if name in parts["bases"] else "rounds"
+        blocks[name] = _block(name, raw[name], f"{kind}.{name}", kind, _root(name, parents), problems)
+    if problems:
+        lines = "\n".join(f"  {p}" for p in problems)
+        raise ParamsError(f"{FILE} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}")
+    return Pipeline(campaign, blocks)
+
+
+def _order(bases: dict[str, Any], parents: dict[str, Any], problems: _Problems) -> list[str]:
+    """Names, parents first. Unknown parents and cycles are problems."""
+    known, order, left = {*bases, *parents}, list(bases), dict(parents)
+    for name, parent in parents.items():
+        if parent is None:
+            problems.add(f"rounds.{name}.parent", f"is missing; name a base or round ({', '.join(sorted(known - {name}))})")
+        elif parent not in known:
+            problems.add(f"rounds.{name}.parent", f"there is no base or round {parent!r}; {suggest(str(parent), known)}")
+    left = {n: p for n, p in left.items() if p in known}
+    while ready := [n for n, p in left.items() if p in order]:
+        order += ready
+        left = {n: p for n, p in left.items() if n not in ready}
+    cycle = [n for n, p in left.items() if _in_cycle(n, left)]
+    if cycle:
+        shown = " → ".join([*cycle, cycle[0]])
+        problems.add(f"rounds.{cycle[0]}.parent", f"the parents go in a circle ({shown}); one of them must start from a base")
+    return order
+
+
+def _in_cycle(name: str, parents: dict[str, str]) -> bool:
+    seen, at = set(), parents.get(name)
+    while at in parents and at not in seen:
+        if at == name:
+            return True
+        seen.add(at)
+        at = parents[at]
+    return at == name
+
+
+def _root(name: str, parents: dict[str, Any]) -> str:
+    while name in parents:
+        name = parents[name]
+    return name
+
+
+def _block(name: str, raw: Any, path: str, kind: str, root: str, problems: _Problems) -> Block | None:
+    if not NAME.fullmatch(str(name)):
+        problems.add(path, "a name is a lower-case letter followed by letters, digits or _")
+    if not isinstance(raw, dict):
+        problems.add(path, f"must be a block with its strategies, not {raw!r}")
+        return None
+    found = [s for s in stages().values() if (s.bases != "no" if kind == "bases" else s.bases != "only")]
+    own = {"seed", "domain", "engine"} | ({"parent", "base"} if kind == "rounds" else set())
+    _keys(raw, own | {s.name for s in found}, (own | {s.name for s in found}), path, problems)
+    if kind == "rounds" and raw.get("base", root) != root:
+        problems.add(f"{path}.base", f"is {raw['base']!r}, but the parents lead to {root!r}; write base: {root}")
+    seed = raw.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        problems.add(f"{path}.seed", f"must be a whole number from 0 to 2147483647, not {seed!r}")
+    domain = _chosen("domains", raw.get("domain"), f"{path}.domain", problems)
+    engine = _chosen("engines", raw.get("engine"), f"{path}.engine", problems)
+    parts = {s.name: _stage_params(s, raw[s.name], f"{path}.{s.name}", problems) for s in found if s.name in raw}
+    _abilities(parts, engine, path, problems)
+    return Block(name, raw.get("parent"), root, seed, domain, engine, parts, raw)
+
+
+def _abilities(parts: dict[str, Any], engine: Any, path: str, problems: _Problems) -> None:
+    """What a strategy needs of the engine, the engine must be able to do."""
+    for stage, value in parts.items():
+        members = value.panel if isinstance(value, Panel) else {value.strategy_name(): value} if value else {}
+        for name, member in members.items():
+            lacking = [n for n in sorted(getattr(member, "needs", ())) if engine and not getattr(engine, n)]
+            if lacking:
+                problems.add(
+                    f"{path}.{stage}",
+                    f"{name} needs an engine with {' and '.join(lacking)}, which {engine.strategy_name()} lacks; "
+                    "choose another engine or leave it out",
+                )
+
+
+def _keys(raw: dict[str, Any], known: set[str], required: set[str], path: str, problems: _Problems) -> None:
+    prefix = f"{path}." if path else ""
+    for key in raw:
+        if key not in known:
+            problems.add(f"{prefix}{key}", f"unknown key; {suggest(str(key), known)}")
+    for key in sorted(required - set(raw)):
+        problems.add(f"{prefix}{key}", "is missing; `flywheel schema` describes what it takes")
+
+
+def _stage_params(stage: Stage, raw: Any, path: str, problems: _Problems) -> Any:
+    if not stage.is_panel:
+        return _chosen(stage.name, raw, path, problems)
+    if not isinstance(raw, dict) or not isinstance(raw.get("panel"), dict):
+        problems.add(path, f"needs a `panel` of members ({', '.join(names(stage.name))})")
+        return None
+    panel = {
+        name: _member(stage.name, name, values or {}, f"{path}.panel.{name}", problems)
+        for name, values in raw["panel"].items()
+    }
+    if any(m is None for m in panel.values()):
+        return None
+    return _params(stage.params, {**raw, "panel": panel}, path, problems)
+
+
+def _chosen(package: str, raw: Any, path: str, problems: _Problems) -> Any:
+    if raw is None:
+        return None
+    if not isinstance(raw, dict) or "strategy" not in raw:
+        problems.add(path, f"must name its strategy, as in {{strategy: {names(package)[0]}}}, not {raw!r}")
+        return None
+    values = {k: v for k, v in raw.items() if k != "strategy"}
+    return _member(package, raw["strategy"], values, path, problems)
+
+
+def _member(package: str, name: Any, values: Any, path: str, problems: _Problems) -> Any:
+    if not isinstance(values, dict):
+        problems.add(path, f"must be a block of parameters, not {values!r}")
+        return None
+    try:
+        return _params(load(package, str(name)), values, path, problems)
+    except UnknownName as error:
+        problems.add(path, str(error))
+        return None
+
+
+def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Problems) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        for e in error.errors():
+            where = ".".join([path, *(str(part) for part in e["loc"])])
+            if e["type"] == "extra_forbidden":
+                problems.add(where, f"unknown key; {suggest(str(e['loc'][-1]), model.model_fields)}")
+            else:
+                problems.add(where, f"{e['msg'][0].lower()}{e['msg'][1:]}, not {e['input']!r}")
+        return None
+
+
+# The JSON schema, for editors
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml, derived from every strategy's fields."""
+    own = {"seed": {"type": "integer", "minimum": 0}, "domain": _one_of("domains"), "engine": _one_of("engines")}
+
+    def block(is_base: bool) -> dict[str, Any]:
+        mine = [s for s in stages().values() if (s.bases != "no" if is_base else s.bases != "only")]
+        up = {} if is_base else {"parent": {"type": "string"}, "base": {"type": "string"}}
+        properties = {**up, **own, **{s.name: _stage_schema(s) for s in mine}}
+        return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Flywheel params.yaml",
+        "type": "object",
+        "properties": {
+            "campaign": Campaign.model_json_schema(),
+            "bases": {"type": "object", "additionalProperties": block(True)},
+            "rounds": {"type": "object", "additionalProperties": block(False)},
+        },
+        "required": ["bases"],
+        "additionalProperties": False,
+    }
+
+
+def _one_of(package: str) -> dict[str, Any]:
+    options = []
+    for name in names(package):
+        option = load(package, name).model_json_schema()
+        option["properties"] = {"strategy": {"const": name}, **option.get("properties", {})}
+        option["required"] = ["strategy", *option.get("required", [])]
+        options.append(option)
+    return {"oneOf": options}
+
+
+def _stage_schema(stage: Stage) -> dict[str, Any]:
+    if not stage.is_panel:
+        return _one_of(stage.name)
+    own = {n: f for n, f in stage.params.model_json_schema()["properties"].items() if n != "panel"}
+    members = {n: {"anyOf": [load(stage.name, n).model_json_schema(), {"type": "null"}]} for n in names(stage.name)}
+    panel = {"type": "object", "properties": members, "additionalProperties": False}
+    return {"type": "object", "properties": {"panel": panel, **own}, "additionalProperties": False}
+
+
+# Edits that keep comments
+
+
+def edit(root: Path, change: Any) -> None:
+    """Applies `change(content)` to params.yaml; written atomically, and only if the result is valid.
+
+    Raises:
+        ParamsError: when the edited file would not be valid; then nothing is written.
+    """
+    content = read(root)
+    change(content)
+    validate(plain(content))
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 120
+    yaml.dump(content, text)
+    new = root / f"{FILE}.new"
+    new.write_text(text.getvalue())
+    new.replace(root / FILE)
+
+
+def add_round(root: Path, name: str, parent: str, settings: list[str], like: str | None = None) -> None:
+    """Appends a round whose block is a copy of `like`'s (by default the parent's, or the nearest round's) with settings.
+
+    Raises:
+        ParamsError, UnknownName, FlywheelError: for what cannot be; nothing is written then.
+    """
+
+    def change(content: CommentedMap) -> None:
+        rounds = content.setdefault("rounds", CommentedMap())
+        if name in rounds or name in content["bases"]:
+            raise FlywheelError(f"{FILE} has a {name!r} already; choose another name, or `flywheel round remove {name}`")
+        known = [*content["bases"], *rounds]
+        if parent not in known:
+            raise UnknownName("base or round", parent, known, FILE)
+        model = like or (parent if parent in rounds else next(reversed(rounds), None))
+        if model not in rounds:
+            raise UnknownName("round to copy from", str(model), rounds, FILE)
+        block = CommentedMap(plain(rounds[model]))
+        block["parent"] = parent
+        block["base"] = parent if parent in content["bases"] else rounds[parent]["base"]
+        block["seed"] = max([b.get("seed", 0) for b in rounds.values()], default=0) + 1
+        for setting in settings:
+            _set(block, setting)
+        rounds[name] = block
+
+    edit(root, change)
+
+
+def set_values(root: Path, name: str, settings: list[str]) -> None:
+    """Changes values of a round or base: `generate.temperature=0.9`."""
+
+    def change(content: CommentedMap) -> None:
+        block = (content.get("rounds") or {}).get(name) or content["bases"].get(name)
+        if block is None:
+            raise UnknownName("round or base", name, [*content["bases"], *(content.get("rounds") or {})], FILE)
+        for setting in settings:
+            _set(block, setting)
+
+    edit(root, change)
+
+
+def _set(block: Any, setting: str) -> None:
+    path, equals, value = setting.partition("=")
+    if not equals:
+        raise FlywheelError(f"--set {setting}: write KEY=VALUE, as in --set generate.temperature=0.9")
+    *parents, last = path.split(".")
+    at = block
+    for key in parents:
+        if not isinstance(at, dict) or key not in at:
+            raise UnknownName("key", key, at if isinstance(at, dict) else [], f"--set {setting}")
+        if at[key] is None:
+            at[key] = CommentedMap()
+        at = at[key]
+    at[last] = YAML(typ="safe").load(value)
+
+
+def remove_round(root: Path, name: str) -> None:
+    """Takes a round out of params.yaml; its files stay until someone deletes them.
+
+    Raises:
+        FlywheelError: when other rounds descend from it.
+    """
+
+    def change(content: CommentedMap) -> None:
+        rounds = content.get("rounds") or {}
+        if name not in rounds:
+            raise UnknownName("round", name, rounds, FILE)
+        children = [n for n, b in rounds.items() if b.get("parent") == name]
+        if children:
+            raise FlywheelError(f"{name} is the parent of {', '.join(children)}; remove these first, or give them another parent")
+        del rounds[name]
+
+    edit(root, change)
+
+
+def add_base(root: Path, name: str, base: dict[str, Any]) -> None:
+    """Appends a base: a copy of the first base's block with another `base` strategy."""
+
+    def change(content: CommentedMap) -> None:
+        if name in content["bases"] or name in (content.get("rounds") or {}):
+            raise FlywheelError(f"{FILE} has a {name!r} already; choose another name")
+        block = CommentedMap(plain(next(iter(content["bases"].values()))))
+        block["base"] = CommentedMap(base)
+        content["bases"][name] = block
+
+    edit(root, change)
+
+
+__all__ = ["Block", "Pipeline", "add_base", "add_round", "load_params", "remove_round", "schema", "validate"]

@@ -1,0 +1,363 @@
+"""Tables and folders on disk: parts, manifests, digests; every write is atomic, every read is checked.
+
+    data/round=r1/
+        judgments/part-00000.parquet      an output of the stage `judge`
+        metrics/judge.json                its metrics
+        manifests/judge.json              what is true of its result; without it the stage did not happen
+        .staging/judge/new/…              a version being written: the same paths, not yet in force
+        .staging/judge/ready/…            a version that is whole: it is in force, and on its way to its place
+
+A stage writes all its outputs under `new`, fsyncs them and renames `new` to `ready`. That one rename is the commit: a
+kill before it leaves the old version, a kill after it the new one, because whoever reads or writes the round next first
+moves what is `ready` into place. Nothing is ever overwritten in place (pyarrow and polars destroy the old file if they
+are killed while they do that), so a full disk leaves the old version too.
+
+This file is shared by all stages: an edit of it does not make stages stale.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from tasks.errors import Busy, CheckFailed, StoreError
+from tasks.tables import TABLES, Table
+
+ROWS_PER_GROUP = 65_536
+GROUPS_PER_PART = 8
+
+
+class Part(BaseModel):
+    """A file of an output: its path below the output, its size in bytes, its sha256; rows where it holds a table."""
+
+    file: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class Output(BaseModel):
+    """A table or folder that a stage wrote."""
+
+    kind: Literal["table", "folder"]
+    digest: str
+    """sha256 over the parts' names and digests: equal content, equal digest."""
+    rows: int | None = None
+    parts: list[Part]
+
+
+class Manifest(BaseModel):
+    """What is true of a stage's result."""
+
+    round: str
+    stage: str
+    outputs: dict[str, Output]
+    inputs: dict[str, str]
+    """Digest of every input by argument name."""
+    params: dict[str, Any]
+    code: dict[str, str]
+    """sha256 of every file whose edit makes the stage stale."""
+    seed: int
+    versions: dict[str, str]
+    metrics: dict[str, float]
+    tokens: dict[str, int]
+    seconds: dict[str, float]
+    """`start` (process start-up, imports and model loading), `run` and `write`."""
+    started: str
+    finished: str
+
+
+def round_folder(root: Path, name: str) -> Path:
+    """Where a round's or base's outputs lie."""
+    return root / "data" / f"round={name}"
+
+
+# Reading
+
+
+def manifests(root: Path, name: str) -> dict[str, Manifest]:
+    """The manifests of a round by stage, after whatever was committed has been moved into place."""
+    folder = round_folder(root, name)
+    recover(folder)
+    paths = sorted((folder / "manifests").glob("*.json"))
+    return {p.stem: _parse(p) for p in paths}
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValueError as error:
+        raise StoreError(f"{path}: not a manifest ({error.__class__.__name__}); delete it and run its stage again") from error
+
+
+def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
+    """The place and the manifest's entry of an output of a round.
+
+    Raises:
+        StoreError: when no stage of the round has written it.
+    """
+    for manifest in manifests(root, name).values():
+        if output in manifest.outputs:
+            return round_folder(root, name) / output, manifest.outputs[output]
+    raise StoreError(f"{name} has no {output!r} yet; `flywheel run {name}` makes what is missing")
+
+
+def verify(place: Path, output: Output) -> None:
+    """Checks every part against its digest.
+
+    Raises:
+        StoreError: naming the file that is missing, cut short or changed.
+    """
+    for part in output.parts:
+        path = place / part.file
+        again = "restore it with `dvc checkout --force`, or delete its manifest and run the stage again"
+        if not path.is_file():
+            raise StoreError(f"{path} is missing; {again}")
+        if path.stat().st_size != part.bytes:
+            raise StoreError(f"{path} has {path.stat().st_size} bytes, its manifest says {part.bytes}; {again}")
+        if sha256(path) != part.sha256:
+            raise StoreError(f"{path} is not what was written (its sha256 differs from the manifest's); {again}")
+
+
+def scan(root: Path, name: str, table: str) -> tuple[pl.LazyFrame, str]:
+    """A checked table of a round, and its digest."""
+    place, output = find(root, name, table)
+    verify(place, output)
+    files = [place / p.file for p in output.parts]
+    return pl.scan_parquet(files), output.digest
+
+
+def folder(root: Path, name: str, output: str) -> tuple[Path, str]:
+    """A checked folder of a round, and its digest."""
+    place, found = find(root, name, output)
+    verify(place, found)
+    return place, found.digest
+
+
+def empty(table: Table) -> pl.LazyFrame:
+    """A table without rows."""
+    return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]
+
+
+# Writing
+
+
+class Draft:
+    """A version of a stage's outputs that is being written; in force once it is committed, not before."""
+
+    def __init__(self, place: Path, stage: str) -> None:
+        self.place, self.stage = place, stage
+        self.staging = place / ".staging" / stage
+        self.new = self.staging / "new"
+        self.outputs: dict[str, Output] = {}
+
+    def table(self, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> dict[str, float]:
+        """Writes a table part by part, checks it, and gives its metrics.
+
+        Raises:
+            CheckFailed: naming rows that break a check or share a key.
+        """
+        to = self.new / table.name
+        to.mkdir(parents=True)
+        _write_parts(to, table, frame)
+        check(table, to)
+        self.outputs[table.name] = _describe(to, "table")
+        return _metrics(table, to)
+
+    def folder(self, name: str) -> Path:
+        """A place for a folder's files; described at commit."""
+        to = self.new / name
+        to.mkdir(parents=True)
+        return to
+
+    def file(self, name: str, text: str) -> None:
+        """A small file below the round's folder, such as `metrics/judge.json`."""
+        to = self.new / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(text)
+
+    def describe_folder(self, name: str) -> None:
+        """Takes down the files of a folder that has been filled."""
+        self.outputs[name] = _describe(self.new / name, "folder")
+
+    def commit(self, manifest: Manifest) -> None:
+        """Puts everything in force at once: the manifest closes it."""
+        self.file(f"manifests/{self.stage}.json", manifest.model_dump_json(indent=1))
+        _sync(self.new)
+        self.new.rename(self.staging / "ready")
+        _sync_folder(self.staging)
+        _roll_forward(self.place, self.staging)
+
+
+@contextmanager
+def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
+    """A draft of a stage's outputs, while no other process can write them.
+
+    Raises:
+        Busy: when another process is at it.
+        StoreError: when the disk is full; the old version stays.
+    """
+    place = round_folder(root, name)
+    draft = Draft(place, stage)
+    draft.staging.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(draft.staging / "lock", timeout=0):
+            _roll_forward(place, draft.staging)
+            shutil.rmtree(draft.new, ignore_errors=True)
+            draft.new.mkdir()
+            yield draft
+    except Timeout as error:
+        raise Busy(f"{stage}@{name} is being run by another process; wait for it, or end it") from error
+    except OSError as error:
+        shutil.rmtree(draft.new, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"{stage}@{name}: the disk is full ({place}); free room and run it again. {_KEPT}") from error
+        raise
+    except BaseException:
+        shutil.rmtree(draft.new, ignore_errors=True)
+        raise
+
+
+_KEPT = "Nothing already made is lost."
+
+
+def recover(place: Path) -> None:
+    """Moves into place what was committed by a process that was killed before it could do so itself."""
+    for ready in place.glob(".staging/*/ready"):
+        with FileLock(ready.parent / "lock"):
+            _roll_forward(place, ready.parent)
+
+
+def _roll_forward(place: Path, staging: Path) -> None:
+    ready, old = staging / "ready", staging / "old"
+    if ready.is_dir():
+        for source in _entries(ready):
+            target = place / source.relative_to(ready)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+            source.rename(target)
+            _sync_folder(target.parent)
+        shutil.rmtree(ready)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _entries(ready: Path) -> list[Path]:
+    """What moves as one: outputs as whole folders, small files one by one, the manifest last."""
+    shared = [ready / n for n in ("metrics", "plots", "manifests")]
+    whole = sorted(p for p in ready.iterdir() if p not in shared)
+    return whole + [f for s in shared if s.is_dir() for f in sorted(s.iterdir())]
+
+
+def _write_parts(to: Path, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> None:
+    columns = table.schema.names
+    batches = frame.lazy().select(columns).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
+    writer, groups, part = None, 0, 0
+    for group in _groups((b.to_arrow().cast(table.schema) for b in batches), table.schema):
+        if writer is None:
+            writer = pq.ParquetWriter(to / f"part-{part:05d}.parquet", table.schema, compression="zstd")
+        writer.write_table(group, row_group_size=ROWS_PER_GROUP)
+        groups += 1
+        if groups == GROUPS_PER_PART:
+            writer.close()
+            writer, groups, part = None, 0, part + 1
+    if writer is not None:
+        writer.close()
+
+
+def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Regroups batches into row groups of a fixed size, so that equal rows give equal bytes; at least one, maybe empty."""
+    held, some = schema.empty_table(), False
+    for batch in batches:
+        held = pa.concat_tables([held, batch])
+        while held.num_rows >= ROWS_PER_GROUP:
+            yield held.slice(0, ROWS_PER_GROUP).combine_chunks()
+            held, some = held.slice(ROWS_PER_GROUP), True
+    if held.num_rows or not some:
+        yield held.combine_chunks()
+
+
+def check(table: Table, place: Path) -> None:
+    """Runs a table's checks over its parts.
+
+    Raises:
+        CheckFailed: naming the check and up to three rows that break it.
+    """
+    con = _view(place)
+    key = ", ".join(f'"{k}"' for k in table.key)
+    twice = f"select {key} from t group by {key} having count(*) > 1 limit 3"
+    queries = {f"unique {key}": twice} | {
+        name: f"select {key} from t where not ({predicate}) limit 3" for name, predicate in table.checks.items()
+    }
+    for name, query in queries.items():
+        if rows := con.execute(query).fetchall():
+            shown = ", ".join("/".join(map(str, r)) for r in rows)
+            raise CheckFailed(f"table {table.name}: rows {shown} break the check '{name}'; the old version stays")
+
+
+def _metrics(table: Table, place: Path) -> dict[str, float]:
+    return dict(sorted(_view(place).execute(table.metrics).fetchall())) if table.metrics else {}
+
+
+def _view(place: Path) -> duckdb.DuckDBPyConnection:
+    con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False})
+    con.execute(f"create view t as select * from read_parquet('{place}/*.parquet')")
+    return con
+
+
+def _describe(place: Path, kind: Literal["table", "folder"]) -> Output:
+    files = sorted(p for p in place.rglob("*") if p.is_file())
+    parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=sha256(p)) for p in files]
+    rows = None
+    if kind == "table":
+        parts = [p.model_copy(update={"rows": pq.read_metadata(place / p.file).num_rows}) for p in parts]
+        rows = sum(p.rows or 0 for p in parts)
+    return Output(kind=kind, digest=digest((p.file, p.sha256) for p in parts), rows=rows, parts=parts)
+
+
+# Digests
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(pairs: Iterable[tuple[str, str]]) -> str:
+    """The sha256 over (name, digest) pairs."""
+    return hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
+
+
+def _sync(place: Path) -> None:
+    for path in place.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _sync_folder(place)
+
+
+def _sync_folder(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+__all__ = ["TABLES", "Draft", "Manifest", "Output", "Part", "manifests", "scan", "writing"]
