@@ -187,7 +187,7 @@ def chosen(namespace: dict[str, Any], module: str) -> type[Any]:
 
 
 @cache
-def PLUGINS() -> tuple[type[Any], ...]:  # noqa: N802 - a constant that cannot be made at import time
+def PLUGINS() -> tuple[type[Any], ...]:
     """The base classes of what is found by file name."""
     from tasks.domains import Domain
     from tasks.engines import Engine

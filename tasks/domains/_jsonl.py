@@ -19,7 +19,9 @@ def json_lines(path: Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8") as lines:
-            yield from ((f"{path}:{n}", _object(line, f"{path}:{n}", wanted)) for n, line in enumerate(lines, 1) if line.strip())
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _object(line, f"{path}:{number}", wanted)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise FlywheelError(f"{path}: cannot be read ({error}); name a .jsonl or .jsonl.gz file, {wanted}") from None
 

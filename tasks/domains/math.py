@@ -8,7 +8,6 @@ stays in its split when others are added, and one that the test file has too is 
 import re
 import threading
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -25,7 +24,9 @@ SHARES = {"seeds": range(10), "validation": range(10, 20), "gold": range(20, 25)
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 ANNOUNCED = re.compile(r"(?:####|\banswer(?: is\b|\s*:|\s*=))[\s:*]*(\S[^\n]*)", re.IGNORECASE)
 FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-NOISE = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:left|right)\b|\\[,;:! $()\[\]]|\\?%|\{,\}|[$€£¥₹*`~]|USD|EUR|GBP")
+NOISE = re.compile(
+    r"\\(?:text|mathrm)\s*\{[^{}]*\}|\\(?:left|right)\b|\\[,;:! $()\[\]]|\\?%|\{,\}|[$€£¥₹*`~]|USD|EUR|GBP"
+)
 SIGN, INTEGER, POWER = r"(?:(?<!\d)-)?", r"\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+", r"(?:[eE][+-]?\d\d?)?(?!\w)"
 NUMBER = re.compile(rf"{SIGN}(?:(?:\d+ +)?\d+/\d+|(?:{INTEGER})(?:\.\d+)?(?:{POWER})?|\.\d+)", re.ASCII)
 HEDGED = re.compile(r"\d\W+(?:or|and)\W+\d", re.IGNORECASE)
@@ -75,7 +76,8 @@ def final(text: str) -> str | None:
     if boxed := BOXED.findall(text):
         return value(boxed[-1].rpartition("=")[2], "only")
     if announced := ANNOUNCED.findall(text):
-        return value(announced[-1].rpartition("=")[2], "first")
+        sentence = re.split(r"[.!?](?:\s|$)", announced[-1])[0]
+        return value(sentence.rpartition("=")[2], "first")
     return value(text, "last")
 
 
@@ -83,7 +85,7 @@ def value(span: str, which: Literal["only", "first", "last"]) -> str | None:
     """The number of a span in canonical form. Numbers are read exactly, since math-verify takes `1 1/2` for 1 and
     decimals for floats; LaTeX beyond plain fractions is left to math-verify.
     """
-    tidy = NOISE.sub("", FRACTION.sub(r" \1/\2", span.replace("−", "-"))).strip(" .")
+    tidy = NOISE.sub("", FRACTION.sub(r" \1/\2", span.replace("−", "-"))).strip().rstrip(".")
     if "\\" in tidy or "^" in tidy:
         return symbolic(tidy)
     numbers = NUMBER.findall(re.sub(r"^-\s+", "-", tidy))
@@ -93,12 +95,12 @@ def value(span: str, which: Literal["only", "first", "last"]) -> str | None:
 
 
 def exact(number: str) -> str | None:
-    """`1 1/2` → `3/2`, `1,450.50` → `2901/2`; None for a division by zero."""
+    """`1 1/2` → `3/2`, `1,450.50` → `2901/2`; None for a division by zero or thousands of digits."""
     whole, _, part = number.rpartition(" ") if "/" in number else ("", "", re.sub("[, ]", "", number))
     sign = "-" if whole.startswith("-") else ""
     try:
         return str(Fraction(whole or 0) + Fraction(sign + part))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # the latter from thousands of digits
         return None
 
 
@@ -115,7 +117,6 @@ def symbolic(latex: str) -> str | None:
     return str(nsimplify(simplify(parsed[0]), rational=True)) if readable else None
 
 
-@lru_cache(maxsize=8)
 def read(path: Path) -> dict[str, tuple[str, str]]:
     """Question and worked answer of every line of a file, by the question in lower case with single spaces."""
     rows: dict[str, tuple[str, str]] = {}

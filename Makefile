@@ -1,0 +1,28 @@
+# The two commands of the README: `make demo` and `make test`. Both make the environment if it is not there.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
+
+.PHONY: demo test lint lock
+
+demo: $(VENV)/ready
+	@python -m flows.demo
+
+test: $(VENV)/ready
+	@pytest
+
+lint: $(VENV)/ready
+	@ruff check . && ruff format --check . && lint-imports
+
+lock:
+	@infra/lock.sh
+
+$(VENV)/ready: infra/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "flywheel needs python 3.11 or 3.12; set PYTHON=/path/to/it")'
+	@echo "Making the environment in $(VENV) (a few minutes, about 2.5 GB) …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r infra/requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

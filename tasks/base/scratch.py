@@ -1,0 +1,270 @@
+"""Trains the embedded policy from nothing: a small Llama that plays every role of the arithmetic domain.
+
+Its corpus is noisy on purpose, as the web is: in the last phase a share of the worked steps slips and is carried on. So
+the model's mode is right and its mass is spread around it, the state in which self-improvement works; a base that was
+trained on a clean corpus alone has nothing to sharpen.
+"""
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tasks.domains import Domain
+from tasks.domains.arithmetic import Arithmetic, Role
+from tasks.errors import ParamsError
+from tasks.stage import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tasks.training import MuonAdamW
+
+ROLES: tuple[Role, ...] = ("write", "solve", "judge", "critique", "refine")
+
+TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'system' -%}{{ '<|' + message['content'] + '|>' }}"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{ ('<|solve|>' if loop.first else '') + message['content'] + '<|answer|>' }}"
+    "{%- else -%}{{ message['content'] + '<|end|>' }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+"""The system message names the role and becomes its tag; without one the model solves."""
+
+CARD = """---
+license: apache-2.0
+tags: [synthetic, arithmetic]
+---
+# The embedded policy
+
+A Llama-architecture model of {parameters:,} parameters, trained from scratch on story problems that a program writes.
+It plays five roles, named by the system message: {roles}. In {noise:.0%} of the worked steps of its last phase's corpus
+the arithmetic slips by 1 to 3 and the slip is carried on, so that sampling from it is often wrong where its mode is
+right. It knows nothing else and is good for nothing else.
+
+- recipe digest: `{digest}`
+- trained by: strategy `scratch` of `base`, seed {seed}, {documents:,} documents
+
+```json
+{recipe}
+```
+"""
+
+log = logging.getLogger(__name__)
+
+
+class Scratch(Strategy):
+    """Trains the embedded policy from scratch on the arithmetic domain's corpus (about half an hour on one core)."""
+
+    hidden: PositiveInt = Field(128, multiple_of=32)
+    """Width; heads are 32 wide."""
+    layers: PositiveInt = 4
+    ffn: PositiveInt = 384
+    """Width of the feed-forward layers."""
+    vocabulary: PositiveInt = 480
+    """Tokens of the byte-level BPE, before numbers, `Day k: ` and `Answer: ` get tokens of their own."""
+    easy: NonNegativeInt = 48_000
+    """Documents of the first phase: clean, one to three steps."""
+    clean: NonNegativeInt = 120_000
+    """Documents of the second phase: clean, all levels."""
+    noisy: NonNegativeInt = 72_000
+    """Documents of the last phase: all levels, with slips."""
+    noise: float = Field(0.12, ge=0, lt=1)
+    """Share of the worked steps of the last phase that slip."""
+    solve: PositiveFloat = 0.46
+    """Share of the documents that work a problem; `write` gets a tenth, the other roles share the rest."""
+    batch: PositiveInt = 4096
+    """Tokens a step, in documents of like length."""
+    chunk: PositiveInt = 4000
+    """Documents between two checkpoints; batches are made within a chunk."""
+    matrices: PositiveFloat = 0.02
+    """Peak learning rate of Muon."""
+    rest: PositiveFloat = 0.003
+    """Peak learning rate of AdamW, for embeddings and norms."""
+    decay: float = Field(0.4, gt=0, le=1)
+    """Last share of the training in which the learning rates fall to zero, linearly."""
+
+    def __call__(self, model: Path, work: Path, seed: int, domain: Domain) -> None:
+        """Writes the trained model into `model`; checkpoints in `work` let a killed run go on to the same bytes.
+
+        Raises ParamsError for another domain than arithmetic, Diverged when the loss is not finite.
+        """
+        import torch
+
+        if not isinstance(domain, Arithmetic):
+            raise ParamsError("base scratch: only the domain 'arithmetic' has a corpus to train on; name it as domain")
+        torch.set_num_threads(1)  # several times faster than two on matrices this small, and the same bytes each time
+        tokenizer = self.tokenizer(domain, seed)
+        policy = self._train(domain, tokenizer, seed, work / "checkpoint.pt")
+        policy.save_pretrained(model)
+        tokenizer.save_pretrained(model)
+        (model / "README.md").write_text(self._card(policy, domain, seed))
+
+    @property
+    def documents(self) -> int:
+        """Documents in all phases."""
+        return self.easy + self.clean + self.noisy
+
+    def corpus(self, domain: Arithmetic, seed: int, chunk: int) -> Iterator[list[dict[str, str]]]:
+        """The conversations of a chunk: a function of the seed and the chunk's number, so that a resumed run sees what
+        an undisturbed one does.
+        """
+        rng = random.Random(f"{seed} {chunk}")
+        others = (0.9 - self.solve) / 3
+        for i in range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.documents)):
+            role = rng.choices(ROLES, (0.1, self.solve, others, others, others))[0]
+            level = rng.randint(1, 3) if i < self.easy else rng.choices(range(1, 9), (2, 3, 4, 4, 4, 4, 4, 4))[0]
+            noise = self.noise if i >= self.easy + self.clean else 0.0
+            prompt, completion = domain.document(rng, role, level, noise)
+            yield [*prompt, {"role": "assistant", "content": completion}]
+
+    def tokenizer(self, domain: Arithmetic, seed: int) -> "PreTrainedTokenizerFast":
+        """Byte-level BPE in which numbers to 99, `Day k: ` and `Answer: ` are single tokens."""
+        from transformers import PreTrainedTokenizerFast
+
+        texts = ["\n".join(turn["content"] for turn in chat) for chat in self.corpus(domain, seed, 0)]
+        return PreTrainedTokenizerFast(
+            tokenizer_object=_bpe(texts, self.vocabulary),
+            eos_token="<|end|>",
+            pad_token="<|pad|>",
+            model_max_length=512,
+            clean_up_tokenization_spaces=False,
+            chat_template=TEMPLATE,
+        )
+
+    def _llama(self, tokenizer: "PreTrainedTokenizerFast", seed: int) -> "LlamaForCausalLM":
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 32,
+            num_key_value_heads=self.hidden // 32,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        # eager: the backward of torch's fused attention takes most of a step at this size
+        return LlamaForCausalLM._from_config(config, attn_implementation="eager")
+
+    def _train(
+        self, domain: Arithmetic, tokenizer: "PreTrainedTokenizerFast", seed: int, checkpoint: Path
+    ) -> "LlamaForCausalLM":
+        import torch
+
+        from tasks.training import MuonAdamW, save_atomic
+
+        policy = self._llama(tokenizer, seed)
+        optimizer = MuonAdamW(policy, self.matrices, self.rest, decay=0.01)
+        done = 0
+        if checkpoint.exists():
+            state = torch.load(checkpoint, weights_only=True)
+            policy.load_state_dict(state["policy"])
+            optimizer.load_state_dict(state["optimizer"])
+            done = state["chunk"]
+        for chunk in range(done, -(-self.documents // self.chunk)):
+            loss = self._chunk(policy, optimizer, tokenizer, domain, seed, chunk)
+            log.info("chunk %d: loss %.4f", chunk, loss)
+            state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "chunk": chunk + 1}
+            save_atomic(state, checkpoint)
+        return policy
+
+    def _chunk(
+        self,
+        policy: "nn.Module",
+        optimizer: "MuonAdamW",
+        tokenizer: "PreTrainedTokenizerFast",
+        domain: Arithmetic,
+        seed: int,
+        chunk: int,
+    ) -> float:
+        """Trains on one chunk of the corpus and gives its mean loss over batches, in nats a completion token."""
+        from tasks.training import buckets, check_finite
+
+        chats = list(self.corpus(domain, seed, chunk))
+        tokens = tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]
+        batches = buckets(map(len, tokens), self.batch)
+        random.Random(f"{seed} {chunk} order").shuffle(batches)
+        total = 0.0
+        for n, batch in enumerate(batches):
+            self._set_rates(optimizer, (chunk + n / len(batches)) * self.chunk / self.documents)
+            total += (loss := _step(policy, optimizer, [tokens[i] for i in batch], tokenizer))
+            check_finite(loss, n)
+        return total / len(batches)
+
+    def _set_rates(self, optimizer: "MuonAdamW", done: float) -> None:
+        """Learning rates after a share `done` of the training: a short rise, level, a linear fall to zero."""
+        scale = max(0.0, min(1.0, done / 0.01 + 0.01, (1 - done) / self.decay))
+        for group, peak in zip(optimizer.param_groups, (self.matrices, self.rest), strict=True):
+            group["lr"] = peak * scale
+
+    def _card(self, policy: "LlamaForCausalLM", domain: Arithmetic, seed: int) -> str:
+        recipe: dict[str, Any] = {"strategy": self.model_dump(), "domain": domain.model_dump(), "seed": seed}
+        text = json.dumps(recipe, indent=1, sort_keys=True)
+        return CARD.format(
+            parameters=policy.num_parameters(),
+            roles=", ".join(f"`{role}`" for role in ROLES),
+            noise=self.noise,
+            digest=sha256(text.encode()).hexdigest(),
+            seed=seed,
+            documents=self.documents,
+            recipe=text,
+        )
+
+
+def _bpe(texts: list[str], vocabulary: int) -> Any:
+    import re
+
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    lines = pre_tokenizers.Split(Regex("\n"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<|pad|>", "<|end|>", "<|answer|>", *(f"<|{role}|>" for role in ROLES)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    whole = [f"Day {k}: " for k in range(1, 10)] + ["Answer: "] + [str(n) for n in range(100)]
+    pattern = re.compile(r"Day \d: |Answer: |\d\d?")
+    tokenizer.train_from_iterator((pattern.sub("\n", text) for text in texts), trainer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
+    return tokenizer
+
+
+def _step(
+    policy: "nn.Module", optimizer: "MuonAdamW", batch: list[list[int]], tokenizer: "PreTrainedTokenizerFast"
+) -> float:
+    """One step on a batch of token lists; the loss is over what follows the `<|answer|>` tag."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    width = max(map(len, batch))
+    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+    for row, tokens in enumerate(batch):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+    answer = tokenizer.convert_tokens_to_ids("<|answer|>")
+    learnt = ((ids == answer).cumsum(1) > 0)[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = policy.model(ids, use_cache=False).last_hidden_state[:, :-1][learnt]
+        loss = cross_entropy(policy.lm_head(states).float(), ids[:, 1:][learnt])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()

@@ -1,0 +1,108 @@
+"""An engine without a model, for tests and dry runs: the answer is a pure function of the messages and the seed.
+
+    Fake(error_rate=0.1)                              every tenth answer is an error
+    Fake(answers={"2+2?": "Answer: 4"})               scripted by what the last message contains
+    Fake.scripted(lambda messages, seed: "Answer: 4") scripted in Python
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PrivateAttr
+
+from tasks.engines import Completion, Engine, Request, Scored
+from tasks.errors import EngineError
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+Messages = tuple[tuple[str, str], ...]
+GARBAGE = "\ufffd{[<Answer Day: ??\x00 Verdict"
+
+
+class Fake(Engine):
+    """Answers without a model; faults on request."""
+
+    reply: Literal["answer", "echo"] = "answer"
+    """`answer`: `Answer: d`, mostly the same digit for the same messages; `echo`: the last message again."""
+    answers: dict[str, str] = {}
+    """Scripted answers: the first key that the last message contains decides."""
+    error_rate: Rate = 0.0
+    """Share of requests whose completion is an error."""
+    garbage_rate: Rate = 0.0
+    """Share of requests whose text is none that a parser could read."""
+    seconds: NonNegativeFloat = 0.0
+    """How long each answer takes."""
+    crash_after: NonNegativeInt | None = None
+    """The process is killed, as by `kill -9`, before it gives the answer after this many."""
+    down: bool = False
+    """Opening it fails, as a server that does not run."""
+
+    _script: Callable[[Messages, int], str] | None = PrivateAttr(None)
+
+    @classmethod
+    def scripted(cls, answer: Callable[[Messages, int], str], **fields: object) -> Self:
+        """An engine that answers `answer(messages, seed)`."""
+        engine = cls.model_validate(fields)
+        engine._script = answer
+        return engine
+
+    @contextmanager
+    def open(self, model: Path, cache: Path | None = None) -> Iterator["_FakePolicy"]:
+        """Needs no model: a folder that does not exist will do. Nothing is cached."""
+        if self.down:
+            raise EngineError("the fake engine is down, as its params ask; set engine.down to false")
+        yield _FakePolicy(self, hashlib.sha256(str(model).encode()).hexdigest())
+
+    def answer(self, messages: Messages, seed: int) -> str:
+        """The text for a request, faults aside."""
+        last = messages[-1][1]
+        if self._script is not None:
+            return self._script(messages, seed)
+        if scripted := next((text for part, text in self.answers.items() if part in last), None):
+            return scripted
+        usual, unusual = int(_unit(messages) * 10), int(_unit(messages, seed, "digit") * 10)
+        return last if self.reply == "echo" else f"Answer: {usual if _unit(messages, seed) < 0.6 else unusual}"
+
+
+class _FakePolicy:
+    def __init__(self, engine: Fake, digest: str) -> None:
+        self.digest = digest
+        self._engine = engine
+        self._given = 0
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        for index, request in enumerate(requests):
+            self._work()
+            yield index, self._complete(request)
+
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
+        for index, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
+            self._work()
+            yield index, Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(text.split())))
+
+    def _work(self) -> None:
+        time.sleep(self._engine.seconds)
+        if self._given == self._engine.crash_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._given += 1
+
+    def _complete(self, request: Request) -> Completion:
+        seed = request.seed if request.sampling.temperature else 0
+        fault = _unit(request.messages, seed, "fault")
+        prompt_tokens = sum(len(content.split()) for _, content in request.messages)
+        if fault < self._engine.error_rate:
+            return Completion("", 0, prompt_tokens, "error", error="the fake engine failed, as its params ask")
+        garbage = fault < self._engine.error_rate + self._engine.garbage_rate
+        text = GARBAGE if garbage else self._engine.answer(request.messages, seed)
+        words, sure = len(text.split()) + 1, _unit(request.messages, seed, text)
+        return Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
+
+
+def _unit(*of: object) -> float:
+    """A number in [0, 1) that depends on nothing but the arguments."""
+    return int.from_bytes(hashlib.sha256(repr(of).encode("utf-8", "surrogatepass")).digest()[:6]) / 2**48

@@ -1,0 +1,126 @@
+"""Judge: a panel scores every response; the score of one of them is the round's reward.
+
+A member gives `response_id, prompt_id, score, verdict, rationale, error` for each response; the stage adds what is the
+same for all. Members see only responses that came back. One that failed gets a row with an error from each member, and
+so does what a member could not read: neither is ever a fail.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import model_validator
+
+from tasks import tables
+from tasks.domains import Domain, Verdict
+from tasks.engines import Engine, Policy
+from tasks.errors import suggest
+from tasks.stage import Panel, stage
+
+COLUMNS = ("response_id", "prompt_id", "score", "verdict", "rationale", "error")
+OPINION = pl.Struct({"score": pl.Float64, "verdict": pl.String, "rationale": pl.String, "error": pl.String})
+
+
+class Judge(Panel):
+    """Judges by name, and which of them gives the reward. All but that one are there for comparison."""
+
+    reward: str
+    """The member whose score filters, pairs and trains."""
+
+    @model_validator(mode="after")
+    def _is_member(self) -> "Judge":
+        if self.reward not in self.panel:
+            raise ValueError(f"reward is {self.reward!r}, which is not in the panel; {suggest(self.reward, self.panel)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a member of the panel is given."""
+
+    prompts: pl.LazyFrame
+    responses: pl.LazyFrame
+    """Those that came back."""
+    policy: Policy | None
+    """The parent's model, when a member asked for an engine."""
+    domain: Domain
+    seed: int
+
+    def asked(self) -> pl.LazyFrame:
+        """The responses with their `problem` and `reference`."""
+        asked = self.prompts.select(pl.col("id").alias("prompt_id"), "problem", "reference")
+        return self.responses.join(asked, on="prompt_id", how="left")
+
+
+@stage(outputs=[tables.judgments])
+def judge(
+    params: Judge,
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    parent_model: Path,
+    engine: Engine,
+    domain: Domain,
+    seed: int,
+    cache: Path,
+) -> pl.LazyFrame:
+    """Every member's judgment of every response. The model is loaded only when a member asks it something."""
+    failed = pl.col("error").is_not_null()
+    with _opened(params, engine, parent_model, cache) as policy:
+        case = Case(prompts, responses.filter(~failed), policy, domain, seed)
+        opinions = {name: member(case).select(COLUMNS) for name, member in sorted(params.panel.items())}
+    unjudged = opinion(responses.filter(failed), None, "no response: " + pl.col("error"))
+    rows = [pl.concat([given, unjudged]).with_columns(judge=pl.lit(name)) for name, given in opinions.items()]
+    return _settled(pl.concat(rows), params.reward).sort("judge", "prompt_id", "response_id")
+
+
+def _opened(params: Judge, engine: Engine, model: Path, cache: Path) -> AbstractContextManager[Policy | None]:
+    asks = any(member.needs for member in params.panel.values())
+    return engine.open(model, cache) if asks else nullcontext()
+
+
+def _settled(rows: pl.LazyFrame, reward: str) -> pl.LazyFrame:
+    """Ids, the reward's mark, and an error wherever there is no finite score."""
+    finite = pl.col("score").is_finite().fill_null(False)
+    good = finite & pl.col("error").is_null()
+    said = pl.coalesce("error", pl.when(pl.col("score").is_null()).then(pl.lit("no score")).otherwise(pl.lit("score is not finite")))
+    return rows.with_columns(
+        tables.ids("response_id", "judge"),
+        reward=pl.col("judge") == reward,
+        score=pl.when(good).then("score"),
+        verdict=pl.when(good).then("verdict"),
+        error=pl.when(~good).then(said),
+    )
+
+
+def opinion(
+    responses: pl.LazyFrame, score: pl.Expr | None, error: pl.Expr | str, verdict: pl.Expr | None = None
+) -> pl.LazyFrame:
+    """A member's rows from expressions over the responses; `error` is said where the score is null."""
+    score = pl.lit(None, pl.Float64) if score is None else score.cast(pl.Float64)
+    none = pl.lit(None, pl.String)
+    text = pl.lit(error) if isinstance(error, str) else error
+    return responses.select(
+        pl.col("id").alias("response_id"),
+        "prompt_id",
+        score=score,
+        verdict=none if verdict is None else verdict,
+        rationale=none,
+        error=pl.when(score.is_null()).then(text),
+    )
+
+
+def graded(score: float | None, rationale: str | None = None, error: str | None = None) -> dict[str, Any]:
+    """An opinion from a grade in [0, 1]: pass above ½, fail below, no verdict at ½."""
+    verdict = None if score is None or score == 0.5 else "pass" if score > 0.5 else "fail"
+    return {"score": score, "verdict": verdict, "rationale": rationale, "error": error}
+
+
+def grade(verdict: Verdict) -> float | None:
+    """The grade of a verdict; None when it is an error."""
+    if verdict.passed is None or verdict.score is not None:
+        return None if verdict.passed is None else verdict.score
+    return float(verdict.passed)

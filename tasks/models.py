@@ -1,0 +1,172 @@
+"""Model folders: what may be loaded, where it really lies, and its digest.
+
+A folder is a whole model (config, safetensors, tokenizer), a LoRA adapter that names its base, or holds nothing but
+`pointer.json`, which says where the model lies and the sha256 of each of its files, so that weights are never copied.
+Only safetensors are read and no code that comes with a model is run: what would need either is refused.
+
+Code shared by several stages: an edit of this file does not make stages stale.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import ModelRefused
+
+POINTER = "pointer.json"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+"""The files that a model consists of; everything else in its folder (model card, logs) is not part of its digest."""
+
+
+def resolve(folder: Path) -> Path:
+    """The folder in which the model itself lies: `folder`, or where its pointer points.
+
+    Raises ModelRefused when the pointer is broken or a file is not the one that was recorded.
+    """
+    folder = Path(folder)
+    if not (folder / POINTER).is_file():
+        return folder
+    told = _json(folder / POINTER)
+    if not isinstance(told.get("path"), str) or not isinstance(told.get("files"), dict):
+        raise ModelRefused(f"{folder / POINTER}: needs `path` and `files`; add the base again to write it anew")
+    target = Path(told["path"])
+    for name, recorded in told["files"].items():
+        _verify(target / name, recorded, folder)
+    return target
+
+
+def _verify(path: Path, recorded: str, pointer: Path) -> None:
+    if not path.is_file():
+        raise ModelRefused(f"{path}: is missing, but {pointer} points to it; bring it back or add the base again")
+    if (now := file_digest(path)) != recorded:
+        raise ModelRefused(
+            f"{path}: sha256 is {now[:12]}…, {pointer} recorded {recorded[:12]}…: the file was changed after it was "
+            "added; restore it, or add the base again under a new name"
+        )
+
+
+def pointer(path: Path) -> dict[str, Any]:
+    """What `pointer.json` says of the model in `path`: where it lies, its digest and the sha256 of each file."""
+    check(path)
+    return {"path": str(path), "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
+
+
+def digest(folder: Path) -> str:
+    """sha256 over the sorted (name, sha256) of the model's files; an adapter's includes its base's."""
+    folder = resolve(folder)
+    lines = [f"{f.name} {_content(f)}" for f in _files(folder)]
+    if (folder / ADAPTER).is_file():
+        lines.append(f"base {digest(adapter_base(folder))}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file; of an adapter's config without the base's location, which differs from machine to machine."""
+    if path.name != ADAPTER:
+        return file_digest(path)
+    config = {k: v for k, v in _json(path).items() if k != "base_model_name_or_path"}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file; remembered in this process for as long as its size and modification time stay."""
+    stat = path.stat()
+    return _file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    found = {f for pattern in PATTERNS for f in folder.glob(pattern) if f.name != POINTER}
+    return sorted(found, key=lambda f: f.name)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a LoRA adapter and not a whole model."""
+    return (resolve(folder) / ADAPTER).is_file()
+
+
+def adapter_base(folder: Path) -> Path:
+    """The folder of the model that an adapter was trained on; raises ModelRefused when it is not a local folder."""
+    name = _json(folder / ADAPTER).get("base_model_name_or_path")
+    if not name or not Path(name).is_dir():
+        raise ModelRefused(
+            f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
+            "add that model with `flywheel base add`, and write its folder here"
+        )
+    return resolve(Path(name))
+
+
+def check(folder: Path) -> None:
+    """Raises ModelRefused, naming everything that is wrong, unless the model can be loaded without running code."""
+    folder = resolve(folder)
+    if not folder.is_dir():
+        raise ModelRefused(f"{folder}: there is no such model folder")
+    if found := list(_problems(folder)):
+        raise ModelRefused(f"{folder}: " + "; ".join(found))
+    if is_adapter(folder):
+        check(adapter_base(folder))
+
+
+def _problems(folder: Path) -> Iterator[str]:
+    if pickles := sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES):
+        yield (
+            f"{', '.join(pickles)}: pickled files can run code and are refused; delete them, and convert weights "
+            "with `save_pretrained(…)` of a copy that you trust, which writes safetensors"
+        )
+    for path in sorted(folder.glob("*config.json")):
+        if "auto_map" in _json(path):
+            yield (
+                f"{path.name} has `auto_map`, which asks to run code that comes with the model; this is never done: "
+                "take a model whose architecture transformers knows, or remove the key if it does"
+            )
+    yield from _adapter_problems(folder) if (folder / ADAPTER).is_file() else _model_problems(folder)
+
+
+def _adapter_problems(folder: Path) -> Iterator[str]:
+    yield from _weight_problems(folder, ["adapter_model.safetensors"])
+
+
+def _model_problems(folder: Path) -> Iterator[str]:
+    if not (folder / "config.json").is_file():
+        yield "config.json is missing; copy it from where the model came from"
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        yield "there is no tokenizer (tokenizer.json); copy it from where the model came from"
+    yield from _weight_problems(folder, _shards(folder))
+
+
+def _shards(folder: Path) -> list[str]:
+    if not (folder / INDEX).is_file():
+        return ["model.safetensors"]
+    return sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
+
+
+def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
+    from safetensors import SafetensorError, safe_open
+
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            yield f"{name} is missing; only safetensors are read: copy it from where the model came from"
+            continue
+        try:
+            safe_open(folder / name, framework="numpy").keys()
+        except SafetensorError as error:
+            yield f"{name} is cut short or damaged ({error}); copy it again"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ModelRefused(f"{path}: is not a JSON object ({error}); copy it again") from error
