@@ -216,14 +216,14 @@ def down() -> None:
 
 
 def main() -> None:
-    """The entry point: an error that is the user's to read is one message and exit code 1."""
-    from tasks.errors import FlywheelError
+    """The entry point: an error that is the user's to read is one message; exit code 75 where another try may help."""
+    from tasks.errors import EngineError, FlywheelError
 
     try:
         app()
     except FlywheelError as error:
         typer.secho(f"flywheel: {error}", fg="red", err=True)
-        sys.exit(1)
+        sys.exit(75 if isinstance(error, EngineError) else 1)
 
 
 if __name__ == "__main__":

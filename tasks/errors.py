@@ -1,13 +1,14 @@
 """What can go wrong, drawn once.
 
-    FlywheelError                     every error that is a user's to read: one message, exit code 1
+    FlywheelError                     every error that is a user's to read: one message, exit code 1 (75: try again)
     ├── ParamsError                   params.yaml: every wrong key at once, with its path, value and fix
     ├── UnknownName                   a strategy, round, base, stage … that does not exist; did you mean …
     ├── StoreError                    a table or folder that is missing, cut short or changed
     │   └── CheckFailed               rows that break a table's checks; the old version stays
     ├── Busy                          another process is writing this very stage
     ├── ModelRefused                  a model folder that is incomplete, or wants to run code
-    ├── EngineError                   an engine that cannot answer at all (down, garbage, out of memory)
+    ├── EngineError                   an engine that cannot answer at all (down, garbage, out of memory); exit code 75
+    ├── StageFailed                   (flows/reproduce.py) a stage's own process failed; carries what it said
     └── Diverged                      a training that left the finite numbers; the last good weights stay
 
 A bad *row* is no error of this kind: a failed generation or an unparsable verdict is a row whose `error` column says

@@ -26,6 +26,7 @@ from tasks.errors import FlywheelError, ParamsError, UnknownName, suggest
 from tasks.stage import Panel, Params, Stage, load, names, stages
 
 FILE = "params.yaml"
+SEEDS = Path("data/seeds")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
@@ -166,9 +167,13 @@ def _order(bases: dict[str, Any], parents: dict[str, Any], problems: _Problems) 
     known, order, left = {*bases, *parents}, list(bases), dict(parents)
     for name, parent in parents.items():
         if parent is None:
-            problems.add(f"rounds.{name}.parent", f"is missing; name a base or round ({', '.join(sorted(known - {name}))})")
+            problems.add(
+                f"rounds.{name}.parent", f"is missing; name a base or round ({', '.join(sorted(known - {name}))})"
+            )
         elif parent not in known:
-            problems.add(f"rounds.{name}.parent", f"there is no base or round {parent!r}; {suggest(str(parent), known)}")
+            problems.add(
+                f"rounds.{name}.parent", f"there is no base or round {parent!r}; {suggest(str(parent), known)}"
+            )
     left = {n: p for n, p in left.items() if p in known}
     while ready := [n for n, p in left.items() if p in order]:
         order += ready
@@ -176,7 +181,9 @@ def _order(bases: dict[str, Any], parents: dict[str, Any], problems: _Problems) 
     cycle = [n for n, p in left.items() if _in_cycle(n, left)]
     if cycle:
         shown = " → ".join([*cycle, cycle[0]])
-        problems.add(f"rounds.{cycle[0]}.parent", f"the parents go in a circle ({shown}); one of them must start from a base")
+        problems.add(
+            f"rounds.{cycle[0]}.parent", f"the parents go in a circle ({shown}); one of them must start from a base"
+        )
     return order
 
 
@@ -214,6 +221,8 @@ def _block(name: str, raw: Any, path: str, kind: str, root: str, problems: _Prob
     engine = _chosen("engines", raw.get("engine"), f"{path}.engine", problems)
     parts = {s.name: _stage_params(s, raw[s.name], f"{path}.{s.name}", problems) for s in found if s.name in raw}
     _abilities(parts, engine, path, problems)
+    for key, value in {"domain": domain, **{k: v for k, v in parts.items() if k != "base"}}.items():
+        _seed_files(value, f"{path}.{key}", problems)
     return Block(name, raw.get("parent"), root, seed, domain, engine, parts, raw)
 
 
@@ -229,6 +238,15 @@ def _abilities(parts: dict[str, Any], engine: Any, path: str, problems: _Problem
                     f"{name} needs an engine with {' and '.join(lacking)}, which {engine.strategy_name()} lacks; "
                     "choose another engine or leave it out",
                 )
+
+
+def _seed_files(strategy: Any, path: str, problems: _Problems) -> None:
+    """Files that a strategy or domain reads must lie where DVC sees their edits."""
+    for key, value in strategy or ():
+        if isinstance(value, Path) and not value.is_relative_to(SEEDS):
+            problems.add(
+                f"{path}.{key}", f"{value} lies outside {SEEDS}, where DVC would not see its edits; put it there"
+            )
 
 
 def _keys(raw: dict[str, Any], known: set[str], required: set[str], path: str, problems: _Problems) -> None:
@@ -366,7 +384,9 @@ def add_round(root: Path, name: str, parent: str, settings: list[str], like: str
     def change(content: CommentedMap) -> None:
         rounds = content.setdefault("rounds", CommentedMap())
         if name in rounds or name in content["bases"]:
-            raise FlywheelError(f"{FILE} has a {name!r} already; choose another name, or `flywheel round remove {name}`")
+            raise FlywheelError(
+                f"{FILE} has a {name!r} already; choose another name, or `flywheel round remove {name}`"
+            )
         known = [*content["bases"], *rounds]
         if parent not in known:
             raise UnknownName("base or round", parent, known, FILE)
@@ -425,7 +445,9 @@ def remove_round(root: Path, name: str) -> None:
             raise UnknownName("round", name, rounds, FILE)
         children = [n for n, b in rounds.items() if b.get("parent") == name]
         if children:
-            raise FlywheelError(f"{name} is the parent of {', '.join(children)}; remove these first, or give them another parent")
+            raise FlywheelError(
+                f"{name} is the parent of {', '.join(children)}; remove these first, or give them another parent"
+            )
         del rounds[name]
 
     edit(root, change)

@@ -74,7 +74,7 @@ def _entry(stage: Stage, kind: str) -> dict[str, Any]:
         "desc": (stage.function.__doc__ or "").strip().split("\n")[0],
         "cmd": f"flywheel stage {stage.name} ${{key}}",
         "params": [f"{kind}.${{key}}.{key}" for key in param_keys(stage)],
-        "deps": [*code(stage, "${item.%s.strategy}"), *inputs(stage)],
+        "deps": [*code(stage, "${item.%s.strategy}"), *seeds(stage), *inputs(stage)],
         "outs": [{f"{here}/{out}": {"persist": True}} for out in outs],
         "metrics": [{f"{here}/metrics/{stage.name}.json": {"persist": True}}],
     }
@@ -96,6 +96,11 @@ def code(stage: Stage, chosen: str) -> list[str]:
         own = [f"tasks/{stage.name}/__init__.py", f"tasks/{stage.name}/{chosen % stage.name}.py"]
     plugins = [f"tasks/{p}s/{chosen % p}.py" for p in ("domain", "engine") if p in stage.context]
     return own + plugins
+
+
+def seeds(stage: Stage) -> list[str]:
+    """The folder of the files that domains and prompts read: one for all, so an edit there makes all of them stale."""
+    return ["data/seeds"] if "domain" in stage.context else []
 
 
 def inputs(stage: Stage) -> list[str]:

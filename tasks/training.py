@@ -6,14 +6,29 @@ trainer is made: strategies import it inside their functions.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from tasks.errors import Diverged
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+SMALL = 20_000_000
+"""Parameters below which one thread is faster than several."""
+CHECKPOINTS = 5
+"""Checkpoints in a run."""
+WHOLE = "whole"
+"""A file in a checkpoint that was written to its end."""
+EXPLODED = 5.0
+"""A loss this many times the first one (and above 1 nat) is a divergence."""
+PLOTTED = frozenset({"loss", "grad_norm", "mean_token_accuracy", "entropy", "rewards/margins", "rewards/accuracies"})
+"""What of a trainer's log is a curve: what does not depend on the clock, nor on where a killed run went on."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -27,10 +42,11 @@ class MuonAdamW(torch.optim.Optimizer):
         hidden = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
         others = [p for n, p in named if not any(p is h for h in hidden)]
         super().__init__([p for _, p in named], {"lr": rest})
-        self.parts = [
-            torch.optim.Muon(hidden, lr=matrices, weight_decay=decay),
-            torch.optim.AdamW(others, lr=rest, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.parts.append(torch.optim.Muon(hidden, lr=matrices, weight_decay=decay))
+        if others:  # none where an adapter is trained
+            self.parts.append(torch.optim.AdamW(others, lr=rest, betas=(0.9, 0.98), weight_decay=0.0))
         self._share_groups()
 
     def _share_groups(self) -> None:
@@ -51,10 +67,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
-def check_finite(loss: float, step: int) -> None:
-    """Raises Diverged when a loss has left the finite numbers."""
-    if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss} at step {step}: lower the learning rate")
+def check_finite(loss: float, step: int, first: float = math.inf) -> None:
+    """Raises Diverged when a loss has left the finite numbers, or is far above the `first` one."""
+    if not math.isfinite(loss) or loss > max(1.0, EXPLODED * first):
+        raise Diverged(f"the loss is {loss} at step {step}: lower the learning rate. The weights saved before it stay.")
 
 
 def save_atomic(state: dict[str, Any], path: Path) -> None:
@@ -77,3 +93,121 @@ def buckets(lengths: Iterable[int], tokens: int) -> list[list[int]]:
             batches.append([])
         batches[-1].append(i)
     return [batch for batch in batches if batch]
+
+
+def load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A policy to train, in float32, and its tokenizer; sets the number of threads that suits the model's size."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # eager: on a CPU the backward of torch's fused attention takes most of a step of a small model
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    torch.set_num_threads(1 if policy.num_parameters() < SMALL else torch.get_num_threads())
+    return policy, AutoTokenizer.from_pretrained(folder)
+
+
+def peft(policy: "PreTrainedModel", adapter: Any) -> "PreTrainedModel":
+    """The policy with a low-rank adapter on all its linear layers, or itself when `adapter` is None."""
+    if adapter is None:
+        return policy
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(policy, config)
+
+
+def arguments(work: Path, steps: int, batch: int, seed: int, warmup: float) -> dict[str, Any]:
+    """What every TRL config here says: one pass in the given order, a hundred points of curve, a few checkpoints."""
+    every = max(1, steps // 100)
+    return {
+        "output_dir": str(work),
+        "per_device_train_batch_size": batch,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",  # the rows lie in their order: a resumed run skips what it has seen
+        "lr_scheduler_type": "linear",
+        "warmup_steps": round(warmup * steps),
+        "max_grad_norm": 1.0,
+        "logging_steps": every,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": every * max(1, round(steps / every / CHECKPOINTS)),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": True,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "seed": seed % 2**32,
+    }
+
+
+def in_order(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> list[int]:
+    """Indices of the rows for `epochs` passes, batches of like length in an order drawn by `seed`."""
+    rows = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    full = len(rows) - len(rows) % batch
+    batches = [rows[i : i + batch] for i in range(0, full, batch)]
+    order: list[int] = []
+    for epoch in range(epochs):
+        random.Random(f"{seed} {epoch}").shuffle(batches)
+        order += [i for b in batches for i in b]
+    return order + rows[full:] * epochs
+
+
+def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
+    """Runs a trainer, from its last whole checkpoint if there is one, and gives its curve in rows of `train.CURVE`.
+
+    Raises Diverged at the first loss that is not finite or that exploded; what was saved before it stays.
+    """
+    trainer.add_callback(_watch())
+    trainer.train(resume_from_checkpoint=_last_whole(Path(trainer.args.output_dir)))
+    return [
+        {"step": entry["step"], "phase": phase, "name": name, "value": round(float(value), 6)}
+        for entry in trainer.state.log_history
+        for name, value in entry.items()
+        if name in PLOTTED
+    ]
+
+
+def save(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: Path, model: Path, blend: float) -> None:
+    """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones."""
+    if hasattr(policy, "merge_and_unload"):
+        policy = policy.merge_and_unload()
+    if blend < 1:
+        _blend(policy, load(parent)[0].state_dict(), blend)
+    policy.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+
+
+@torch.no_grad()
+def _blend(policy: nn.Module, old: dict[str, torch.Tensor], share: float) -> None:
+    for name, weight in policy.state_dict().items():
+        weight.copy_(old[name].lerp(weight, share))
+
+
+def _last_whole(folder: Path) -> str | None:
+    whole = sorted(folder.glob(f"checkpoint-*/{WHOLE}"), key=lambda p: int(p.parent.name.rpartition("-")[2]))
+    return str(whole[-1].parent) if whole else None
+
+
+def _watch() -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        """Stops at a loss that left the finite numbers; marks checkpoints that were written to their end."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            if "loss" in logs:
+                losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+                check_finite(logs["loss"], state.global_step, losses[0])
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+    return Watch()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ROLES: tuple[Role, ...] = ("write", "solve", "judge", "critique", "refine")
 
+DECIDING = (": right", ": wrong", "Verdict: correct", "Verdict: wrong", "How many?")
+"""Tokens that pass a verdict or end a problem."""
+
 TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'system' -%}{{ '<|' + message['content'] + '|>' }}"
@@ -70,16 +73,18 @@ class Scratch(Strategy):
     """Width of the feed-forward layers."""
     vocabulary: PositiveInt = 480
     """Tokens of the byte-level BPE, before numbers, `Day k: ` and `Answer: ` get tokens of their own."""
-    easy: NonNegativeInt = 48_000
+    easy: NonNegativeInt = 60_000
     """Documents of the first phase: clean, one to three steps."""
-    clean: NonNegativeInt = 120_000
+    clean: NonNegativeInt = 112_000
     """Documents of the second phase: clean, all levels."""
-    noisy: NonNegativeInt = 72_000
+    noisy: NonNegativeInt = 80_000
     """Documents of the last phase: all levels, with slips."""
     noise: float = Field(0.12, ge=0, lt=1)
     """Share of the worked steps of the last phase that slip."""
-    solve: PositiveFloat = 0.46
-    """Share of the documents that work a problem; `write` gets a tenth, the other roles share the rest."""
+    solve: float = Field(0.43, gt=0, lt=0.88)
+    """Share of the documents that work a problem; `write` gets 0.12, the other roles share the rest."""
+    emphasis: PositiveFloat = 5.0
+    """Weight in the loss of the tokens of `DECIDING`: few, and all that judging is about."""
     batch: PositiveInt = 4096
     """Tokens a step, in documents of like length."""
     chunk: PositiveInt = 4000
@@ -117,10 +122,10 @@ class Scratch(Strategy):
         an undisturbed one does.
         """
         rng = random.Random(f"{seed} {chunk}")
-        others = (0.9 - self.solve) / 3
+        others = (0.88 - self.solve) / 3
         for i in range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.documents)):
-            role = rng.choices(ROLES, (0.1, self.solve, others, others, others))[0]
-            level = rng.randint(1, 3) if i < self.easy else rng.choices(range(1, 9), (2, 3, 4, 4, 4, 4, 4, 4))[0]
+            role = rng.choices(ROLES, (0.12, self.solve, others, others, others))[0]
+            level = rng.randint(1, 3) if i < self.easy else rng.choices(range(1, 9), (1, 2, 3, 4, 5, 5, 5, 5))[0]
             noise = self.noise if i >= self.easy + self.clean else 0.0
             prompt, completion = domain.document(rng, role, level, noise)
             yield [*prompt, {"role": "assistant", "content": completion}]
@@ -201,7 +206,7 @@ class Scratch(Strategy):
         total = 0.0
         for n, batch in enumerate(batches):
             self._set_rates(optimizer, (chunk + n / len(batches)) * self.chunk / self.documents)
-            total += (loss := _step(policy, optimizer, [tokens[i] for i in batch], tokenizer))
+            total += (loss := _step(policy, optimizer, [tokens[i] for i in batch], tokenizer, self.emphasis))
             check_finite(loss, n)
         return total / len(batches)
 
@@ -240,15 +245,19 @@ def _bpe(texts: list[str], vocabulary: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    whole = [f"Day {k}: " for k in range(1, 10)] + ["Answer: "] + [str(n) for n in range(100)]
-    pattern = re.compile(r"Day \d: |Answer: |\d\d?")
+    whole = [f"Day {k}: " for k in range(1, 10)] + ["Answer: "] + [str(n) for n in range(100)] + [*DECIDING]
+    pattern = re.compile("|".join(sorted(map(re.escape, whole), key=len, reverse=True)))
     tokenizer.train_from_iterator((pattern.sub("\n", text) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
     return tokenizer
 
 
 def _step(
-    policy: "nn.Module", optimizer: "MuonAdamW", batch: list[list[int]], tokenizer: "PreTrainedTokenizerFast"
+    policy: "nn.Module",
+    optimizer: "MuonAdamW",
+    batch: list[list[int]],
+    tokenizer: "PreTrainedTokenizerFast",
+    emphasis: float,
 ) -> float:
     """One step on a batch of token lists; the loss is over what follows the `<|answer|>` tag."""
     import torch
@@ -262,7 +271,10 @@ def _step(
     learnt = ((ids == answer).cumsum(1) > 0)[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id)
     with torch.autocast("cpu", torch.bfloat16):
         states = policy.model(ids, use_cache=False).last_hidden_state[:, :-1][learnt]
-        loss = cross_entropy(policy.lm_head(states).float(), ids[:, 1:][learnt])
+        targets = ids[:, 1:][learnt]
+        weights = torch.ones(len(tokenizer))
+        weights[tokenizer.convert_tokens_to_ids(list(DECIDING))] = emphasis
+        loss = cross_entropy(policy.lm_head(states).float(), targets, weights)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
     optimizer.step()

@@ -6,7 +6,7 @@ by all domains: an edit of this file does not make stages stale, an edit of a do
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tasks.stage import Params
 
@@ -45,12 +45,20 @@ class Verdict:
 
 
 class Domain(Params):
-    """What is asked and how it is verified. Methods are pure functions of their arguments and of the domain's params."""
+    """What is asked and how it is verified. Methods are pure functions of their arguments and of the domain's params.
+
+    Files that a domain reads lie under `data/seeds`, where DVC sees their edits.
+    """
+
+    near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
+    """How near-duplicate problems are told: ROUGE-L F above 0.7 for free text, equal `structure` where templates share
+    most words."""
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` problems of a split, spread over its levels; equal arguments give equal items.
 
-        The splits are disjoint whatever the counts and seeds are.
+        The splits are disjoint whatever the counts and seeds are, and a larger count gives a superset: that is how
+        evaluation items, always asked for with seed 0, are known to whoever must keep clear of them.
         """
         raise NotImplementedError
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -152,6 +152,8 @@ def _slip(rng: random.Random, value: int) -> int:
 class Arithmetic(Domain):
     """Story problems of several steps (`Tom has 12 pens.` …), verified by working them out."""
 
+    near_duplicates: ClassVar[Literal["structure", "rouge"]] = "structure"
+
     easiest: int = Field(2, ge=1, le=9)
     """Fewest steps of a problem in the sets."""
     hardest: int = Field(8, ge=1, le=9)
@@ -159,9 +161,10 @@ class Arithmetic(Domain):
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         levels = range(self.easiest, self.hardest + 1)
-        rng = random.Random(f"{split} {seed}")
         wanted = [count // len(levels) + (i < count % len(levels)) for i in range(len(levels))]
-        return [item for level, n in zip(levels, wanted, strict=True) for item in _level(rng, split, level, n)]
+        # a generator of its own for each level: a larger count gives a superset
+        rngs = [random.Random(f"{split} {seed} {level}") for level in levels]
+        return [i for k, n, rng in zip(levels, wanted, rngs, strict=True) for i in _level(rng, split, k, n)]
 
     def parse(self, text: str) -> Item | None:
         story = read(text)
@@ -224,7 +227,7 @@ class Arithmetic(Domain):
         return (self.write([], level), problem) if role == "write" else (self.solve(problem), work(story, said))
 
     def _checked(self, rng: random.Random, role: Role, level: int) -> tuple[list[Message], str]:
-        story, response = _attempt(rng, "train", level, right=rng.random() < (0.1 if role == "refine" else 0.4))
+        story, response = _attempt(rng, "train", level, right=rng.random() < (0.1 if role == "refine" else 0.35))
         problem = tell(story, rng)
         if role == "judge":
             return self.judge(problem, response), "\n".join(judgment(story, response))

@@ -5,11 +5,11 @@ same for all. Members see only responses that came back. One that failed gets a 
 so does what a member could not read: neither is ever a fail.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -22,6 +22,7 @@ from tasks.errors import suggest
 from tasks.stage import Panel, stage
 
 COLUMNS = ("response_id", "prompt_id", "score", "verdict", "rationale", "error")
+ORPHAN = Verdict(None, error="its prompt is not in the table of prompts")
 OPINION = pl.Struct({"score": pl.Float64, "verdict": pl.String, "rationale": pl.String, "error": pl.String})
 
 
@@ -34,7 +35,9 @@ class Judge(Panel):
     @model_validator(mode="after")
     def _is_member(self) -> "Judge":
         if self.reward not in self.panel:
-            raise ValueError(f"reward is {self.reward!r}, which is not in the panel; {suggest(self.reward, self.panel)}")
+            raise ValueError(
+                f"reward is {self.reward!r}, which is not in the panel; {suggest(self.reward, self.panel)}"
+            )
         return self
 
 
@@ -68,11 +71,11 @@ def judge(
     cache: Path,
 ) -> pl.LazyFrame:
     """Every member's judgment of every response. The model is loaded only when a member asks it something."""
-    failed = pl.col("error").is_not_null()
+    failed = pl.col("error").is_not_null() | pl.col("response").is_null()
     with _opened(params, engine, parent_model, cache) as policy:
         case = Case(prompts, responses.filter(~failed), policy, domain, seed)
         opinions = {name: member(case).select(COLUMNS) for name, member in sorted(params.panel.items())}
-    unjudged = opinion(responses.filter(failed), None, "no response: " + pl.col("error"))
+    unjudged = opinion(responses.filter(failed), None, "no response: " + pl.col("error").fill_null("nothing came back"))
     rows = [pl.concat([given, unjudged]).with_columns(judge=pl.lit(name)) for name, given in opinions.items()]
     return _settled(pl.concat(rows), params.reward).sort("judge", "prompt_id", "response_id")
 
@@ -86,13 +89,13 @@ def _settled(rows: pl.LazyFrame, reward: str) -> pl.LazyFrame:
     """Ids, the reward's mark, and an error wherever there is no finite score."""
     finite = pl.col("score").is_finite().fill_null(False)
     good = finite & pl.col("error").is_null()
-    said = pl.coalesce("error", pl.when(pl.col("score").is_null()).then(pl.lit("no score")).otherwise(pl.lit("score is not finite")))
+    why = pl.when(pl.col("score").is_null()).then(pl.lit("no score")).otherwise(pl.lit("score is not finite"))
     return rows.with_columns(
         tables.ids("response_id", "judge"),
         reward=pl.col("judge") == reward,
         score=pl.when(good).then("score"),
         verdict=pl.when(good).then("verdict"),
-        error=pl.when(~good).then(said),
+        error=pl.when(~good).then(pl.coalesce("error", why)),
     )
 
 
@@ -113,14 +116,21 @@ def opinion(
     )
 
 
-def graded(score: float | None, rationale: str | None = None, error: str | None = None) -> dict[str, Any]:
-    """An opinion from a grade in [0, 1]: pass above ½, fail below, no verdict at ½."""
-    verdict = None if score is None or score == 0.5 else "pass" if score > 0.5 else "fail"
-    return {"score": score, "verdict": verdict, "rationale": rationale, "error": error}
+def graded(verdicts: Sequence[Verdict], rationale: str | None = None) -> dict[str, Any]:
+    """One opinion from the verdicts that could be read: their mean grade, and pass or fail as most of them say (none
+    in a tie, or where they only grade). When none could be read it is the first one's error.
+    """
+    grades = [g for v in verdicts if (g := grade(v)) is not None]
+    if not grades:
+        why = next((v.error for v in verdicts if v.error), "no verdict")
+        return {"score": None, "verdict": None, "rationale": rationale, "error": why}
+    passed = [1 if v.passed else -1 for v in verdicts if v.error is None and v.passed is not None]
+    verdict = None if sum(passed) == 0 else "pass" if sum(passed) > 0 else "fail"
+    return {"score": fmean(grades), "verdict": verdict, "rationale": rationale, "error": None}
 
 
 def grade(verdict: Verdict) -> float | None:
-    """The grade of a verdict; None when it is an error."""
-    if verdict.passed is None or verdict.score is not None:
-        return None if verdict.passed is None else verdict.score
-    return float(verdict.passed)
+    """The grade of a verdict, in [0, 1]; None when it is an error."""
+    if verdict.error is not None or verdict.score is not None:
+        return None if verdict.error is not None else verdict.score
+    return None if verdict.passed is None else float(verdict.passed)

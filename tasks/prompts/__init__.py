@@ -55,7 +55,7 @@ class Screening(Strategy):
 
     similar: float = Field(0.7, gt=0, le=1)
     """ROUGE-L F above which two free-text problems are one."""
-    evaluation: dict[Split, PositiveInt] = {"validation": 2000, "heldout": 7000, "gold": 1000}
+    evaluation: dict[Split, PositiveInt] = Field({"validation": 2000, "heldout": 7000, "gold": 1000})
     """How many items of each evaluation split no prompt may equal or overlap: at least as many as are evaluated."""
 
     def desk(self, case: Case, known: "Iterable[Known]" = ()) -> "Desk":
@@ -130,7 +130,7 @@ class Screen:
 
     def __init__(self, domain: Domain, similar: Fraction) -> None:
         self.structure = domain.structure
-        self.free_text = near_duplicates(domain) == "rouge"
+        self.free_text = domain.near_duplicates == "rouge"
         self.used: dict[str, str] = {}
         self.forbidden: dict[str, str] = {}
         self.forbidden_runs: dict[str, str] = {}
@@ -162,12 +162,6 @@ class Screen:
         shared = (split for run in runs(problem) if (split := self.forbidden_runs.get(run)))
         exact = self.forbidden.get(self.structure(problem))
         return exact or next(shared, None) or self.forbidden_texts.near(problem)
-
-
-def near_duplicates(domain: Domain) -> str:
-    """`structure` or `rouge`: what the domain says makes near-duplicates."""
-    own = "rouge" if type(domain).structure is Domain.structure else "structure"
-    return getattr(domain, "near_duplicates", own)
 
 
 def words(text: str) -> list[str]:

@@ -61,7 +61,8 @@ class Pool(Screening):
 
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Has problems written until `count` are accepted or `tries` are used up."""
-        seeds = [Known(content_id(i.problem), i.problem, i.level) for i in case.domain.items("seeds", self.seeds, FROZEN)]
+        items = case.domain.items("seeds", self.seeds, FROZEN)
+        seeds = [Known(content_id(i.problem, 0), i.problem, i.level) for i in items]
         old = _accepted(case.prompts)
         desk, weights = self.desk(case, [*seeds, *old]), self.weights(case, seeds)
         with case.policy() as policy:
@@ -77,7 +78,7 @@ class Pool(Screening):
         if not self.frontier:
             return dict(prior)
         agreed = agreement(case.prompts, case.responses)
-        return {k: w * max(LEAST_WEIGHT, 2 * (agreed.get(k, 0.5) * (1 - agreed.get(k, 0.5))) ** 0.5) for k, w in prior.items()}
+        return {level: w * nearness(agreed.get(level)) for level, w in prior.items()}
 
     def _wanted(self, desk: Desk) -> int:
         return min(self.batch, self.count - len(desk.accepted), self.tries * self.count - len(desk.rows))
@@ -104,6 +105,11 @@ class Pool(Screening):
             origin = {"source": "model", "parents": [k.id for k in wish.shown], "model": policy.digest}
             item = None if error else desk.domain.parse(text)
             desk.take(item, text, f"failed: {error}" if error else None, **origin)
+
+
+def nearness(agreed: float | None) -> float:
+    """2√(a(1 − a)): 1 where half agree, and where nothing is known; never below 0.1."""
+    return 1.0 if agreed is None else max(LEAST_WEIGHT, 2 * (agreed * (1 - agreed)) ** 0.5)
 
 
 def agreement(prompts: pl.LazyFrame, responses: pl.LazyFrame) -> dict[int, float]:

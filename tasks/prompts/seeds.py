@@ -22,8 +22,8 @@ class Seeds(Screening):
     """
 
     path: Path | None = None
-    """JSONL file of problems, gzipped or not, relative to the project's root; null takes the domain's own. A line is an
-    object with the text as `problem`, `prompt` or `instruction`, and with `level` and `reference` where there are any;
+    """JSONL file of problems, gzipped or not; under `data/seeds` DVC sees its edits. Null takes the domain's own. A line
+    is an object with the text as `problem`, `prompt` or `instruction`, and with `level` and `reference` where there are any;
     other keys are ignored."""
     split: Literal["seeds", "train"] = "seeds"
     """Which of the domain's sets, without a `path`."""
@@ -56,9 +56,13 @@ def read(where: str, line: dict[str, Any], domain: Domain) -> tuple[Item | None,
     if not isinstance(text, str) or not text.strip():
         raise FlywheelError(f"{where}: no text in {' or '.join(map(repr, NAMES))}: {str(line)[:80]}; {LINE}")
     if level is not None and (not isinstance(level, int) or isinstance(level, bool) or level < 1):
-        raise FlywheelError(f"{where}: 'level' is {level!r}, expected a whole number from 1; leave it out where there is none")
+        raise FlywheelError(
+            f"{where}: 'level' is {level!r}, expected a whole number from 1; leave it out where there is none"
+        )
     if reference is not None and not isinstance(reference, str | int | float):
-        raise FlywheelError(f"{where}: 'reference' is {str(reference)[:80]!r}, expected text; leave it out where there is none")
+        raise FlywheelError(
+            f"{where}: 'reference' is {str(reference)[:80]!r}, expected text; leave it out where there is none"
+        )
     parsed = domain.parse(text)
     if parsed is None:
         return None, text

@@ -1,0 +1,62 @@
+"""Which Prefect server a flow runs on when it is called in plain Python, as in `run_round("r2")`.
+
+In this order: the server that Prefect's own settings name, if it answers; the one that `flywheel up` started; Prefect's
+ephemeral one, which keeps its database under the project and forgets part of a run's history when the process ends.
+A flow that a worker runs does not come here: the worker's server is the one.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Flow
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings.legacy import Setting
+
+from flows import services
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+class HereFlow(Flow[P, R]):
+    """A flow that finds its server when it is called."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the flow on the server that is there."""
+        if FlowRunContext.get():
+            return super().__call__(*args, **kwargs)
+        with connected(Path()):
+            return super().__call__(*args, **kwargs)
+
+
+@contextmanager
+def connected(root: Path) -> Iterator[None]:
+    """Settings under which Prefect uses the server that is there; says so where it has to make do with its own."""
+    configured = PREFECT_API_URL.value()
+    if configured and services.answers(configured):
+        yield
+    elif url := services.running_server(root):
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    else:
+        named = f"the Prefect server at {configured} does not answer" if configured else "no Prefect server is running"
+        print(
+            f"{named}: using an ephemeral one for this run (`flywheel up` starts one with a UI that keeps the history)"
+        )
+        with temporary_settings(ephemeral(root), restore_defaults=[PREFECT_API_URL]):
+            yield
+
+
+def ephemeral(root: Path) -> dict[Setting, Any]:
+    """Settings of an ephemeral server with its database under the project."""
+    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+
+    own = (
+        {}
+        if "PREFECT_API_DATABASE_CONNECTION_URL" in os.environ
+        else {PREFECT_API_DATABASE_CONNECTION_URL: services.database(root)}
+    )
+    return own | {PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}

@@ -1,0 +1,61 @@
+"""What a person at the terminal sees of a flow: a line for each stage that ended, and, on a terminal, what is running."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+
+from flows.reproduce import Reproduced
+from tasks import store
+
+
+class Progress:
+    """Counts the stages of a flow run and prints a line for each: `[ 7/29] generate@r1  12.3 s  responses 5600`."""
+
+    def __init__(self, root: Path, total: int) -> None:
+        self.root, self.total, self.done = root, total, 0
+        self.running: dict[str, float] = {}
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.status = Status("", console=self.console)
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.status.stop()
+
+    def started(self, item: str) -> None:
+        """A stage was started."""
+        self.running[item] = time.perf_counter()
+        self.status.update(f"running {', '.join(self.running)}")
+
+    def finished(self, outcome: Reproduced) -> None:
+        """A stage is up to date."""
+        said = rows(self.root, outcome.address) if outcome.ran else "was up to date"
+        self._line(outcome.address, said)
+
+    def failed(self, item: str) -> None:
+        """A stage failed; its message comes with the flow's error."""
+        self._line(item, "[red]failed[/]")
+
+    def _line(self, item: str, said: str) -> None:
+        self.done += 1
+        seconds = time.perf_counter() - self.running.pop(item)
+        count = f"\\[{self.done:{len(str(self.total))}}/{self.total}]"
+        self.console.print(f"{count} {item:<18}{seconds:7.1f} s  {said}")
+        self.status.update(f"running {', '.join(self.running)}")
+
+
+def rows(root: Path, address: str) -> str:
+    """The tables that a stage wrote with their numbers of rows, as in `responses 5600`."""
+    group, _, name = address.partition("@")
+    manifest = store.manifests(root, name)[group.removesuffix("-base")]
+    counts = {n: o.rows for n, o in manifest.outputs.items() if o.rows}
+    return ", ".join(f"{n} {count}" for n, count in counts.items()) or ", ".join(manifest.outputs)

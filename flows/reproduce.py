@@ -1,0 +1,156 @@
+"""The one Prefect task: `dvc repro --single-item stage@round`, in a process group of its own.
+
+One process a stage: its memory is freed when it ends, it can be killed alone, and DVC refuses to run the same stage
+twice at once (two threads of one process it would let pass). Prefect's result cache is off: DVC decides what is stale.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from tasks.errors import FlywheelError
+
+KEPT_LINES = 200
+LAST_LINES = 15
+GRACE = 5.0
+"""Seconds between asking a stage to end and killing it."""
+TRY_AGAIN = 75
+"""The exit code of a stage whose engine could not answer (EX_TEMPFAIL): the one failure that may pass by itself."""
+BACKOFF = 5.0
+"""Seconds before the first retry; each further one waits twice as long."""
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What DVC did about a stage."""
+
+    address: str
+    seconds: float
+    ran: bool
+    """Whether its command ran: otherwise it was up to date, or restored from DVC's run cache."""
+
+
+class StageFailed(FlywheelError):
+    """A stage's process failed; the text is the stage's own message."""
+
+    def __init__(self, address: str, message: str, code: int) -> None:
+        super().__init__(f"{address}: {message}")
+        self.address, self.code = address, code
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether trying again can help: the engine could not answer, or the process was killed."""
+        return self.code == TRY_AGAIN or self.code < 0 or (self.code > 128 and self.code != 255)
+
+
+@task(task_run_name="{stage_address}", cache_policy=NO_CACHE, persist_result=False)
+def reproduce(stage_address: str) -> Reproduced:
+    """Brings one stage up to date, in the project that is the working directory.
+
+    Raises:
+        StageFailed: with the stage's own message.
+    """
+    log, lines, clock = get_run_logger(), deque[str](maxlen=KEPT_LINES), time.perf_counter()
+    with _process(_command(stage_address)) as process:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            log.info(lines[-1])
+        code = process.wait()
+    if code != 0:
+        raise StageFailed(stage_address, failure(list(lines)), _stage_code(list(lines), code))
+    ran = any(line.startswith("Running stage") for line in lines)
+    return Reproduced(stage_address, time.perf_counter() - clock, ran)
+
+
+def with_retries(retries: int) -> Any:
+    """The task, retried with back-off where trying again can help."""
+    return reproduce.with_options(
+        retries=retries,
+        retry_delay_seconds=exponential_backoff(BACKOFF) if retries else 0,
+        retry_condition_fn=_may_pass,
+    )
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and error.may_pass
+
+
+def _command(address: str) -> list[str]:
+    # Another stage that finishes holds DVC's lock for a moment: wait for it, a failure here would cost a whole stage.
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+
+
+@contextmanager
+def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        env=environment(),
+        start_new_session=True,
+    )
+    _running.add(process)
+    try:
+        yield process
+    finally:
+        end(process)
+        _running.discard(process)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which `dvc` and `flywheel` are those of this very Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ends a process with its whole group: asked first, killed after a grace."""
+    for asked in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, asked)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def end_all() -> None:
+    """Ends every stage that this process has running: what an interrupted flow does."""
+    for process in list(_running):
+        end(process)
+
+
+def failure(lines: list[str]) -> str:
+    """The message in a failed stage's output: what `flywheel` printed, else the last lines."""
+    starts = [i for i, line in enumerate(lines) if line.startswith("flywheel: ")]
+    if not starts:
+        return "\n".join(lines[-LAST_LINES:]) or "it ended without a word"
+    message = lines[starts[-1] :]
+    ends = [i for i, line in enumerate(message) if line.startswith("ERROR: ")]
+    return "\n".join(message[: ends[0] if ends else None]).removeprefix("flywheel: ").strip()
+
+
+def _stage_code(lines: list[str], code: int) -> int:
+    """The exit code of the stage's own process, which DVC names in its last line; else DVC's."""
+    found = [m.group(1) for line in lines if (m := re.search(r"exited with (-?\d+)$", line))]
+    return int(found[-1]) if found else code

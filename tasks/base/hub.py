@@ -1,0 +1,47 @@
+"""A model of the Hugging Face hub, at one revision."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from tasks.base import write_pointer
+from tasks.domains import Domain
+from tasks.errors import FlywheelError
+from tasks.stage import Strategy
+
+
+class Hub(Strategy):
+    """Starts from a model of the hub. Its safetensors, configs and tokenizer go to the hub's cache on this machine
+    (`HF_HOME`), once, and are pointed to; pickled weights and code are not downloaded.
+    """
+
+    repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
+    """Owner and name, as `Qwen/Qwen3-0.6B`."""
+    revision: str = Field(pattern="^[0-9a-f]{40}$")
+    """The commit, in full: a branch or tag may move, and what a round came from would be lost."""
+
+    def __call__(self, model: Path, work: Path, seed: int, domain: Domain) -> None:
+        """Downloads what is not there yet, and writes the pointer.
+
+        Raises:
+            FlywheelError: when it cannot be downloaded, with what the hub said.
+            ModelRefused: when it is incomplete, not in safetensors, or wants to run code of its own.
+        """
+        write_pointer(model, self._download())
+
+    def _download(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        from tasks.models import PATTERNS
+
+        # a pattern's * matches folders too: copies for other runtimes lie in some
+        wanted = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
+        try:
+            return Path(snapshot_download(self.repo, revision=self.revision, **wanted))
+        except Exception as error:  # the hub's client has a dozen kinds without a common base
+            said = next(iter(str(error).strip().splitlines()), "")
+            raise FlywheelError(
+                f"base hub: {self.repo} at {self.revision} cannot be downloaded ({type(error).__name__}: {said}); check "
+                "the name, the revision and the network, log in with `hf auth login` for a gated model, or download "
+                "it elsewhere and use base strategy local"
+            ) from error

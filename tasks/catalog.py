@@ -1,0 +1,359 @@
+"""SQL over all rounds: DuckDB views of what the manifests name, in memory, so that no process shares a writable file.
+
+    prompts, responses, judgments, …   every table of `tables.py`, with the column `round` in front
+    rounds                             what each base and round is: parent, strategies, model, whether it was promoted
+    stages                             what each stage of each round cost: rows, tokens, seconds
+    metrics                            every number that a stage measured: (round, stage, name, value)
+
+Files are taken from manifests, never from globs: what a killed process left behind is in no manifest, so in no view.
+A table that no round has written is a view without rows.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks import models, params, store
+from tasks.errors import FlywheelError, StoreError, UnknownName
+from tasks.store import Manifest, Output
+from tasks.tables import TABLES, Table
+
+Rounds = dict[str, dict[str, Manifest]]
+"""The manifests of every round by stage, in the order of params.yaml; what is on disk only comes last."""
+
+Format = Literal["table", "csv", "json"]
+
+TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+ROUNDS = pa.schema(
+    {
+        "round": TEXT,
+        "kind": TEXT,  # `base` or `round`; null when params.yaml no longer has it
+        "parent": TEXT,
+        "base": TEXT,
+        "seed": INTEGER,
+        "domain": TEXT,
+        "engine": TEXT,
+        "strategies": pa.map_(TEXT, TEXT),  # by stage; the members of a panel are joined by ` + `
+        "model": TEXT,  # digest of the weights, as rows carry it; null for an adapter
+        "promoted": FLAG,  # what the gate said; null before it has run
+        "stages": INTEGER,  # how many have run
+        "finished": TEXT,  # the last of them, ISO 8601, UTC
+    }
+)
+STAGES = pa.schema(
+    {
+        "round": TEXT,
+        "stage": TEXT,
+        "rows": INTEGER,  # written, over all its tables
+        "prompt_tokens": INTEGER,
+        "completion_tokens": INTEGER,
+        "requests": INTEGER,
+        "seconds": NUMBER,  # all of them; `start_seconds` is the part that is process start-up and model loading
+        "start_seconds": NUMBER,
+        "run_seconds": NUMBER,
+        "write_seconds": NUMBER,
+        "started": TEXT,
+        "finished": TEXT,
+    }
+)
+METRICS = pa.schema({"round": TEXT, "stage": TEXT, "name": TEXT, "value": NUMBER})
+
+SHOWN_ROWS, SHOWN_WIDTH = 200, 60
+"""What a printed table is cut to, in rows and in characters a cell; csv, json and Parquet are never cut."""
+
+
+def connect(root: Path) -> duckdb.DuckDBPyConnection:
+    """A connection to a database in memory with the views over all rounds of the project at `root`.
+
+    Raises:
+        StoreError: when a file that a manifest names is missing or cut short.
+    """
+    con = duckdb.connect()
+    _build(con, root)
+    return con
+
+
+def query(root: Path, sql: str) -> pa.Table:
+    """The rows of a query over all rounds; no columns where the statement gives no rows.
+
+    Raises:
+        UnknownName: for a table that is not there, with the nearest names.
+        FlywheelError: with DuckDB's message, for any other error in the query.
+    """
+    con = connect(root)
+    try:
+        result = con.sql(sql)
+        return result.to_arrow_table() if result is not None else pa.table({})
+    except duckdb.Error as error:
+        raise _explained(error) from None
+
+
+def show(root: Path, sql: str, format: Format = "table", out: Path | None = None) -> None:
+    """Prints the rows of a query, or writes them to the Parquet file `out`, whole or not at all."""
+    rows = query(root, sql)
+    if out is not None:
+        _write_parquet(rows, out)
+        print(f"{out}: {rows.num_rows} rows")
+    else:
+        {"table": _print_table, "csv": _print_csv, "json": _print_json}[format](rows)
+
+
+def write_views(root: Path, file: Path) -> None:
+    """Makes a small DuckDB file of the views for other clients, in place of an older one; whole or not at all.
+
+    The views name their Parquet files by absolute path, so they work from any folder of this machine; `rounds`,
+    `stages` and `metrics` are copies. Neither knows of what runs later: make the file again then.
+
+    Raises:
+        FlywheelError: when the file cannot be written.
+    """
+    new = file.with_name(f"{file.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        with duckdb.connect(new) as con:
+            _build(con, root)
+        new.replace(file)
+    except (OSError, duckdb.IOException) as error:
+        raise FlywheelError(f"{file} cannot be written: {error}") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def trace(con: duckdb.DuckDBPyConnection, id: str) -> list[tuple[str, dict[str, Any]]]:
+    """Everything that a row descends from, nearest first, as (table, row) pairs.
+
+    Follows the ids that rows carry: from a training row or pair to its responses, their prompt and the prompts that
+    its author was shown, with every verdict on a response, the filter's decision, and the round whose model wrote it.
+
+    Raises:
+        FlywheelError: when no table has a row with that id.
+    """
+    steps: list[tuple[str, dict[str, Any]]] = []
+    seen, queue = {id}, [id]
+    while queue:
+        for table, row in _mentions(con, queue.pop(0)):
+            steps.append((table, row))
+            fresh = [i for i in _parents(row) if i not in seen]
+            seen.update(fresh)
+            queue += fresh
+    if not steps:
+        raise FlywheelError(
+            f"no table has a row with the id {id!r}; an id is 16 hexadecimal digits from an `id` column"
+        )
+    return steps + [("rounds", r) for r in _authors(con, {row.get("model") for _, row in steps})]
+
+
+# Building the views
+
+
+def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
+    content = params.plain(params.read(root)) if (root / params.FILE).is_file() else {}
+    rounds = _rounds(root, content)
+    for table in TABLES.values():
+        con.execute(f"create view {table.name} as {_select(con, root, table, rounds)}")
+    _create(con, "rounds", [_round_row(root, n, m, content) for n, m in rounds.items()], ROUNDS)
+    stages = [m for manifests in rounds.values() for m in sorted(manifests.values(), key=lambda m: m.finished)]
+    _create(con, "stages", [_stage_row(m) for m in stages], STAGES)
+    metrics = [
+        {"round": m.round, "stage": m.stage, "name": n, "value": v} for m in stages for n, v in m.metrics.items()
+    ]
+    _create(con, "metrics", metrics, METRICS)
+
+
+def _create(con: duckdb.DuckDBPyConnection, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    con.register("_rows", pa.Table.from_pylist(rows, schema))
+    con.execute(f"create table {name} as from _rows")
+    con.unregister("_rows")
+
+
+def _rounds(root: Path, content: dict[str, Any]) -> Rounds:
+    known = [*(content.get("bases") or {}), *(content.get("rounds") or {})]
+    on_disk = sorted(p.name.removeprefix("round=") for p in (root / "data").glob("round=*"))
+    return {name: store.manifests(root, name) for name in dict.fromkeys([*known, *on_disk])}
+
+
+def _select(con: duckdb.DuckDBPyConnection, root: Path, table: Table, rounds: Rounds) -> str:
+    """One typed branch without rows, then one a round; by name, so that an older round may lack a newer column."""
+    columns = con.from_arrow(table.schema.empty_table())
+    typed = ", ".join(f'null::{t} as "{c}"' for c, t in zip(columns.columns, columns.types, strict=True))
+    branches = [f"select null::varchar as round, {typed} where false"]
+    for name, output in _written(table, rounds):
+        files = ", ".join(_quoted(str(path)) for path in _parts(root, name, table.name, output))
+        if files:
+            branches.append(
+                f"select {_quoted(name)} as round, * from read_parquet([{files}], hive_partitioning = false)"
+            )
+    own = ", ".join(f'"{c}"' for c in columns.columns)
+    return f"select round, {own} from ({' union all by name '.join(branches)})"
+
+
+def _written(table: Table, rounds: Rounds) -> Iterator[tuple[str, Output]]:
+    for name, manifests in rounds.items():
+        for manifest in manifests.values():
+            if table.name in manifest.outputs:
+                yield name, manifest.outputs[table.name]
+
+
+def _parts(root: Path, name: str, table: str, output: Output) -> Iterator[Path]:
+    """Absolute paths of a table's parts. Sizes are checked, digests are not: a query must not read every byte."""
+    for part in output.parts:
+        path = (store.round_folder(root, name) / table / part.file).resolve()
+        size = path.stat().st_size if path.is_file() else None
+        if size != part.bytes:
+            what = "is missing" if size is None else f"has {size} bytes, its manifest says {part.bytes}"
+            raise StoreError(f"{path} {what}; restore it with `dvc checkout --force`, or run its stage again")
+        yield path
+
+
+def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: dict[str, Any]) -> dict[str, Any]:
+    kinds = [k for k in ("bases", "rounds") if name in (content.get(k) or {})]
+    block = content[kinds[0]][name] or {} if kinds else {}
+    asked = {k: v for m in manifests.values() for k, v in m.params.items()}
+    weights = [m.outputs["model"] for m in manifests.values() if "model" in m.outputs]
+    decided = [m.metrics["promoted"] > 0 for m in manifests.values() if "promoted" in m.metrics]
+    stages = {s: _strategy(m.params.get(s) or block.get(s)) for s, m in manifests.items()}
+    return {
+        "round": name,
+        "kind": kinds[0].removesuffix("s") if kinds else None,
+        "parent": block.get("parent"),
+        "base": block.get("base") if kinds == ["rounds"] else name if kinds else None,
+        "seed": block.get("seed", next((m.seed for m in manifests.values()), None)),
+        "domain": _strategy(asked.get("domain") or block.get("domain")),
+        "engine": _strategy(asked.get("engine") or block.get("engine")),
+        "strategies": [(s, v) for s, v in sorted(stages.items()) if v],
+        "model": _weights(store.round_folder(root, name) / "model", weights[0]) if weights else None,
+        "promoted": decided[0] if decided else None,
+        "stages": len(manifests),
+        "finished": max((m.finished for m in manifests.values()), default=None),
+    }
+
+
+def _strategy(block: Any) -> str | None:
+    if not isinstance(block, dict):
+        return None
+    return " + ".join(block["panel"]) if isinstance(block.get("panel"), dict) else block.get("strategy")
+
+
+def _weights(place: Path, model: Output) -> str | None:
+    """What `models.digest` says of a model, as rows carry it, without reading weights: from its manifest's or its
+    pointer's digests. None for an adapter, whose digest is not to be had without reading its base.
+    """
+    if (place / models.POINTER).is_file():
+        told = json.loads((place / models.POINTER).read_text())
+        return told.get("digest") if isinstance(told, dict) else None
+    digests = {p.file: p.sha256 for p in model.parts if any(fnmatch(p.file, w) for w in models.PATTERNS)}
+    if models.ADAPTER in digests:
+        return None
+    return hashlib.sha256("\n".join(f"{n} {d}" for n, d in sorted(digests.items())).encode()).hexdigest()
+
+
+def _stage_row(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "round": manifest.round,
+        "stage": manifest.stage,
+        "rows": sum(o.rows or 0 for o in manifest.outputs.values()),
+        **{k: manifest.tokens.get(k, 0) for k in ("prompt_tokens", "completion_tokens", "requests")},
+        "seconds": sum(manifest.seconds.values()),
+        **{f"{k}_seconds": manifest.seconds.get(k) for k in ("start", "run", "write")},
+        "started": manifest.started,
+        "finished": manifest.finished,
+    }
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+# Tracing
+
+
+def _mentions(con: duckdb.DuckDBPyConnection, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows with this id; for a response also the verdicts on it."""
+    for table in TABLES.values():
+        keys = ["id"] if "id" in table.schema.names else []
+        keys += ["response_id"] if table.name == "judgments" else []
+        if keys:
+            where = " or ".join(f"{k} = $id" for k in keys)
+            rows = con.sql(f"select * from {table.name} where {where} order by round, id", params={"id": id})
+            yield from ((table.name, row) for row in rows.to_arrow_table().to_pylist())
+
+
+def _parents(row: dict[str, Any]) -> list[str]:
+    ids = [v for k, v in row.items() if k.endswith("_id") and v]
+    return ids + (row.get("parents") or [])
+
+
+def _authors(con: duckdb.DuckDBPyConnection, models: set[str | None]) -> list[dict[str, Any]]:
+    known = sorted(m for m in models if m)
+    sql = "select * from rounds where list_contains($models, model) order by round"
+    found = con.sql(sql, params={"models": known})
+    return found.to_arrow_table().to_pylist()
+
+
+# Errors and printing
+
+
+def _explained(error: duckdb.Error) -> FlywheelError:
+    missing = re.search(r"Table with name (\S+) does not exist", str(error))
+    if missing:
+        return UnknownName("table", missing[1], [*TABLES, "rounds", "stages", "metrics"], "sql")
+    return FlywheelError(f"sql: {str(error).strip()}")
+
+
+def _write_parquet(rows: pa.Table, out: Path) -> None:
+    new = out.with_name(f"{out.name}.new")
+    try:
+        pq.write_table(rows, new)
+        new.replace(out)
+    except OSError as error:
+        raise FlywheelError(f"{out} cannot be written: {error}") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _print_table(rows: pa.Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid()
+    for column in rows.schema:
+        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        grid.add_column(Text(column.name), justify="right" if numeric else "left")
+    for row in rows.slice(0, SHOWN_ROWS).to_pylist():
+        grid.add_row(*(Text(_shown(v)) for v in row.values()))
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)  # a pipe or a file wraps nothing
+    console.print(grid)
+    left = rows.num_rows - SHOWN_ROWS
+    console.print(f"{rows.num_rows} rows" + (f", the last {left} not shown" if left > 0 else ""))
+
+
+def _shown(value: Any) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else _flat(value)
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= SHOWN_WIDTH else text[: SHOWN_WIDTH - 1] + "…"
+
+
+def _flat(value: Any) -> Any:
+    """A value as text: lists and structs as JSON, others as they print."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict | tuple) else str(value)
+
+
+def _print_csv(rows: pa.Table) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(rows.column_names)
+    writer.writerows(["" if v is None else _flat(v) for v in row.values()] for row in rows.to_pylist())
+
+
+def _print_json(rows: pa.Table) -> None:
+    print(json.dumps(rows.to_pylist(maps_as_pydicts="strict"), ensure_ascii=False, default=str))

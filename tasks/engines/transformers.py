@@ -1,0 +1,613 @@
+"""Any causal language model that transformers can load, in this process.
+
+Generation is our own loop over the model's forward pass, not `model.generate`: requests are sorted by prompt and cut
+into batches of equal prompts' length, a prompt that is asked K times is read once, keys and values are appended to a
+buffer instead of being copied at every step, rows that are done leave the batch, and the statistics are computed where
+the logits are.
+
+**The plan.** The requests that the cache does not know are sorted by (prompt length, prompt, key) and cut into batches
+of `batch_size`; what happens in a batch depends on nothing but the batch. A batch is also what the cache commits at
+once. So after a kill whole batches are missing, the rest is cut into the very same batches, and the bytes are the same
+as those of an undisturbed run. When other requests are missing (a partial hit after an edit), batches are composed
+differently: tokens are equal but for near-ties, and log-probabilities equal within 1e-4 in float32.
+
+**The draw.** A request's seed keys a counter-based generator (Philox; Salmon et al. 2011), whose n-th number picks the
+n-th token through the inverse of the distribution function. Neither the position in the list nor batch mates matter.
+
+Torch and transformers are imported when a model is opened, so that params can be validated without them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import cache as once
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from tasks import models
+from tasks.cache import RequestCache, key
+from tasks.engines import Completion, Engine, Request, Scored
+from tasks.errors import EngineError, ModelRefused
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Messages = tuple[tuple[str, str], ...]
+
+VERSION = 1
+"""Part of every cache key; raise it when an edit of this file changes answers."""
+TINY = 20_000_000
+"""Parameters below which a second thread costs more than it brings."""
+LOOK = 8
+"""Steps between looks for stop strings and for rows that are done."""
+SHRINK = 0.8
+"""Rows that are done leave the batch once fewer than this share of it is alive; less often is less copying."""
+ROOM = 64
+"""Positions by which the buffers of keys and values grow."""
+PREFILL_TOKENS = 2560
+"""Prompt tokens read at once on a CPU: what fits into its caches is up to twice as fast."""
+SCORE_TOKENS = 8192
+"""Tokens, padding included, scored at once."""
+
+
+class Transformers(Engine):
+    """Any causal language model that transformers can load, in this process (Wolf et al. 2020, arXiv:1910.03771)."""
+
+    batch_size: PositiveInt = 128
+    """Completions generated at once. Also the unit of resume: a kill costs at most this many."""
+    threads: PositiveInt | None = None
+    """CPU threads; null takes one for a model below 20M parameters, on which more are slower, else every core."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; `auto` is float32 on a CPU and the model's own on a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is the GPU where there is one."""
+
+    @contextmanager
+    def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
+        """Loads the model. Raises ModelRefused for a folder that is incomplete or unsafe."""
+        models.check(model)
+        digest, folder = models.digest(model), models.resolve(model)
+        with _loaded(self, folder) as (network, tokenizer):
+            answers = RequestCache(cache)
+            try:
+                yield _Policy(self, network, tokenizer, digest, answers)
+            finally:
+                answers.close()
+
+    def problems(self) -> list[str]:
+        if self.device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                return ["engine.device is cuda, but torch sees no GPU; set it to auto or cpu"]
+        return []
+
+
+# Loading
+
+
+@contextmanager
+def _loaded(engine: Transformers, folder: Path) -> Iterator[tuple[Any, Any]]:
+    """The model and its tokenizer; the number of threads is put back afterwards and GPU memory freed."""
+    import torch
+
+    before = torch.get_num_threads()
+    device = _device(engine)
+    try:
+        torch.set_num_threads(engine.threads or 1)  # tiny tensors load faster on one
+        network, tokenizer = _load(engine, folder, device)
+        torch.set_num_threads(engine.threads or _threads(network.num_parameters()))
+        yield network, tokenizer
+    finally:
+        torch.set_num_threads(before)
+        network = None
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _device(engine: Transformers) -> str:
+    import torch
+
+    if found := engine.problems():
+        raise EngineError("; ".join(found))
+    return ("cuda" if torch.cuda.is_available() else "cpu") if engine.device == "auto" else engine.device
+
+
+def _threads(parameters: int) -> int:
+    return 1 if parameters < TINY else len(os.sched_getaffinity(0))
+
+
+def _load(engine: Transformers, folder: Path, device: str) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    base = models.adapter_base(folder) if models.is_adapter(folder) else folder
+    own = any((folder / name).is_file() for name in models.TOKENIZERS)
+    tokenizer = AutoTokenizer.from_pretrained(folder if own else base, local_files_only=True, trust_remote_code=False)
+    network = _network(base, _dtype(engine, device))
+    if base != folder:
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    return network.to(device).eval(), tokenizer
+
+
+def _dtype(engine: Transformers, device: str) -> str:
+    return "float32" if engine.dtype == "auto" and device == "cpu" else engine.dtype
+
+
+def _network(folder: Path, dtype: str) -> Any:
+    """The model, with every weight from the folder: transformers itself would fill a gap with random numbers."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    network, told = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+        attn_implementation="sdpa", output_loading_info=True,
+    )  # fmt: skip
+    if missing := sorted(told["missing_keys"]):
+        raise ModelRefused(f"{folder}: the weights lack {', '.join(missing[:5])}; copy them from where they came from")
+    return network
+
+
+# Requests and their order
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A request as the model sees it."""
+
+    key: bytes
+    text: str
+    ids: tuple[int, ...]
+    request: Request
+    limit: int
+    """Most tokens to generate: what was asked for, or what the context has room for."""
+
+    @property
+    def order(self) -> tuple[int, str, bytes]:
+        return len(self.ids), self.text, self.key
+
+
+class _Policy:
+    """An opened model."""
+
+    def __init__(self, engine: Transformers, network: Any, tokenizer: Any, digest: str, answers: RequestCache) -> None:
+        self.digest = digest
+        self._engine = engine
+        self._network = network
+        self._tokenizer = tokenizer
+        self._answers = answers
+        self._ends = _ends(network, tokenizer)
+        self._context = _context(network)
+        self._named = ("transformers", VERSION, version("transformers"), version("torch"), digest, str(network.dtype))
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """What the cache knows comes first, then batch by batch; see the module's docstring for the order."""
+        places, prompts = self._prepare(requests)
+        known = self._answers.get(list(places))
+        yield from ((i, Completion(*known[k])) for k in known for i in places[k])
+        unknown = sorted((p for k, p in prompts.items() if k not in known), key=lambda p: p.order, reverse=True)
+        for start in range(0, len(unknown), self._engine.batch_size):
+            batch = unknown[start : start + self._engine.batch_size]
+            done = self._generate(batch)
+            self._answers.put({p.key: astuple(c) for p, c in zip(batch, done, strict=True) if c.error is None})
+            yield from ((i, c) for p, c in zip(batch, done, strict=True) for i in places[p.key])
+
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
+        """Teacher-forced: each completion's tokens after its prompt. An end token is not among them."""
+        texts = self._render(prompts)
+        keys = [key("score", *self._named, texts[p], c) for p, c in zip(prompts, completions, strict=True)]
+        known = self._answers.get(keys)
+        yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
+        rows = self._rows([(i, texts[p], c) for i, (p, c) in enumerate(zip(prompts, completions)) if keys[i] not in known])
+        for batch in _packed(rows, SCORE_TOKENS):
+            done = self._score(batch)
+            self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True) if not s.error})
+            yield from ((row[0], s) for row, s in zip(batch, done, strict=True))
+
+    def _prepare(self, requests: Sequence[Request]) -> tuple[dict[bytes, list[int]], dict[bytes, _Prompt]]:
+        """Where each different request stands in the list, and what the model is given for it."""
+        texts = self._render([r.messages for r in requests])
+        ids = dict(zip(texts, self._ids(list(texts.values())), strict=True))
+        places: dict[bytes, list[int]] = {}
+        prompts: dict[bytes, _Prompt] = {}
+        for index, request in enumerate(requests):
+            text = texts[request.messages]
+            k = self._key(text, request)
+            places.setdefault(k, []).append(index)
+            limit = min(request.sampling.max_tokens, self._context - len(ids[request.messages]))
+            prompts[k] = _Prompt(k, text, ids[request.messages], request, limit)
+        return places, prompts
+
+    def _key(self, text: str, request: Request) -> bytes:
+        seed = request.seed if request.sampling.temperature else 0  # a greedy answer has no seed
+        return key("sample", *self._named, text, astuple(request.sampling), seed)
+
+    def _render(self, conversations: Sequence[Messages]) -> dict[Messages, str]:
+        """The text of each different conversation, in the model's own chat template."""
+        if not self._tokenizer.chat_template:
+            raise EngineError(
+                f"{self._tokenizer.name_or_path}: the tokenizer has no chat template, so a conversation cannot be put "
+                "to this model; add chat_template.jinja to the model's folder, or take an instruction-tuned model"
+            )
+        return {messages: self._rendered(messages) for messages in dict.fromkeys(conversations)}
+
+    def _rendered(self, messages: Messages) -> str:
+        chat = [{"role": role, "content": content} for role, content in messages]
+        going_on = chat[-1]["role"] == "assistant"
+        if going_on and not chat[-1]["content"]:
+            chat, going_on = chat[:-1], False  # an empty answer continued is an answer begun
+        text = self._tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
+        )
+        return str(text)
+
+    def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
+        if not texts:
+            return []
+        return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+    # Generation
+
+    def _generate(self, batch: list[_Prompt]) -> list[Completion]:
+        """Completions of a batch; one whose prompt fills the context is an error."""
+        fitting = [p for p in batch if p.limit > 0 and p.ids]
+        with _out_of_memory("batch_size"):
+            done = iter(_decode(self._network, self._ends, fitting, self._stopped) if fitting else ())
+        return [self._completion(p, next(done)) if p.limit > 0 and p.ids else self._misfit(p) for p in batch]
+
+    def _misfit(self, prompt: _Prompt) -> Completion:
+        size = len(prompt.ids)
+        why = f"the prompt has {size} tokens, the model's context {self._context}" if size else "the prompt is empty"
+        return Completion("", 0, size, "error", error=why)
+
+    def _stopped(self, prompt: _Prompt, ids: list[int]) -> bool:
+        """Whether a stop string is among the text so far; it may be a special token's."""
+        stop = prompt.request.sampling.stop
+        return bool(stop) and any(s in self._tokenizer.decode(ids) for s in stop)
+
+    def _completion(self, prompt: _Prompt, drawn: "_Drawn") -> Completion:
+        count, stopped = len(drawn.ids), self._stopped(prompt, drawn.ids)
+        if stopped:  # looked for only now and then while generating: find the very token
+            count = next(n for n in range(1, count + 1) if self._stopped(prompt, drawn.ids[:n]))
+        text = self._tokenizer.decode(drawn.ids[:count], skip_special_tokens=True)
+        cuts = [text.find(s) for s in prompt.request.sampling.stop if s in text]
+        ended = stopped or drawn.ids[-1] in self._ends
+        logprob, entropy, certainty = drawn.stats[:, :count].tolist()
+        return Completion(
+            text[: min(cuts, default=None)], count, len(prompt.ids), "stop" if ended else "length",
+            sum(logprob), sum(entropy) / count, sum(certainty) / count,
+        )  # fmt: skip
+
+    # Scoring
+
+    def _rows(self, wanted: list[tuple[int, str, str]]) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+        """(index, prompt ids, completion ids), longest first."""
+        befores = self._ids([before for _, before, _ in wanted])
+        afters = self._ids([after for _, _, after in wanted])
+        rows = [(w[0], before, after) for w, before, after in zip(wanted, befores, afters, strict=True)]
+        return sorted(rows, key=lambda r: (len(r[1]) + len(r[2]), r[1], r[2], r[0]), reverse=True)
+
+    def _score(self, batch: list[tuple[int, tuple[int, ...], tuple[int, ...]]]) -> list[Scored]:
+        fits = [bool(before) and len(before) + len(after) <= self._context for _, before, after in batch]
+        with _out_of_memory("batch_size"):
+            rows = [(before, after) for (_, before, after), fit in zip(batch, fits, strict=True) if fit]
+            done = iter(_forced(self._network, rows) if rows else ())
+        misfit = Scored(error=f"prompt and completion together do not fit the model's context of {self._context} tokens")
+        return [Scored(next(done)) if fit else misfit for fit in fits]
+
+
+def _packed(rows: list[tuple[int, Any, Any]], tokens: int) -> Iterator[list[tuple[int, Any, Any]]]:
+    """Batches of at most `tokens` with padding. Rows come longest first, so a batch depends on its first row alone."""
+    start = 0
+    while start < len(rows):
+        size = max(1, tokens // max(1, len(rows[start][1]) + len(rows[start][2])))
+        yield rows[start : start + size]
+        start += size
+
+
+def _ends(network: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a completion: the generation config's and the tokenizer's."""
+    told = network.generation_config.eos_token_id if network.generation_config else None
+    several = told if isinstance(told, list) else [told]
+    return frozenset(int(t) for t in [*several, tokenizer.eos_token_id] if t is not None)
+
+
+def _context(network: Any) -> int:
+    """Most tokens of prompt and completion together."""
+    return int(getattr(network.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+@contextmanager
+def _out_of_memory(field: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise EngineError(f"the GPU's memory is full ({error}); lower engine.{field}") from error
+
+
+# The decode loop
+
+
+@dataclass(slots=True)
+class _Drawn:
+    """A row that is done: its tokens, and per token log-probability, entropy, self-certainty: float64 (3, tokens)."""
+
+    ids: list[int]
+    stats: np.ndarray
+
+
+class _Knobs:
+    """The sampling of a batch's rows, as columns (rows, 1)."""
+
+    def __init__(self, prompts: list[_Prompt], steps: int, device: "torch.device") -> None:
+        import torch
+
+        def column(name: str) -> "Tensor":
+            return torch.tensor([[getattr(p.request.sampling, name)] for p in prompts], device=device)
+
+        self.temperature, self.top_p, self.min_p = column("temperature"), column("top_p"), column("min_p")
+        self.uniforms = torch.from_numpy(np.stack([_uniforms(p, steps) for p in prompts])).to(device)
+        self._classify()
+
+    def _classify(self) -> None:
+        """What at least one row needs; most batches need none of it."""
+        self.plain = bool((self.temperature == 1).all())
+        self.greedy = bool((self.temperature == 0).any())
+        self.nucleus, self.floor = bool((self.top_p < 1).any()), bool((self.min_p > 0).any())
+
+    def keep(self, rows: "Tensor") -> None:
+        for name in ("temperature", "top_p", "min_p", "uniforms"):
+            setattr(self, name, getattr(self, name)[rows])
+        self._classify()
+
+
+def _uniforms(prompt: _Prompt, steps: int) -> np.ndarray:
+    """The request's own numbers in [0, 1), one a step, whatever the number of steps is."""
+    if not prompt.request.sampling.temperature:
+        return np.zeros(steps)
+    return np.random.Generator(np.random.Philox(key=prompt.request.seed % 2**128)).random(steps)
+
+
+def _draw(logits: "Tensor", knobs: _Knobs, step: int) -> tuple["Tensor", "Tensor"]:
+    """Tokens (rows,) and (3, rows) log-probability, entropy, self-certainty from logits (rows, vocabulary).
+
+    The statistics are those of the untruncated distribution at temperature 1.
+    """
+    import torch
+
+    logp = torch.log_softmax(logits.float(), -1)
+    p = logp.exp()
+    tokens = _choose(p if knobs.plain else _tempered(logits.float(), knobs), knobs, step)
+    if knobs.greedy:
+        tokens = torch.where(knobs.temperature[:, 0] == 0, logits.argmax(-1), tokens)
+    chosen = logp.gather(-1, tokens[:, None])[:, 0]
+    certainty = -logp.mean(-1) - float(np.log(logp.shape[-1]))
+    return tokens, torch.stack([chosen, -torch.nan_to_num(p * logp).sum(-1), certainty])
+
+
+def _tempered(logits: "Tensor", knobs: _Knobs) -> "Tensor":
+    import torch
+
+    return torch.softmax(logits / torch.where(knobs.temperature == 0, 1.0, knobs.temperature), -1)
+
+
+def _choose(p: "Tensor", knobs: _Knobs, step: int) -> "Tensor":
+    """The token at which the distribution function passes the row's number, in vocabulary order."""
+    if knobs.nucleus:
+        p = _nucleus(p, knobs.top_p)
+    if knobs.floor:
+        p = p.masked_fill(p < knobs.min_p * p.amax(-1, keepdim=True), 0.0)
+    cdf = p.double().cumsum(-1)
+    passed = cdf <= knobs.uniforms[:, step : step + 1] * cdf[:, -1:]
+    return passed.sum(-1).clamp_(max=p.shape[-1] - 1)
+
+
+def _nucleus(p: "Tensor", top_p: "Tensor") -> "Tensor":
+    """The smallest set of likeliest tokens that holds `top_p` of the mass (Holtzman et al. 2020, arXiv:1904.09751)."""
+    ranked, order = p.sort(-1, descending=True, stable=True)
+    outside = ranked.double().cumsum(-1) - ranked >= top_p
+    return p.masked_fill(outside.scatter(-1, order, outside), 0.0)
+
+
+def _decode(
+    network: Any, ends: frozenset[int], prompts: list[_Prompt], stopped: Callable[[_Prompt, list[int]], bool]
+) -> list[_Drawn]:
+    """Completes a batch. What happens depends on the batch alone, so that equal batches give equal bytes."""
+    import torch
+
+    with torch.inference_mode():
+        batch = _Batch(network, ends, prompts)
+        for step in range(batch.steps):
+            batch.draw(step)
+            if step % LOOK == LOOK - 1:
+                batch.look(step, stopped)
+            if batch.done.all() or step == batch.steps - 1:
+                break
+            batch.forward(step)
+        return batch.drawn()
+
+
+class _Batch:
+    """A batch while it is generated. Rows leave it when they are done; `rows` says who is left."""
+
+    def __init__(self, network: Any, ends: frozenset[int], prompts: list[_Prompt]) -> None:
+        import torch
+
+        self.network, self.prompts = network, prompts
+        self.device = network.device
+        self.steps = max(p.limit for p in prompts)
+        self.ends = torch.tensor(sorted(ends), device=self.device)
+        self.limits = torch.tensor([p.limit for p in prompts], device=self.device)
+        self.knobs = _Knobs(prompts, self.steps, self.device)
+        self.rows = torch.arange(len(prompts), device=self.device)
+        self.done = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        self.lengths = self.limits.clone()
+        self.tokens = torch.zeros(len(prompts), self.steps, dtype=torch.long, device=self.device)
+        self.stats = torch.zeros(3, len(prompts), self.steps, device=self.device)
+        self.cache, self.logits, self.mask = _prefill(network, prompts)
+        self.padded = not bool(self.mask.all())
+        self.positions = self.mask.sum(-1, keepdim=True)
+
+    def draw(self, step: int) -> None:
+        """Draws the next token of every row, and notes it."""
+        import torch
+
+        self.next, stats = _draw(self.logits, self.knobs, step)
+        self.tokens[self.rows, step] = self.next
+        self.stats[:, self.rows, step] = stats
+        over = torch.isin(self.next, self.ends) | (self.limits[self.rows] == step + 1)
+        self._finish(over & ~self.done, step)
+
+    def _finish(self, over: "Tensor", step: int) -> None:
+        self.lengths[self.rows[over]] = step + 1
+        self.done |= over
+
+    def look(self, step: int, stopped: Callable[[_Prompt, list[int]], bool]) -> None:
+        """Ends the rows that have met a stop string, and lets rows that are done go when they are many."""
+        import torch
+
+        texts = self.tokens[self.rows, : step + 1].tolist()
+        over = [stopped(self.prompts[row], ids) for row, ids in zip(self.rows.tolist(), texts, strict=True)]
+        self._finish(torch.tensor(over, device=self.device) & ~self.done, step)
+        alive = (~self.done).nonzero()[:, 0]
+        if 0 < len(alive) < SHRINK * len(self.rows):
+            self._keep(alive)
+
+    def _keep(self, rows: "Tensor") -> None:
+        for name in ("rows", "done", "next", "mask", "positions"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.knobs.keep(rows)
+        self.cache.batch_select_indices(rows)
+
+    def forward(self, step: int) -> None:
+        """One more token of every row through the model."""
+        import torch
+
+        if self.padded:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], -1)
+        out = self.network(
+            self.next[:, None], attention_mask=self.mask if self.padded else None,
+            position_ids=self.positions + step, past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        self.logits = out.logits[:, -1]
+
+    def drawn(self) -> list[_Drawn]:
+        stats = self.stats.double().cpu().numpy()
+        rows = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
+        return [_Drawn(ids[:length], stats[:, row, :length]) for row, (ids, length) in enumerate(rows)]
+
+
+def _prefill(network: Any, prompts: list[_Prompt]) -> tuple[Any, "Tensor", "Tensor"]:
+    """Reads each different prompt once. Gives keys and values, next-token logits and mask, with a row a request."""
+    import torch
+
+    unique = {ids: place for place, ids in enumerate(dict.fromkeys(p.ids for p in prompts))}
+    rows = torch.tensor([unique[p.ids] for p in prompts], device=network.device)
+    ids, mask = _padded(list(unique), network.device)
+    positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+    some = _at_once(network, ids)
+    parts = [_read(network, *(t[i : i + some] for t in (ids, mask, positions))) for i in range(0, len(ids), some)]
+    cache = parts[0][0]
+    for other, _ in parts[1:]:
+        for layer, more in zip(cache.layers, other.layers, strict=True):
+            layer.keys, layer.values = torch.cat([layer.keys, more.keys]), torch.cat([layer.values, more.values])
+    cache.batch_select_indices(rows)
+    return cache, torch.cat([logits for _, logits in parts])[rows], mask[rows]
+
+
+def _at_once(network: Any, ids: "Tensor") -> int:
+    """Prompts to read at once: a few on a CPU; all where the layers are not of the kind that can be joined."""
+    joined = all(isinstance(layer, _growing()) for layer in _cache(network).layers)
+    return max(1, PREFILL_TOKENS // ids.shape[1]) if joined and network.device.type == "cpu" else len(ids)
+
+
+def _read(network: Any, ids: "Tensor", mask: "Tensor", positions: "Tensor") -> tuple[Any, "Tensor"]:
+    cache = _cache(network)
+    out = network(
+        ids, attention_mask=None if mask.all() else mask, position_ids=positions, past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    )  # fmt: skip
+    return cache, out.logits[:, -1]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: "torch.device") -> tuple["Tensor", "Tensor"]:
+    """Token ids (rows, longest), padded on the left, and the mask that is 1 where a token stands."""
+    import torch
+
+    size = max(map(len, rows))
+    ids = torch.tensor([[0] * (size - len(r)) + list(r) for r in rows], device=device)
+    mask = torch.tensor([[0] * (size - len(r)) + [1] * len(r) for r in rows], device=device)
+    return ids, mask
+
+
+def _forced(network: Any, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[tuple[float, ...]]:
+    """log p of each completion's tokens after its prompt, for rows of (prompt ids, completion ids)."""
+    import torch
+
+    with torch.inference_mode():
+        ids, mask = _padded([before + after for before, after in rows], network.device)
+        kept = max(len(after) for _, after in rows) + 1
+        positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+        out = network(ids, attention_mask=mask, position_ids=positions, logits_to_keep=kept, use_cache=False)
+        logits = out.logits[:, -kept:-1].float()
+        targets = ids[:, ids.shape[1] - kept + 1 :]
+        logp = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+        return [tuple(line[len(line) - len(after) :]) for line, (_, after) in zip(logp.tolist(), rows, strict=True)]
+
+
+def _cache(network: Any) -> Any:
+    """The model's kind of cache, its plain layers replaced by ones that grow without copying at every step."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=network.config)
+    cache.layers = [_growing()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+@once
+def _growing() -> type:
+    from transformers.cache_utils import DynamicLayer
+
+    class Growing(DynamicLayer):
+        """Keys and values (rows, heads, positions, width) in buffers with room; `DynamicLayer` copies all each step."""
+
+        room: tuple["Tensor", "Tensor"] | None = None
+
+        def update(self, key_states: "Tensor", value_states: "Tensor", *_: Any, **__: Any) -> tuple["Tensor", "Tensor"]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = key_states, value_states
+                return self.keys, self.values
+            start = self.keys.shape[-2]
+            end = start + key_states.shape[-2]
+            if self.room is None or end > self.room[0].shape[-2]:
+                self.room = _roomier(self.keys, end), _roomier(self.values, end)
+            for buffer, states in zip(self.room, (key_states, value_states), strict=True):
+                buffer[:, :, start:end] = states
+            self.keys, self.values = (buffer[:, :, :end] for buffer in self.room)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: "Tensor") -> None:
+            super().batch_select_indices(indices)
+            self.room = None
+
+    return Growing
+
+
+def _roomier(states: "Tensor", end: int) -> "Tensor":
+    """A copy of `states` with room for `end` positions and some more."""
+    rows, heads, start, width = states.shape
+    buffer = states.new_empty(rows, heads, -(-end // ROOM) * ROOM, width)
+    buffer[:, :, :start] = states
+    return buffer

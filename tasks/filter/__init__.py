@@ -1,0 +1,106 @@
+"""Filter: which responses are good enough to learn from. Every response is kept or dropped, with reason and margin.
+
+The rules, in the order in which they speak; the first that objects is the reason:
+- `error` it failed; `format` it has no answer, or was cut off; `short`, `long` in tokens; `unjudged` it has no reward;
+- the strategy's own rule on the reward (`score`);
+- `duplicate` of a better response to the same prompt; `rank` enough better ones for its prompt were kept;
+- whatever the strategy adds.
+
+"Better" is: higher reward, then higher score of the judge `rank_by` (by default the mean log-probability), then id.
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+from pydantic import NonNegativeInt, PositiveInt
+
+from tasks import tables
+from tasks.errors import UnknownName
+from tasks.stage import Strategy, stage
+
+NAN = pl.lit(None, pl.Float64)
+
+
+class Selection(Strategy):
+    """What strategies of this stage share. Called as `params(prompts, responses, judgments)`, gives `filtered`."""
+
+    per_prompt: PositiveInt = 1
+    """Most responses kept a prompt."""
+    rank_by: str | None = None
+    """Judge that ranks responses of equal reward; null ranks by mean log-probability: the likeliest first."""
+    shortest: NonNegativeInt = 1
+    """Fewest tokens."""
+    longest: PositiveInt | None = None
+    """Most tokens; null has no limit."""
+    finished: bool = True
+    """Drop what was cut off at the engine's `max_tokens`."""
+
+
+@stage(outputs=[tables.filtered])
+def filter(params: Selection, prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+    """Every response, kept or dropped, by prompt."""
+    decided = params(prompts, responses, judgments)
+    return decided.with_columns(kept=pl.col("reason").is_null()).sort("prompt_id", "id")
+
+
+def scored(params: Selection, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+    """Responses with their reward as `score`, what ranks equal ones as `rank`, and a null `reason` and `margin`.
+
+    Raises:
+        UnknownName: when the judge that `rank_by` names has judged nothing.
+    """
+    given = judgments.select(pl.col("response_id").alias("id"), "judge", "reward", "score")
+    rows = responses.join(given.filter("reward").select("id", "score"), on="id", how="left")
+    if params.rank_by is None:
+        rows = rows.with_columns(rank="mean_logprob")
+    else:
+        _known(params.rank_by, judgments)
+        ranks = given.filter(pl.col("judge") == params.rank_by).select("id", rank="score")
+        rows = rows.join(ranks, on="id", how="left")
+    return rows.with_columns(reason=pl.lit(None, pl.String), margin=NAN)
+
+
+def _known(judge: str, judgments: pl.LazyFrame) -> None:
+    names = judgments.select(pl.col("judge").unique()).collect()["judge"].to_list()
+    if names and judge not in names:
+        raise UnknownName("judge", judge, names, "filter.rank_by")
+
+
+def drop(rows: pl.LazyFrame, rules: Mapping[str, tuple[pl.Expr, pl.Expr]]) -> pl.LazyFrame:
+    """Rows that no rule dropped before get the first of these whose condition holds: reason to (condition, margin)."""
+    reason, margin = pl.col("reason"), pl.col("margin")
+    for name, (objects, missed_by) in rules.items():
+        now = reason.is_null() & objects.fill_null(False)
+        reason = pl.when(now).then(pl.lit(name)).otherwise(reason)
+        margin = pl.when(now).then(missed_by).otherwise(margin)
+    return rows.with_columns(reason=reason, margin=margin.cast(pl.Float64))
+
+
+def usable(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
+    """Drops what failed, has the wrong form or length, or has no reward."""
+    tokens, cut = pl.col("tokens"), pl.lit(params.finished) & (pl.col("finish_reason") == "length")
+    longest = pl.lit(params.longest, pl.Int64)
+    return drop(
+        rows,
+        {
+            "error": (pl.col("error").is_not_null(), NAN),
+            "format": (pl.col("answer").is_null() | cut, NAN),
+            "short": (tokens < params.shortest, params.shortest - tokens),
+            "long": (tokens > longest, tokens - longest),
+            "unjudged": (pl.col("score").is_null(), NAN),
+        },
+    )
+
+
+def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
+    """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
+    left = pl.col("reason").is_null()
+    first = pl.int_range(pl.len()).over("prompt_id", "response", left) == 0
+    rows = drop(better_first(rows), {"duplicate": (~first, NAN)})
+    place = left.cum_sum().over("prompt_id")
+    return drop(rows, {"rank": (place > params.per_prompt, place - params.per_prompt)})
+
+
+def better_first(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Sorted by reward, then rank, both highest first, then id."""
+    return rows.sort("score", "rank", "id", descending=[True, True, False], nulls_last=True)

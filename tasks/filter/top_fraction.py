@@ -1,0 +1,25 @@
+"""Keeps the best part: for rewards that only rank, where no threshold means anything."""
+
+import polars as pl
+from pydantic import Field
+
+from tasks.filter import Selection, best, better_first, drop, scored, usable
+
+
+class TopFraction(Selection):
+    """Of the `per_prompt` best responses of each prompt, the best part by reward, as reward-ranked fine-tuning does
+    (RAFT, Dong et al. 2023, arXiv:2304.06767).
+    """
+
+    fraction: float = Field(0.5, gt=0, le=1)
+    """Share of these that is kept, rounded down, but at least one."""
+
+    def __call__(self, prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+        """The margin is the distance to the reward of the last response kept."""
+        rows = better_first(best(usable(scored(self, responses, judgments), self), self))
+        left, score = pl.col("reason").is_null(), pl.col("score")
+        room = (left.sum() * self.fraction).floor().clip(lower_bound=1)
+        rows = rows.with_columns(in_room=left & (left.cum_sum() <= room))
+        rows = rows.with_columns(last=score.filter(pl.col("in_room")).min())
+        rows = drop(rows, {"score": (~pl.col("in_room"), pl.col("last") - score)})
+        return rows.with_columns(margin=pl.when(left).then(score - pl.col("last")).otherwise("margin"))

@@ -1,0 +1,95 @@
+"""Gate: whether a round's model is better than its parent's, and whether anything was lost on the way.
+
+A gate says yes or no and why; it never fails, and nothing is undone by it. What follows from it (the alias of the model
+registry, the parent of the next round) is for others to do. Where the evidence that a gate asks for is missing, a
+model is not promoted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import polars as pl
+
+from tasks import tables
+from tasks.stage import Panel, Result, stage
+
+DECISIONS = {"gate": pl.String, "passed": pl.Boolean, "value": pl.Float64, "threshold": pl.Float64, "reason": pl.String}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What gates look at: this round's evaluation, its parent's and the base's, and the round's data."""
+
+    evals: pl.LazyFrame
+    measures: pl.LazyFrame
+    pairs: pl.LazyFrame
+    filtered: pl.LazyFrame
+    parent_evals: pl.LazyFrame
+    parent_measures: pl.LazyFrame
+    base_evals: pl.LazyFrame
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one gate says: `value` is what it looked at, `threshold` what that had to reach."""
+
+    gate: str
+    passed: bool
+    reason: str
+    value: float | None = None
+    threshold: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Gate(Panel):
+    """Gates, each called as `member(evidence)`; each gives a list of `Decision`. A round is promoted when all of them
+    pass.
+    """
+
+
+@stage(outputs=[tables.decisions])
+def gate(
+    params: Gate,
+    evals: pl.LazyFrame,
+    measures: pl.LazyFrame,
+    pairs: pl.LazyFrame,
+    filtered: pl.LazyFrame,
+    parent_evals: pl.LazyFrame,
+    parent_measures: pl.LazyFrame,
+    base_evals: pl.LazyFrame,
+) -> Result:
+    """Asks every gate of the panel; the row `all` is their conjunction."""
+    evidence = Evidence(evals, measures, pairs, filtered, parent_evals, parent_measures, base_evals)
+    decisions = [d for name in sorted(params.panel) for d in params.panel[name](evidence)]
+    rows = [{k: v for k, v in asdict(d).items() if k in DECISIONS} for d in [*decisions, together(decisions)]]
+    metrics = {name: value for d in decisions for name, value in d.metrics.items()}
+    return Result({"decisions": pl.DataFrame(rows, schema=DECISIONS).sort("gate")}, metrics)
+
+
+def together(decisions: Sequence[Decision]) -> Decision:
+    """The decision on the round: promoted when no gate refuses. Without gates nothing stands in its way."""
+    refused = [d.gate for d in decisions if not d.passed]
+    reason = f"refused by {', '.join(refused)}" if refused else "every gate passed"
+    passed = float(len(decisions) - len(refused))
+    return Decision("all", not refused, reason, passed, float(len(decisions)))
+
+
+def per_item(evals: pl.LazyFrame, mode: str) -> pl.DataFrame:
+    """item, level, rate (share of its checked answers that are right), answers: of each held-out item, by item."""
+    rows = evals.filter(split="heldout", mode=mode).filter(pl.col("correct").is_not_null())
+    rate = pl.col("correct").cast(pl.Float64).mean().alias("rate")
+    found = rows.group_by("item").agg(pl.col("level").first(), rate, pl.len().alias("answers"))
+    return found.sort("item").collect()
+
+
+def paired(evidence: Evidence, mode: str) -> pl.DataFrame:
+    """item, parent, child: rates of the items that both models answered, by item."""
+    parent = per_item(evidence.parent_evals, mode).select("item", pl.col("rate").alias("parent"))
+    child = per_item(evidence.evals, mode).select("item", pl.col("rate").alias("child"))
+    return parent.join(child, on="item").sort("item")
+
+
+def overall(measures: pl.LazyFrame) -> dict[str, float]:
+    """The measures over all levels, by name."""
+    rows = measures.filter(pl.col("level").is_null()).select("name", "value").sort("name").collect()
+    return {name: value for name, value in rows.rows() if value is not None}

@@ -1,0 +1,20 @@
+"""A coin: the control arm. What a round gains with this reward, it gains without any judgment."""
+
+import polars as pl
+
+from tasks.judge import Case, opinion
+from tasks.stage import Strategy, seed_of
+
+
+class Random(Strategy):
+    """A score drawn uniformly from [0, 1) by a hash of the round's seed and the response's id."""
+
+    def __call__(self, case: Case) -> pl.LazyFrame:
+        """Scores in [0, 1); no verdict."""
+
+        def draw(ids: pl.Series) -> pl.Series:
+            # 53 bits fill a float's mantissa, so that no draw is rounded up to 1
+            return pl.Series([(seed_of(case.seed, "random", i) >> 10) / 2**53 for i in ids], dtype=pl.Float64)
+
+        drawn = pl.col("id").map_batches(draw, return_dtype=pl.Float64, is_elementwise=True)
+        return opinion(case.responses, drawn, "no score")

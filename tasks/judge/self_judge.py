@@ -1,0 +1,63 @@
+"""The model's own judge prompt."""
+
+from typing import Any, ClassVar, Literal
+
+import polars as pl
+from pydantic import NonNegativeFloat, PositiveInt
+
+from tasks.domains import Domain, Message, Verdict
+from tasks.engines import Completion, Policy, Request, Sampling
+from tasks.judge import OPINION, ORPHAN, Case, graded
+from tasks.stage import Strategy, seed_of
+
+Judged = tuple[str, str]
+"""A problem and a response to it."""
+
+
+class SelfJudge(Strategy):
+    """The model judges its own answer: the domain says how it is asked and how its verdict is read (LLM-as-a-judge,
+    Zheng et al. 2023, arXiv:2306.05685; used on itself in Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020).
+
+    The score is the mean of the grades that could be read, the verdict what most of them say. Equal answers to a
+    problem are judged once: seeds are hashes of what is judged.
+    """
+
+    needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset({"samples"})
+
+    votes: PositiveInt = 1
+    """Judgments averaged; more than one wants a temperature."""
+    temperature: NonNegativeFloat = 0.0
+    """0 is greedy."""
+    max_tokens: PositiveInt = 192
+    """Longest judgment, in tokens."""
+
+    def __call__(self, case: Case) -> pl.LazyFrame:
+        """Scores in [0, 1]; no verdict that can be read is an error. `rationale` is the first text that came."""
+        assert case.policy is not None
+        asked = case.asked().select("id", "prompt_id", "problem", "response").sort("id").collect()
+        different = sorted(set(asked.drop_nulls("problem").select("problem", "response").iter_rows()))
+        opinions = self._judge(different, case.policy, case.domain, case.seed)
+        lost = graded([ORPHAN])
+        given = [opinions.get(row, lost) for row in asked.select("problem", "response").iter_rows()]
+        rows = asked.select(pl.col("id").alias("response_id"), "prompt_id", pl.Series("opinion", given, dtype=OPINION))
+        return rows.lazy().unnest("opinion")
+
+    def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
+        requests = [
+            self._request(domain.judge(*pair), seed_of(seed, "self_judge", *pair, vote))
+            for pair in judged
+            for vote in range(self.votes)
+        ]
+        came = dict(policy.sample(requests)) if requests else {}
+        ordered = [came[i] for i in range(len(requests))]
+        return {pair: read(ordered[i * self.votes : (i + 1) * self.votes], domain) for i, pair in enumerate(judged)}
+
+    def _request(self, messages: list[Message], seed: int) -> Request:
+        sampling = Sampling(self.temperature, max_tokens=self.max_tokens)
+        return Request(tuple((m["role"], m["content"]) for m in messages), sampling, seed)
+
+
+def read(came: list[Completion], domain: Domain) -> dict[str, Any]:
+    """One opinion from the judgments of one response; those that failed or cannot be read do not count."""
+    verdicts = [Verdict(None, error=c.error) if c.error else domain.verdict(c.text) for c in came]
+    return graded(verdicts, next((c.text for c in came if not c.error), None))

@@ -1,0 +1,49 @@
+"""Pair: preference pairs, the chosen and the rejected completion of one prompt, in TRL's columns.
+
+Both scores are the reward's. A response that failed or has no reward is in no pair, least of all as the rejected one.
+"""
+
+import polars as pl
+from pydantic import PositiveFloat
+
+from tasks import tables
+from tasks.stage import Strategy, stage
+
+
+class Pairing(Strategy):
+    """What strategies of this stage share.
+
+    Called as `params(rated, refinements)`, where `rated` are the usable responses with their `prompt` and reward
+    (`score`); gives `prompt_id, prompt, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source`
+    with both completions as text.
+    """
+
+    margin: PositiveFloat = 0.25
+    """Smallest gap of the reward worth learning from, in its own units; ties never become pairs."""
+
+
+@stage(outputs=[tables.pairs])
+def pair(
+    params: Pairing,
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    judgments: pl.LazyFrame,
+    refinements: pl.LazyFrame,
+) -> pl.LazyFrame:
+    """Pairs of two different texts whose scores are at least `margin` apart."""
+    paired = params(_rated(prompts, responses, judgments), refinements)
+    gap = pl.col("chosen_score") - pl.col("rejected_score")
+    worth = paired.filter(gap >= params.margin, pl.col("chosen") != pl.col("rejected"))
+    identified = worth.with_columns(tables.ids("prompt_id", "chosen_id", "rejected_id"))
+    return identified.with_columns(chosen=_turn("chosen"), rejected=_turn("rejected")).sort("prompt_id", "id")
+
+
+def _rated(prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+    reward = judgments.filter("reward").drop_nulls("score").select(pl.col("response_id").alias("id"), "score")
+    asked = prompts.select(pl.col("id").alias("prompt_id"), "prompt")
+    usable = responses.filter(pl.col("error").is_null())
+    return usable.join(reward, on="id").join(asked, on="prompt_id")
+
+
+def _turn(column: str) -> pl.Expr:
+    return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=pl.col(column)))

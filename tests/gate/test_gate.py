@@ -1,0 +1,151 @@
+"""The gates against hand-worked examples."""
+
+import polars as pl
+import pytest
+from scipy.stats import wilcoxon
+
+from tasks import tables
+from tasks.gate import Evidence, Gate, gate, overall, per_item
+from tasks.gate.coverage import Coverage
+from tasks.gate.diversity import Diversity
+from tasks.gate.improves import Improves, mcnemar
+from tasks.gate.no_regression import NoRegression
+
+ARGUMENTS = ("evals", "measures", "pairs", "filtered", "parent_evals", "parent_measures", "base_evals")
+
+
+def empty(table):
+    return pl.from_arrow(tables.TABLES[table].schema.empty_table()).lazy()
+
+
+def evals(rates, mode="sampled", samples=4, split="heldout"):
+    """Rows of `evals` in which item i{n} has `rates[n]` right among its samples."""
+    rows = [
+        {"id": f"{mode}{n}{k}", "item": f"i{n}", "split": split, "mode": mode, "sample": k, "correct": k < right}
+        for n, right in enumerate(rates)
+        for k in range(samples)
+    ]
+    return pl.concat(
+        [empty("evals").collect(), pl.DataFrame(rows, schema_overrides={"sample": pl.Int32})], how="diagonal"
+    )
+
+
+def measures(**values):
+    rows = [{"name": n, "level": None, "value": v} for n, v in values.items()]
+    return pl.DataFrame(rows, schema={"name": pl.String, "level": pl.Int32, "value": pl.Float64}).lazy()
+
+
+def evidence(**given):
+    frames = {name: empty(name.removeprefix("parent_").removeprefix("base_")) for name in ARGUMENTS}
+    return Evidence(**frames | {k: v.lazy() for k, v in given.items()})
+
+
+def test_improves_needs_a_significant_gain():
+    parent, child = [1] * 12, [3] * 12
+    (decision,) = Improves()(evidence(evals=evals(child), parent_evals=evals(parent)))
+    assert decision.passed
+    assert decision.value == 0.5
+    assert decision.metrics["gate_delta"] == 0.5
+    assert decision.metrics["gate_p"] == wilcoxon([0.5] * 12, alternative="greater").pvalue < 0.001
+    (same,) = Improves()(evidence(evals=evals(parent), parent_evals=evals(parent)))
+    assert not same.passed
+    assert same.metrics["gate_p"] == 1.0
+    (lenient,) = Improves(significant=False)(evidence(evals=evals(parent), parent_evals=evals(parent)))
+    assert lenient.passed
+    (less,) = Improves(least=0.6)(evidence(evals=evals(child), parent_evals=evals(parent)))
+    assert not less.passed
+
+
+def test_a_significant_loss_is_refused_though_a_loss_is_allowed():
+    (decision,) = Improves(significant=False, least=-1)(evidence(evals=evals([1] * 12), parent_evals=evals([3] * 12)))
+    assert not decision.passed
+
+
+def test_items_are_paired_by_id_and_errors_do_not_count():
+    child = (
+        evals([4, 2, 0])
+        .sort("id", descending=True)
+        .with_columns(correct=pl.when(pl.col("item") == "i0").then(None).otherwise(pl.col("correct")))
+    )
+    (decision,) = Improves()(evidence(evals=child, parent_evals=evals([0, 2, 4])))
+    # i0 could not be checked; i1 stays at 1/2; i2 falls from 1 to 0
+    assert decision.value == -0.5
+
+
+def test_other_splits_and_modes_do_not_count():
+    both = pl.concat([evals([4]), evals([0], split="validation"), evals([0], mode="greedy")])
+    assert per_item(both.lazy(), "sampled")["rate"].to_list() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"),
+    # two-sided: 2·(C(6,0) + C(6,1))/2⁶ = 14/64; 2/2⁵; none; a tie
+    [(1, 5, 14 / 64), (5, 0, 2 / 32), (0, 0, 1.0), (3, 3, 1.0)],
+)
+def test_mcnemar(gained, lost, p):
+    assert mcnemar(gained, lost) == pytest.approx(p)
+
+
+def test_greedy_is_measured_beside():
+    child = pl.concat([evals([2, 2]), evals([1, 1, 0], "greedy", 1)])
+    parent = pl.concat([evals([2, 2]), evals([0, 1, 0], "greedy", 1)])
+    (decision,) = Improves()(evidence(evals=child, parent_evals=parent))
+    assert decision.metrics["gate_greedy_delta"] == pytest.approx(1 / 3)
+    assert decision.metrics["gate_greedy_p"] == 1.0
+
+
+def test_no_regression():
+    before, now = measures(greedy=0.70, majority_at_8=0.8), measures(greedy=0.67, judge_balanced_accuracy=0.9)
+    found = {d.gate: d for d in NoRegression()(evidence(measures=now, parent_measures=before))}
+    assert found["no_regression/greedy"].passed  # falls by exactly what is allowed
+    assert found["no_regression/greedy"].value == pytest.approx(-0.03)
+    assert not found["no_regression/majority_at_8"].passed  # not measured any more
+    assert found["no_regression/judge_balanced_accuracy"].passed  # the parent has none
+    (worse,) = NoRegression(most={"greedy": 0.02})(evidence(measures=now, parent_measures=before))
+    assert not worse.passed
+
+
+def test_coverage_is_over_what_the_base_solved():
+    child, base = evals([0, 4, 1, 2]), evals([1, 1, 1, 0])
+    (decision,) = Coverage(least=0.6)(evidence(evals=child, base_evals=base))
+    assert decision.value == pytest.approx(2 / 3)
+    assert decision.passed
+    assert decision.metrics["gate_new"] == 1
+    (strict,) = Coverage(least=0.7)(evidence(evals=child, base_evals=base))
+    assert not strict.passed
+
+
+def test_diversity_and_the_gap_of_pairs():
+    pairs = pl.DataFrame({"chosen_score": [1.0, 0.5], "rejected_score": [0.5, 0.4]})
+    filtered = pl.DataFrame({"kept": [True, False, False, False]})
+    given = evidence(
+        measures=measures(distinct_2=0.2), parent_measures=measures(distinct_2=0.5), pairs=pairs, filtered=filtered
+    )
+    spread, gap = Diversity(gap=0.2)(given)
+    assert not spread.passed
+    assert spread.value == pytest.approx(0.4)
+    assert spread.metrics["gate_kept"] == 0.25
+    assert gap.passed
+    assert gap.value == pytest.approx(0.3)
+
+
+def test_nothing_to_look_at_is_decided_and_not_promoted():
+    panel = Gate(panel={"improves": Improves(), "coverage": Coverage(), "diversity": Diversity()})
+    result = gate(panel, **{n: empty(n.removeprefix("parent_").removeprefix("base_")) for n in ARGUMENTS})
+    rows = {r["gate"]: r for r in result.frames["decisions"].iter_rows(named=True)}
+    assert set(rows) == {"all", "improves", "coverage", "diversity"}
+    assert not rows["all"]["passed"]
+    assert rows["all"]["reason"] == "refused by coverage, improves"
+
+
+def test_all_is_the_conjunction():
+    given = evidence(evals=evals([3] * 12), parent_evals=evals([1] * 12), base_evals=evals([1] * 12))
+    panel = Gate(panel={"improves": Improves(), "coverage": Coverage()})
+    result = gate(panel, **{n: getattr(given, n) for n in ARGUMENTS})
+    assert result.frames["decisions"].filter(gate="all")["passed"].item()
+    assert result.metrics["gate_coverage"] == 1.0
+
+
+def test_overall_leaves_levels_out():
+    frame = pl.DataFrame({"name": ["a", "a"], "level": [None, 2], "value": [0.5, 0.1]})
+    assert overall(frame.lazy()) == {"a": 0.5}

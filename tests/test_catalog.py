@@ -1,0 +1,317 @@
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tasks import catalog, models, store
+from tasks.errors import FlywheelError, ParamsError, StoreError, UnknownName
+from tasks.tables import TABLES
+
+PARAMS = """
+bases:
+  r0: {seed: 1, domain: {strategy: arithmetic}, engine: {strategy: fake}, base: {strategy: local}}
+rounds:
+  r1: {parent: r0, base: r0, seed: 2, domain: {strategy: arithmetic}, engine: {strategy: fake}}
+  r2: {parent: r1, base: r0, seed: 3, domain: {strategy: arithmetic}, engine: {strategy: fake}}
+"""
+CHAT = [{"role": "user", "content": "What's 1 + 1?"}]
+PROMPT = {"id": "p1", "problem": "What's 1 + 1?", "prompt": CHAT, "source": "model", "parents": ["p0"]}
+SEED = {"id": "p0", "problem": "1?", "prompt": CHAT, "source": "seed", "parents": []}
+
+
+def rows_of(table: str, *rows: dict[str, Any]) -> pl.DataFrame:
+    return pl.from_arrow(pa.Table.from_pylist(list(rows), TABLES[table].schema))
+
+
+def write(
+    root: Path, round: str, stage: str, tables: dict[str, list[dict[str, Any]]], model: bytes = b"", **more: Any
+) -> None:
+    with store.writing(root, round, stage) as draft:
+        for name, rows in tables.items():
+            draft.table(TABLES[name], rows_of(name, *rows))
+        if model:
+            place = draft.folder("model")
+            (place / "config.json").write_text("{}")
+            (place / "model.safetensors").write_bytes(model)
+            (place / "log.txt").write_text("not part of the digest")
+            draft.describe_folder("model")
+        told = {"metrics": {}, "tokens": {"prompt_tokens": 3, "completion_tokens": 4}, "params": {}} | more
+        draft.commit(
+            store.Manifest(
+                round=round,
+                stage=stage,
+                outputs=draft.outputs,
+                inputs={},
+                code={},
+                seed=7,
+                versions={},
+                seconds={"start": 1.0, "run": 2.0, "write": 0.5},
+                started="2026-01-01T00:00:00+00:00",
+                finished="2026-01-01T00:00:03+00:00",
+                **told,
+            )
+        )
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A copy of the project, in a folder whose name needs quoting and looks like a partition."""
+    return Path(shutil.copytree(made, tmp_path / "it's=here"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and a round, of which some stages have run; r2 is only in params.yaml, x9 only on disk."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "params.yaml").write_text(PARAMS)
+    write(root, "r0", "base", {"prompts": [SEED]}, b"weights", params={"base": {"strategy": "local"}})
+    digest = models.digest(root / "data" / "round=r0" / "model")
+    response = {"prompt_id": "p1", "response": "2", "answer": "2", "model": digest}
+    write(root, "r1", "prompts", {"prompts": [PROMPT]}, params={"prompts": {"strategy": "pool", "count": 1}})
+    write(
+        root,
+        "r1",
+        "generate",
+        {"responses": [{"id": "a1", "sample": 0, **response}, {"id": "a2", "sample": 1, **response}]},
+        metrics={"responses": 2.0, "pass_at_1/level_2": 0.5},
+    )
+    verdict = {"response_id": "a1", "prompt_id": "p1", "judge": "verifier", "reward": True, "score": 1.0}
+    panel = {"judge": {"panel": {"verifier": None, "majority": {}}, "reward": "verifier"}}
+    write(root, "r1", "judge", {"judgments": [{"id": "j1", **verdict}]}, params=panel)
+    write(root, "r1", "filter", {"filtered": [{"id": "a1", "prompt_id": "p1", "kept": True, "score": 1.0}]})
+    training = {"id": "t1", "prompt_id": "p1", "response_id": "a1", "model": digest, "source": "responses"}
+    done = {"prompt": CHAT, "completion": [{"role": "assistant", "content": "2"}]}
+    write(root, "r1", "train", {"training": [training | done]}, b"other weights")
+    write(root, "x9", "gate", {}, metrics={"promoted": 1.0})
+    return root
+
+
+def ask(root: Path, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in catalog.query(root, sql).to_pylist()]
+
+
+def test_every_table_is_a_view_with_its_columns_and_the_round_in_front(root: Path) -> None:
+    con = catalog.connect(root)
+    for name, table in TABLES.items():
+        schema = con.sql(f"from {name}").to_arrow_table().schema
+        assert schema.names == ["round", *table.schema.names]
+        assert schema.field("round").type == pa.string()
+        assert [schema.field(n).type for n in table.schema.names] == table.schema.types
+    assert ask(root, "select round, id from prompts order by all") == [("r0", "p0"), ("r1", "p1")]
+    assert ask(root, "select count(*) from evals") == [(0,)]
+
+
+def test_a_project_without_anything_has_the_views_too(tmp_path: Path) -> None:
+    for name in [*TABLES, "rounds", "stages", "metrics"]:
+        assert ask(tmp_path, f"select count(*) from {name}") == [(0,)]
+
+
+def test_files_that_no_manifest_names_are_in_no_view(root: Path) -> None:
+    part = root / "data" / "round=r1" / "prompts" / "part-00000.parquet"
+    part.with_name("part-00001.parquet").write_bytes(part.read_bytes())
+    (root / "data" / "round=r1" / "evals").mkdir()
+    (root / "data" / "round=r1" / "evals" / "part-00000.parquet").write_bytes(b"torn")
+    assert ask(root, "select count(*) from prompts where round = 'r1'") == [(1,)]
+    assert ask(root, "select count(*) from evals") == [(0,)]
+
+
+def test_an_older_round_may_lack_a_column_or_have_one_more(root: Path) -> None:
+    place = root / "data" / "round=r1"
+    part = place / "filtered" / "part-00000.parquet"
+    old = pq.read_table(part).drop_columns("margin").append_column("gone", pa.array(["x"]))
+    pq.write_table(old, part)
+    manifest = json.loads((place / "manifests" / "filter.json").read_text())
+    manifest["outputs"]["filtered"]["parts"][0] |= {"bytes": part.stat().st_size, "sha256": store.sha256(part)}
+    (place / "manifests" / "filter.json").write_text(json.dumps(manifest))
+    assert ask(root, "from filtered") == [("r1", "a1", "p1", True, None, None, 1.0)]
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut"])
+def test_a_part_that_is_gone_or_cut_short_is_named(root: Path, harm: str) -> None:
+    part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
+    content = part.read_bytes()
+    part.unlink()
+    if harm == "cut":
+        part.write_bytes(content[:100])
+    with pytest.raises(StoreError, match=r"round=r1/judgments/part-00000\.parquet (is missing|has 100 bytes)"):
+        catalog.connect(root)
+
+
+def test_rounds_tell_parents_strategies_and_models(root: Path) -> None:
+    rounds = {r["round"]: r for r in catalog.query(root, "from rounds").to_pylist()}
+    assert list(rounds) == ["r0", "r1", "r2", "x9"]
+    assert [(r["kind"], r["parent"], r["base"], r["seed"], r["stages"]) for r in rounds.values()] == [
+        ("base", None, "r0", 1, 1),
+        ("round", "r0", "r0", 2, 5),
+        ("round", "r1", "r0", 3, 0),
+        (None, None, None, 7, 1),
+    ]
+    assert rounds["r1"]["strategies"] == [("judge", "verifier + majority"), ("prompts", "pool")]
+    assert (rounds["r1"]["domain"], rounds["r1"]["engine"]) == ("arithmetic", "fake")
+    assert [r["promoted"] for r in rounds.values()] == [None, None, None, True]
+    assert rounds["r1"]["model"] == models.digest(root / "data" / "round=r1" / "model")
+    assert ask(root, "select a.round from rounds a join responses b using (model)") == [("r0",), ("r0",)]
+
+
+def test_a_model_that_is_a_pointer_has_the_digest_that_it_tells(root: Path) -> None:
+    place = root / "data" / "round=r0" / "model"
+    (place / "pointer.json").write_text('{"digest": "abc"}')
+    assert ask(root, "select model from rounds where round = 'r0'") == [("abc",)]
+
+
+def test_stages_and_metrics(root: Path) -> None:
+    assert ask(root, "select name, value from metrics where stage = 'generate' order by name") == [
+        ("pass_at_1/level_2", 0.5),
+        ("responses", 2.0),
+    ]
+    columns = "rows, prompt_tokens, completion_tokens, requests, seconds, start_seconds, finished"
+    assert ask(root, f"select {columns} from stages where stage = 'generate'") == [
+        (2, 3, 4, 0, 3.5, 1.0, "2026-01-01T00:00:03+00:00")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sql", "says"),
+    [
+        ("from promts", "there is no table 'promts'; did you mean 'prompts'"),
+        ("from metric", "did you mean 'metrics'"),
+        ("select promt from prompts", "Candidate bindings"),
+        ("selec 1", "syntax error"),
+        ("select 'x'::int", "Could not convert"),
+        ("insert into prompts (id) values ('x')", "prompts is not an table"),
+    ],
+)
+def test_an_error_is_one_message(root: Path, sql: str, says: str) -> None:
+    with pytest.raises(FlywheelError) as caught:
+        catalog.query(root, sql)
+    assert says in str(caught.value)
+
+
+def test_a_params_file_that_is_not_yaml_is_told(root: Path) -> None:
+    (root / "params.yaml").write_text("rounds: [")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        catalog.connect(root)
+
+
+def test_queries_change_nothing_on_disk(root: Path) -> None:
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    assert ask(root, "create table mine as from prompts; select count(*) from mine") == [(2,)]
+    with pytest.raises(FlywheelError):
+        catalog.query(root, "delete from prompts")
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+# What is printed and written
+
+
+def test_tables_are_cut_and_csv_and_json_are_not(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "select id, prompt, 1 / 3 as third, null as none, repeat('x', 100) as long from prompts order by id"
+    catalog.show(root, sql)
+    shown = capsys.readouterr().out
+    assert "0.333333" in shown
+    assert "x" * 59 + "…" in shown
+    assert "2 rows" in shown
+    catalog.show(root, sql, "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [r["id"] for r in rows] == ["p0", "p1"]
+    assert json.loads(rows[0]["prompt"]) == CHAT
+    assert (rows[0]["none"], rows[0]["long"]) == ("", "x" * 100)
+    catalog.show(root, sql, "json")
+    assert json.loads(capsys.readouterr().out)[1]["prompt"] == CHAT
+    catalog.show(root, "select strategies from rounds where round = 'r1'", "json")
+    assert json.loads(capsys.readouterr().out)[0]["strategies"]["prompts"] == "pool"
+
+
+@pytest.mark.parametrize("format", ["table", "csv", "json"])
+def test_a_statement_without_rows_prints_none(
+    root: Path, format: catalog.Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog.show(root, "", format)
+    catalog.show(root, "from evals", format)
+    assert "round" in capsys.readouterr().out or format == "json"
+
+
+def test_many_rows_are_counted_and_not_all_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.show(root, "from range(205)")
+    shown = capsys.readouterr().out
+    assert "205 rows, the last 5 not shown" in shown
+    assert "199" in shown
+    assert "204" not in shown.replace("205", "")
+
+
+def test_markup_in_a_cell_is_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.show(root, "select '[red]x[/]' as \"[bold]\"")
+    shown = capsys.readouterr().out
+    assert "[red]x[/]" in shown
+    assert "[bold]" in shown
+
+
+def test_rows_are_written_to_parquet(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.parquet"
+    catalog.show(root, "select id, prompt from prompts order by id", out=out)
+    assert pq.read_table(out).to_pylist()[1] == {"id": "p1", "prompt": CHAT}
+    assert "2 rows" in capsys.readouterr().out
+    with pytest.raises(FlywheelError, match="cannot be written"):
+        catalog.show(root, "select 1", out=tmp_path / "absent" / "out.parquet")
+
+
+def test_another_client_reads_the_views_from_anywhere(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "views.duckdb"
+    monkeypatch.chdir(root)
+    catalog.write_views(Path(), file)
+    catalog.write_views(Path(), file)
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect(file, read_only=True) as con:
+        assert con.execute("select round, id from prompts order by all").fetchall() == [("r0", "p0"), ("r1", "p1")]
+        assert con.execute("select count(*) from rounds").fetchall() == [(4,)]
+        kinds = dict(con.execute("select table_name, table_type from information_schema.tables").fetchall())
+    assert {kinds[n] for n in TABLES} == {"VIEW"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
+
+
+def test_views_that_cannot_be_written_leave_the_old_file(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "views.duckdb"
+    file.write_bytes(b"old")
+    (root / "data" / "round=r1" / "prompts" / "part-00000.parquet").unlink()
+    with pytest.raises(StoreError):
+        catalog.write_views(root, file)
+    assert file.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
+    with pytest.raises(FlywheelError, match="cannot be written"):
+        catalog.write_views(tmp_path / "it's=here" / "none", tmp_path / "absent" / "views.duckdb")
+
+
+# Tracing
+
+
+def test_a_training_row_is_walked_back_to_the_first_prompt(root: Path) -> None:
+    steps = catalog.trace(catalog.connect(root), "t1")
+    assert [(t, r.get("id") or r["round"]) for t, r in steps] == [
+        ("training", "t1"),
+        ("prompts", "p1"),
+        ("responses", "a1"),
+        ("judgments", "j1"),
+        ("filtered", "a1"),
+        ("prompts", "p0"),
+        ("rounds", "r0"),
+    ]
+
+
+def test_an_id_that_nothing_has_is_told(root: Path) -> None:
+    with pytest.raises(FlywheelError, match="no table has a row with the id 'nope'"):
+        catalog.trace(catalog.connect(root), "nope")
+
+
+def test_unknown_tables_are_unknown_names(root: Path) -> None:
+    with pytest.raises(UnknownName):
+        catalog.query(root, "from zzzz")
