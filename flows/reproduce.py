@@ -21,6 +21,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
+from tasks import plan
 from tasks.errors import FlywheelError
 
 KEPT_LINES = 200
@@ -142,6 +143,8 @@ def end_all() -> None:
 
 def failure(lines: list[str]) -> str:
     """The message in a failed stage's output: what `flywheel` printed, else the last lines."""
+    if any(" is busy, it is being blocked by" in line for line in lines):
+        return plan.busy("\n".join(lines))
     starts = [i for i, line in enumerate(lines) if line.startswith("flywheel: ")]
     if not starts:
         return "\n".join(lines[-LAST_LINES:]) or "it ended without a word"

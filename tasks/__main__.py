@@ -90,11 +90,12 @@ def base_add(
     name: Annotated[str, typer.Argument(help="The new base's name.")],
     hub: Annotated[str | None, typer.Option("--hub", help="ID@REVISION of a model of the Hugging Face hub.")] = None,
     local: Annotated[Path | None, typer.Option("--local", help="A folder with a safetensors model.")] = None,
+    set_: Settings = None,
 ) -> None:
     """Append a base to params.yaml: a pinned model of the hub, or a local folder."""
     from tasks.params import add_base
 
-    add_base(ROOT, name, _base_block(hub, local))
+    add_base(ROOT, name, _base_block(hub, local), set_ or [])
     typer.echo(f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it.")
 
 

@@ -335,7 +335,9 @@ def _print_table(rows: pa.Table) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=10_000)  # a pipe or a file wraps nothing
     console.print(grid)
     left = rows.num_rows - SHOWN_ROWS
-    console.print(f"{rows.num_rows} rows" + (f", the last {left} not shown" if left > 0 else ""))
+    console.print(
+        f"{rows.num_rows} row{'s' * (rows.num_rows != 1)}" + (f", the last {left} not shown" if left > 0 else "")
+    )
 
 
 def _shown(value: Any) -> str:

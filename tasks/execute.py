@@ -18,7 +18,7 @@ import polars as pl
 import psutil
 
 from tasks import pipeline, store
-from tasks.engines import spent
+from tasks.engines import Metered
 from tasks.errors import UnknownName
 from tasks.params import Block, load_params, stages_of
 from tasks.stage import Input, Result, Stage, content_id
@@ -38,15 +38,18 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
     params = load_params(root)
     block = params.block(name)
     stage = _stage(block, stage_name)
+    meter = Metered(block.engine)
     with store.writing(root, name, stage.name) as draft:
         clock = time.perf_counter()
         arguments, digests = _arguments(root, stage, block, draft)
+        if "engine" in arguments:
+            arguments["engine"] = meter
         result = _as_result(stage, stage.function(**arguments))
         ran = time.perf_counter() - clock
         metrics = _write(stage, draft, result)
         seconds = {
-            "start": round(startup + spent["load_seconds"], 3),
-            "run": round(ran - spent["load_seconds"], 3),
+            "start": round(startup + meter.load_seconds, 3),
+            "run": round(ran - meter.load_seconds, 3),
             "write": round(time.perf_counter() - clock - ran, 3),
         }
         manifest = store.Manifest(
@@ -59,7 +62,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             seed=block.seed,
             versions=_versions(),
             metrics=metrics,
-            tokens={k: int(spent[k]) for k in ("prompt_tokens", "completion_tokens", "requests", "cached")},
+            tokens={k: getattr(meter, k) for k in ("requests", "prompt_tokens", "completion_tokens")},
             seconds=seconds,
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -429,7 +429,10 @@ def _set(block: Any, setting: str) -> None:
         if at[key] is None:
             at[key] = CommentedMap()
         at = at[key]
-    at[last] = YAML(typ="safe").load(value)
+    new = YAML(typ="safe").load(value)
+    if last == "strategy" and at.get(last) != new:
+        at.clear()  # the other parameters are the old strategy's
+    at[last] = new
 
 
 def remove_round(root: Path, name: str) -> None:
@@ -453,14 +456,16 @@ def remove_round(root: Path, name: str) -> None:
     edit(root, change)
 
 
-def add_base(root: Path, name: str, base: dict[str, Any]) -> None:
-    """Appends a base: a copy of the first base's block with another `base` strategy."""
+def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str]) -> None:
+    """Appends a base: a copy of the first base's block with another `base` strategy, and with settings."""
 
     def change(content: CommentedMap) -> None:
         if name in content["bases"] or name in (content.get("rounds") or {}):
             raise FlywheelError(f"{FILE} has a {name!r} already; choose another name")
         block = CommentedMap(plain(next(iter(content["bases"].values()))))
         block["base"] = CommentedMap(base)
+        for setting in settings:
+            _set(block, setting)
         content["bases"][name] = block
 
     edit(root, change)

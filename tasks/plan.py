@@ -5,6 +5,7 @@ second and a half of a process of its own).
 """
 
 import logging
+import re
 from collections.abc import Iterable
 from graphlib import TopologicalSorter
 from math import prod
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks import store
-from tasks.errors import FlywheelError
+from tasks.errors import Busy, FlywheelError
 from tasks.params import Block, Pipeline, load_params, stages_of
 from tasks.pipeline import address, written
 from tasks.stage import Stage, load, names, stages
@@ -59,6 +60,7 @@ def stale(root: Path, *names: str) -> list[str]:
 def changed(root: Path, targets: list[str]) -> set[str]:
     """The stages among `targets` whose params, inputs, code or outputs are not what dvc.lock says."""
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     quiet = logging.getLogger("dvc")
@@ -67,12 +69,21 @@ def changed(root: Path, targets: list[str]) -> set[str]:
     try:
         with Repo(str(root)) as repo:
             return {name.partition(":")[2] or name for name in repo.status(targets=targets)}
+    except LockError as error:
+        raise Busy(busy(str(error))) from error
     except DvcException as error:
         raise FlywheelError(
             f"DVC cannot tell what is stale: {error}; `flywheel render` writes dvc.yaml anew"
         ) from error
     finally:
         quiet.setLevel(level)
+
+
+def busy(text: str) -> str:
+    """What DVC's message about its locks means: who is at work."""
+    who = re.search(r"\(PID (\d+)\): (.*)", text)
+    by = f" (pid {who[1]}: {who[2].strip()[-60:]})" if who else ""
+    return f"another process is running a stage that this needs{by}; wait for it, or end it"
 
 
 # --dry-run

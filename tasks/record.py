@@ -146,7 +146,7 @@ def _reached(uri: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy"):
             raise
-        line = str(error).strip().split("\n")[0]
+        line = _shown(str(error).strip().split("\n")[0])
         raise FlywheelError(
             f"MLflow at {_shown(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
             "then run `flywheel record`: nothing is lost, all of it is in the manifests"
@@ -234,6 +234,7 @@ class _Book:
         self.experiment = self._experiment()
         self.runs = self._runs()
         self.versions = self._versions()
+        self.current: dict[str, Any] = {}
         self.new = {"runs": 0, "stages": 0, "versions": 0}
 
     def _experiment(self) -> str:
@@ -370,16 +371,17 @@ class _Book:
             )
             self.versions.append(version)
             self.new["versions"] += 1
+        self.current[block.name] = version
         for other in self.versions:
-            self._mark_version(other, block.name, version.version)
+            self._mark_version(other, block.name, str(version.version))
 
     def _mark_version(self, other: Any, name: str, current: str) -> None:
         if other.tags.get("round") != name:
             return
         told = other.tags.get("superseded_by")
-        if other.version != current and told != current:
+        if str(other.version) != current and told != current:
             self.client.set_model_version_tag(self.name, other.version, "superseded_by", current)
-        if other.version == current and told:
+        if str(other.version) == current and told:
             self.client.delete_model_version_tag(self.name, other.version, "superseded_by")
 
     def _version(self, name: str, digest: str) -> Any | None:
@@ -392,17 +394,16 @@ class _Book:
         name = chosen.round if chosen else last_promoted(self.root, self.pipeline)
         if name is None:
             return "no model to promote yet"
-        digest = chosen.digest if chosen else _model(consistent(self.root, self.pipeline.blocks[name])).digest  # type: ignore[union-attr]
-        version = self._version(name, digest)
+        version = self._version(name, chosen.digest) if chosen else self.current.get(name)
         if version is None:
-            return f"{ALIAS} stays: {DECISION} names a model of {name} that is not there; `flywheel promote ROUND` anew"
+            return f"{ALIAS} stays as it is: {name} has no longer the model that was promoted; `flywheel promote ROUND` anew"
         aliases = self.client.get_registered_model(self.name).aliases
-        before = aliases.get(ALIAS)
-        if str(before) != str(version.version):
-            self.client.set_registered_model_alias(self.name, ALIAS, version.version)
+        before, now = str(aliases.get(ALIAS, "")), str(version.version)
+        if before != now:
+            self.client.set_registered_model_alias(self.name, ALIAS, now)
         by = f"by {chosen.by}'s decision" if chosen else "by the gates' decision"
-        moved = f", before version {before}" if before and str(before) != str(version.version) else ""
-        return f"{ALIAS} is {name}, version {version.version}{moved}, {by}"
+        moved = f", before version {before}" if before not in ("", now) else ""
+        return f"{ALIAS} is {name}, version {now}{moved}, {by}"
 
     def summary(self) -> str:
         """What was new."""
@@ -471,7 +472,7 @@ def curve(root: Path, name: str, stage: str) -> pl.DataFrame:
             frame = pl.read_csv(text.encode(), infer_schema=False)
             if "phase" not in frame.columns:
                 frame = frame.with_columns(phase=pl.lit(plot))
-            frames.append(frame.select(columns).cast(columns))  # type: ignore[arg-type]
+            frames.append(frame.select(list(columns)).cast(columns))  # type: ignore[arg-type]
     return pl.concat(frames).drop_nulls().sort("phase", "name", "step")
 
 
@@ -495,9 +496,14 @@ def _read_by(root: Path, block: Block, manifest: store.Manifest) -> list[Any]:
     """The tables that a stage read."""
     owners = {None: block.name, **{k: block.raw.get(k) for k in ("parent", "base", "grandparent")}}
     needs = [n for n in stages()[manifest.stage].inputs if n.name in TABLES and n.argument in manifest.inputs]
-    return [
-        _dataset(root, str(owners[n.ancestor]), n.name, manifest.inputs[n.argument], None, n.argument) for n in needs
-    ]
+    read = [(str(owners[n.ancestor]), n.name, manifest.inputs[n.argument], n.argument) for n in needs]
+    return [_dataset(root, o, table, digest, _rows(root, o, table, digest), to) for o, table, digest, to in read]
+
+
+def _rows(root: Path, owner: str, table: str, digest: str) -> int | None:
+    """How many rows the table has, if it is still the one with that digest."""
+    found = (m.outputs[table] for m in store.manifests(root, owner).values() if table in m.outputs)
+    return next((o.rows for o in found if o.digest == digest), None)
 
 
 def _dataset(root: Path, owner: str, table: str, digest: str, rows: int | None, context: str) -> Any:
@@ -560,7 +566,7 @@ def _by_level(root: Path, block: Block) -> dict[str, pl.DataFrame]:
 def _accuracy(by_level: dict[str, pl.DataFrame]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6))
     panels = figure.subplots(1, 2, sharey=True)
     for panel, (measure, title) in zip(panels, {"pass_at_1": "sampled, pass@1", "greedy": "greedy"}.items(), strict=True):
         for name, frame in by_level.items():
@@ -568,6 +574,7 @@ def _accuracy(by_level: dict[str, pl.DataFrame]) -> Any:
             panel.plot(rows["level"], rows["value"], marker="o", label=name)
             panel.fill_between(rows["level"], rows["low"].fill_null(0), rows["high"].fill_null(1), alpha=0.15)
         panel.set(title=title, xlabel="level", ylim=(0, 1.02))
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("accuracy, 95 % interval")
     panels[0].legend()
     return figure
@@ -577,8 +584,9 @@ def _curve_figure(lines: pl.DataFrame, title: str) -> Any:
     from matplotlib.figure import Figure
 
     groups = lines.partition_by("phase", "name", maintain_order=True)
-    figure = Figure(figsize=(9, 2.4 * ((len(groups) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(groups) + 1) // 2, 2, squeeze=False).flatten()
+    rows = (len(groups) + 1) // 2
+    figure = Figure(figsize=(9, 2.4 * rows + 0.6))
+    panels = figure.subplots(rows, 2, squeeze=False, gridspec_kw={"hspace": 0.7}).flatten()
     for panel, group in zip(panels, groups, strict=False):
         panel.plot(group["step"], group["value"])
         panel.set(title=f"{group['phase'][0]} {group['name'][0]}", xlabel="step")

@@ -314,7 +314,7 @@ def _metrics(table: Table, place: Path) -> dict[str, float]:
 
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False})
-    con.execute(f"create view t as select * from read_parquet('{place}/*.parquet')")
+    con.from_parquet(f"{place}/*.parquet").create_view("t")
     return con
 
 

@@ -15,14 +15,6 @@ from tasks.engines import Engine
 from tasks.stage import Result, Strategy, stage
 
 
-def schema_of(table: tables.Table) -> pl.Schema:
-    """The columns of a table as polars types."""
-    return pl.from_arrow(table.schema.empty_table()).schema  # type: ignore[union-attr]
-
-
-CRITIQUES, REFINEMENTS = schema_of(tables.critiques), schema_of(tables.refinements)
-
-
 @stage(outputs=[tables.critiques, tables.refinements])
 def critique(
     params: Strategy,

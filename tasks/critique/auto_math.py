@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tasks.critique import CRITIQUES, REFINEMENTS
+from tasks import tables
 from tasks.domains import Domain, Message
 from tasks.engines import Completion, Engine, Policy, Request, Sampling
 from tasks.stage import Result, Strategy, content_id, seed_of
@@ -145,8 +145,8 @@ class AutoMathCritique(Strategy):
 
     def _result(self, critiques: list[Row], refinements: list[Row], metrics: dict[str, float]) -> Result:
         frames = {
-            "critiques": pl.DataFrame(critiques, schema=CRITIQUES).sort("id"),
-            "refinements": pl.DataFrame(refinements, schema=REFINEMENTS).sort("id"),
+            "critiques": tables.frame(tables.critiques, critiques).sort("id"),
+            "refinements": tables.frame(tables.refinements, refinements).sort("id"),
         }
         return Result(frames, metrics)
 

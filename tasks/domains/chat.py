@@ -7,7 +7,7 @@ its split, so a prompt stays in its split when others are added. There is no gol
 
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
@@ -51,8 +51,6 @@ class Chat(Domain):
     """System message of every conversation with the solver; none when empty."""
     words: tuple[int, int] = (3, 150)
     """Fewest and most words of an instruction that the model wrote (self-instruct's limits)."""
-
-    near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` prompts of a split in an order drawn by `seed`. Raises FlywheelError for a broken file."""

@@ -9,7 +9,7 @@ import re
 import threading
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
@@ -41,8 +41,6 @@ class Math(Domain):
     """JSONL file, gzipped or not, for the splits seeds, train, validation and gold."""
     test: Path
     """JSONL file, gzipped or not, for the held-out split."""
-
-    near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` problems of a split in an order drawn by `seed`. Raises FlywheelError for a broken file."""

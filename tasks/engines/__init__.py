@@ -7,20 +7,14 @@ Results stream as (index, result) in any order; who reads them orders them. Code
 of this file does not make stages stale, an edit of an engine's own file does.
 """
 
-from collections import Counter
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tasks.stage import Params
-
-
-spent: Counter[str] = Counter()
-"""What this process has asked of its engines: `requests` (of these `cached` came from the request cache),
-`prompt_tokens`, `completion_tokens`, and `load_seconds` (imports and loading). Every engine adds to it; a stage's
-manifest records it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +98,51 @@ class Engine(Params):
     def problems(self) -> list[str]:
         """What keeps this engine from working on this machine, each with its mend; empty when it can work."""
         return []
+
+
+@dataclass
+class Metered:
+    """An engine that counts what is asked of it; whatever else is asked of it, the engine itself answers."""
+
+    engine: Engine
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    load_seconds: float = field(default=0.0)
+    """Imports and loading of models."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    @contextmanager
+    def open(self, model: Path, cache: Path | None = None) -> Iterator[Policy]:
+        """Opens the engine, and counts."""
+        clock = time.perf_counter()
+        with self.engine.open(model, cache) as policy:
+            self.load_seconds += time.perf_counter() - clock
+            yield _MeteredPolicy(self, policy)
+
+
+@dataclass
+class _MeteredPolicy:
+    meter: Metered
+    policy: Policy
+
+    @property
+    def digest(self) -> str:
+        return self.policy.digest
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        for index, completion in self.policy.sample(requests):
+            self.meter.requests += 1
+            self.meter.prompt_tokens += completion.prompt_tokens
+            self.meter.completion_tokens += completion.tokens
+            yield index, completion
+
+    def score(
+        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+    ) -> Iterator[tuple[int, Scored]]:
+        for index, scored in self.policy.score(prompts, completions):
+            self.meter.requests += 1
+            self.meter.prompt_tokens += len(scored.logprobs)
+            yield index, scored

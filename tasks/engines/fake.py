@@ -3,6 +3,8 @@
     Fake(error_rate=0.1)                              every tenth answer is an error
     Fake(answers={"2+2?": "Answer: 4"})               scripted by what the last message contains
     Fake.scripted(lambda messages, seed: "Answer: 4") scripted in Python
+
+It keeps no cache.
 """
 
 import hashlib
@@ -53,7 +55,7 @@ class Fake(Engine):
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_FakePolicy"]:
-        """Needs no model: a folder that does not exist will do. Nothing is cached."""
+        """Needs no model: a folder that does not exist will do."""
         if self.down:
             raise EngineError("the fake engine is down, as its params ask; set engine.down to false")
         yield _FakePolicy(self, hashlib.sha256(str(model).encode()).hexdigest())

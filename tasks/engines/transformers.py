@@ -207,7 +207,8 @@ class _Policy:
         keys = [key("score", *self._named, texts[p], c) for p, c in zip(prompts, completions, strict=True)]
         known = self._answers.get(keys)
         yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
-        rows = self._rows([(i, texts[p], c) for i, (p, c) in enumerate(zip(prompts, completions)) if keys[i] not in known])
+        wanted = [(i, texts[prompts[i]], completions[i]) for i, k in enumerate(keys) if k not in known]
+        rows = self._rows(wanted)
         for batch in _packed(rows, SCORE_TOKENS):
             done = self._score(batch)
             self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True) if not s.error})
@@ -301,7 +302,7 @@ class _Policy:
         with _out_of_memory("batch_size"):
             rows = [(before, after) for (_, before, after), fit in zip(batch, fits, strict=True) if fit]
             done = iter(_forced(self._network, rows) if rows else ())
-        misfit = Scored(error=f"prompt and completion together do not fit the model's context of {self._context} tokens")
+        misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
         return [Scored(next(done)) if fit else misfit for fit in fits]
 
 
@@ -415,7 +416,7 @@ def _choose(p: "Tensor", knobs: _Knobs, step: int) -> "Tensor":
 
 def _nucleus(p: "Tensor", top_p: "Tensor") -> "Tensor":
     """The smallest set of likeliest tokens that holds `top_p` of the mass (Holtzman et al. 2020, arXiv:1904.09751)."""
-    ranked, order = p.sort(-1, descending=True, stable=True)
+    ranked, order = p.sort(dim=-1, descending=True, stable=True)
     outside = ranked.double().cumsum(-1) - ranked >= top_p
     return p.masked_fill(outside.scatter(-1, order, outside), 0.0)
 

@@ -11,7 +11,7 @@ counted in `eval_errors`; an answer that is missing from a response that was giv
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -30,12 +30,6 @@ GREEDY_SEED = 0
 """A greedy answer has no draw: one seed for all, so that the request cache finds it again."""
 
 
-def schema_of(table: tables.Table) -> pl.Schema:
-    """The columns of a table as polars types."""
-    return pl.from_arrow(table.schema.empty_table()).schema  # type: ignore[union-attr]
-
-
-EVALS, AUDITS, MEASURES = schema_of(tables.evals), schema_of(tables.audits), schema_of(tables.measures)
 Z = NormalDist().inv_cdf(0.975)
 """Half the width of a 95 % interval in standard errors."""
 
@@ -58,17 +52,15 @@ def evaluate(params: Evaluate, model: Path, engine: Engine, domain: Domain, seed
     """Measures the model on the frozen sets, with every member of the panel in turn."""
     with engine.open(model, cache) as policy:
         results = [params.panel[n](policy, domain, seed, engine.scores) for n in sorted(params.panel)]
-    evals = _joined(results, "evals", EVALS).sort("id")
-    audits = _joined(results, "audits", AUDITS).sort("id")
-    measures = _joined(results, "measures", MEASURES).sort("name", "level")
+    evals, audits, measures = (_joined(results, t) for t in (tables.evals, tables.audits, tables.measures))
     extra = {name: value for r in results for name, value in r.metrics.items()}
     frames = {"evals": evals, "audits": audits, "measures": measures}
     return Result(frames, metrics_of(measures) | extra, {"levels": by_level_curve(measures)})
 
 
-def _joined(results: Iterable[Result], table: str, schema: pl.Schema) -> pl.DataFrame:
-    empty = pl.DataFrame(schema=schema)
-    return pl.concat([empty, *(r.frames[table] for r in results if table in r.frames)])
+def _joined(results: Iterable[Result], table: tables.Table) -> pl.DataFrame:
+    found = [r.frames[table.name] for r in results if table.name in r.frames]
+    return pl.concat([tables.frame(table), *found]).sort(table.key).collect()
 
 
 def metrics_of(measures: pl.DataFrame) -> dict[str, float]:
@@ -163,9 +155,9 @@ class Measure:
     count: int = 0
 
 
-def measures_frame(found: Iterable[Measure | None]) -> pl.DataFrame:
+def measures_frame(found: Iterable[Measure]) -> pl.LazyFrame:
     """The table of what could be measured."""
-    return pl.DataFrame([asdict(m) for m in found if m and isfinite(m.value)], schema=MEASURES, orient="row")
+    return tables.frame(tables.measures, [asdict(m) for m in found])
 
 
 def at_levels(rows: Sequence[Any], measure: Callable[[Sequence[Any], int | None], Measure | None]) -> list[Measure]:

@@ -6,13 +6,12 @@ from itertools import groupby
 from math import comb
 from typing import Any, ClassVar, Literal
 
-import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from tasks import tables
 from tasks.domains import Domain, Item
 from tasks.engines import Policy, Sampling
 from tasks.evaluate import (
-    EVALS,
     Measure,
     ask,
     at_levels,
@@ -77,7 +76,7 @@ class Answers(Strategy):
             found += sampled_measures(prefix, sampled, references, self.ks, self.samples)
             found += common_measures(prefix, greedy + sampled)
             rows += greedy + sampled
-        return Result({"evals": pl.DataFrame(rows, schema=EVALS), "measures": measures_frame(found)})
+        return Result({"evals": tables.frame(tables.evals, rows), "measures": measures_frame(found)})
 
     def _greedy(self, policy: Policy, domain: Domain, split: Any, items: list[Item]) -> list[Row]:
         how = Sampling(temperature=0.0, max_tokens=self.max_tokens)

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import polars as pl
 from pydantic import NonNegativeInt, PositiveInt
 
+from tasks import tables
 from tasks.domains import Domain, Item
 from tasks.engines import Completion, Policy, Sampling
 from tasks.evaluate import (
-    AUDITS,
-    EVALS,
     Measure,
     ask,
     at_levels,
@@ -53,7 +51,7 @@ class Critiques(Strategy):
         before, after = corrected(policy, domain, frozen(domain, self.split, self.problems), how)
         rows = [eval_row(policy, self.split, "refined", 0, row) for row in after]
         found = location_measures(audits) + correction_measures(before, after)
-        frames = {"audits": pl.DataFrame(audits, schema=AUDITS), "evals": pl.DataFrame(rows, schema=EVALS)}
+        frames = {"audits": tables.frame(tables.audits, audits), "evals": tables.frame(tables.evals, rows)}
         return Result(frames | {"measures": measures_frame(found)})
 
 

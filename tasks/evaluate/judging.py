@@ -4,25 +4,25 @@ from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any, ClassVar
 
-import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from tasks import tables
 from tasks.domains import Domain, Item, Verdict
 from tasks.engines import Policy, Sampling, Scored
-from tasks.evaluate import AUDITS, Measure, Z, ask, at_levels, frozen, item_id, measures_frame, proportion
+from tasks.evaluate import Measure, Z, ask, at_levels, frozen, item_id, measures_frame, proportion
 from tasks.stage import Result, Strategy, content_id, seed_of
 
 Row = dict[str, Any]
-JUDGE, LIKELIHOOD = "judge", "mean_logprob"
-"""Who judged, in the column `judge`."""
+JUDGE, LIKELIHOOD = "self_judge", "logprob"
+"""Who judged, in the column `judge`: named as the members of the panel of judges."""
 
 
 class Judging(Strategy):
     """The model's own judge prompt on gold answers, and the mean log-probability that it gives them.
 
     Measures: `judge_balanced_accuracy`, `judge_auroc` (of the share of votes for "right"), `judge_errors` (verdicts
-    that could not be read; they count in no accuracy), `mean_logprob_auroc`. An engine that cannot score given text
-    leaves the last one out, and the metric `skipped/mean_logprob` says so.
+    that could not be read; they count in no accuracy), `logprob_auroc`. An engine that cannot score given text
+    leaves the last one out, and the metric `skipped/logprob` says so.
     """
 
     needs: ClassVar = frozenset({"samples"})
@@ -37,15 +37,15 @@ class Judging(Strategy):
     """Longest judgement."""
 
     def __call__(self, policy: Policy, domain: Domain, seed: int, scores: bool = True) -> Result:
-        """Rows of `audits` by the judges `judge` and `mean_logprob`, and their measures."""
+        """Rows of `audits` by the judges `self_judge` and `logprob`, and their measures."""
         items = [i for i in frozen(domain, "gold", self.count) if i.response is not None]
         rows = self._judged(policy, domain, items, seed)
         found = judge_measures("judge", rows)
         if scores:
             likely = likelihoods(policy, domain, items)
-            rows, found = rows + likely, found + aurocs("mean_logprob", likely)
-        frames = {"audits": pl.DataFrame(rows, schema=AUDITS), "measures": measures_frame(found)}
-        return Result(frames, {} if scores else {"skipped/mean_logprob": 1.0})
+            rows, found = rows + likely, found + aurocs("logprob", likely)
+        frames = {"audits": tables.frame(tables.audits, rows), "measures": measures_frame(found)}
+        return Result(frames, {} if scores else {"skipped/logprob": 1.0})
 
     def _judged(self, policy: Policy, domain: Domain, items: list[Item], seed: int) -> list[Row]:
         how = Sampling(0.0 if self.votes == 1 else self.temperature, max_tokens=self.max_tokens)

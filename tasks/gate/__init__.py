@@ -6,14 +6,12 @@ model is not promoted.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from tasks import tables
 from tasks.stage import Panel, Result, stage
-
-DECISIONS = {"gate": pl.String, "passed": pl.Boolean, "value": pl.Float64, "threshold": pl.Float64, "reason": pl.String}
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,9 @@ def gate(
     """Asks every gate of the panel; the row `all` is their conjunction."""
     evidence = Evidence(evals, measures, pairs, filtered, parent_evals, parent_measures, base_evals)
     decisions = [d for name in sorted(params.panel) for d in params.panel[name](evidence)]
-    rows = [{k: v for k, v in asdict(d).items() if k in DECISIONS} for d in [*decisions, together(decisions)]]
+    rows = [{c: getattr(d, c) for c in tables.decisions.schema.names} for d in [*decisions, together(decisions)]]
     metrics = {name: value for d in decisions for name, value in d.metrics.items()}
-    return Result({"decisions": pl.DataFrame(rows, schema=DECISIONS).sort("gate")}, metrics)
+    return Result({"decisions": tables.frame(tables.decisions, rows).sort("gate")}, metrics)
 
 
 def together(decisions: Sequence[Decision]) -> Decision:

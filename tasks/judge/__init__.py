@@ -77,7 +77,7 @@ def judge(
         opinions = {name: member(case).select(COLUMNS) for name, member in sorted(params.panel.items())}
     unjudged = opinion(responses.filter(failed), None, "no response: " + pl.col("error").fill_null("nothing came back"))
     rows = [pl.concat([given, unjudged]).with_columns(judge=pl.lit(name)) for name, given in opinions.items()]
-    return _settled(pl.concat(rows), params.reward).sort("judge", "prompt_id", "response_id")
+    return _settled(pl.concat(rows).sort("judge", "prompt_id", "response_id"), params.reward)
 
 
 def _opened(params: Judge, engine: Engine, model: Path, cache: Path) -> AbstractContextManager[Policy | None]:

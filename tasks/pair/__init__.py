@@ -13,9 +13,9 @@ from tasks.stage import Strategy, stage
 class Pairing(Strategy):
     """What strategies of this stage share.
 
-    Called as `params(rated, refinements)`, where `rated` are the usable responses with their `prompt` and reward
-    (`score`); gives `prompt_id, prompt, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source`
-    with both completions as text.
+    Called as `params(rated, refinements)`, where `rated` are the usable responses with their reward as `score`; gives
+    `prompt_id, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source` with both completions as
+    text.
     """
 
     margin: PositiveFloat = 0.25
@@ -31,18 +31,18 @@ def pair(
     refinements: pl.LazyFrame,
 ) -> pl.LazyFrame:
     """Pairs of two different texts whose scores are at least `margin` apart."""
-    paired = params(_rated(prompts, responses, judgments), refinements)
+    paired = params(_rated(responses, judgments), refinements)
     gap = pl.col("chosen_score") - pl.col("rejected_score")
     worth = paired.filter(gap >= params.margin, pl.col("chosen") != pl.col("rejected"))
-    identified = worth.with_columns(tables.ids("prompt_id", "chosen_id", "rejected_id"))
-    return identified.with_columns(chosen=_turn("chosen"), rejected=_turn("rejected")).sort("prompt_id", "id")
-
-
-def _rated(prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
-    reward = judgments.filter("reward").drop_nulls("score").select(pl.col("response_id").alias("id"), "score")
     asked = prompts.select(pl.col("id").alias("prompt_id"), "prompt")
-    usable = responses.filter(pl.col("error").is_null())
-    return usable.join(reward, on="id").join(asked, on="prompt_id")
+    rows = worth.join(asked, on="prompt_id").sort("prompt_id", "chosen_id", "rejected_id")
+    name = tables.ids("prompt_id", "chosen_id", "rejected_id")
+    return rows.with_columns(name, chosen=_turn("chosen"), rejected=_turn("rejected"))
+
+
+def _rated(responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+    reward = judgments.filter("reward").drop_nulls("score").select(pl.col("response_id").alias("id"), "score")
+    return responses.filter(pl.col("error").is_null()).join(reward, on="id")
 
 
 def _turn(column: str) -> pl.Expr:

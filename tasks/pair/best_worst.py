@@ -20,7 +20,7 @@ class BestWorst(Pairing):
         best = _first(rated, descending=True, name="chosen")
         if self.least is not None:
             best = best.filter(pl.col("chosen_score") >= self.least)
-        worst = _first(rated, descending=False, name="rejected").drop("prompt")
+        worst = _first(rated, descending=False, name="rejected")
         return best.join(worst, on="prompt_id").with_columns(source=pl.lit("responses"))
 
 
@@ -28,4 +28,4 @@ def _first(rated: pl.LazyFrame, *, descending: bool, name: str) -> pl.LazyFrame:
     ordered = rated.sort("score", "mean_logprob", "id", descending=[descending, True, False], nulls_last=True)
     first = ordered.unique("prompt_id", keep="first", maintain_order=True)
     ours = {f"{name}_id": "id", name: "response", f"{name}_score": "score"}
-    return first.select("prompt_id", "prompt", **ours)
+    return first.select("prompt_id", **ours)

@@ -24,7 +24,7 @@ class Refined(Pairing):
             .unique("response_id", keep="first", maintain_order=True)
             .select("response_id", "answer", chosen_id="id", chosen="response")
         )
-        rejected = rated.select("prompt_id", "prompt", response_id="id", rejected="response", rejected_score="score")
+        rejected = rated.select("prompt_id", response_id="id", rejected="response", rejected_score="score")
         worth = rated.drop_nulls("answer").group_by("prompt_id", "answer").agg(chosen_score=pl.col("score").max())
         return (
             likeliest.join(rejected, on="response_id")

@@ -12,6 +12,7 @@ from tasks.critique.auto_math import AutoMathCritique
 from tasks.critique.none import NoCritiques
 from tasks.domains.arithmetic import Arithmetic, criticism, read, work
 from tasks.engines.fake import Fake
+from tasks.stage import Result
 
 DOMAIN = Arithmetic(easiest=1, hardest=3)
 PROBLEMS = {f"p{n}": f"Tom has {n} pens.\nDay 1: 5 found\nDay 2: doubled\nHow many?" for n in range(1, 5)}
@@ -58,7 +59,8 @@ def oracle(messages, seed):
 
 
 def run(params, frames, engine, seed=1):
-    return stage.critique(params, *frames, Path("model"), engine, DOMAIN, seed, Path("cache"))
+    result = stage.critique(params, *frames, Path("model"), engine, DOMAIN, seed, Path("cache"))
+    return Result({name: f.collect() for name, f in result.frames.items()}, result.metrics)
 
 
 BASIC = AutoMathCritique(least=0.5, per_prompt=5, right=0, refinements=4)
@@ -86,7 +88,7 @@ def test_wrong_answers_only_and_only_where_there_is_a_target():
 
 
 def test_the_target_is_the_best_answer_though_it_be_wrong():
-    frames = given(("a", "p1", 0, 0.25), ("b", "p1", 1, 0.75))
+    frames = given(("a", "p1", 0, 0.6), ("b", "p1", 1, 0.75))
     (row,) = run(BASIC, frames, Fake.scripted(oracle)).frames["critiques"].iter_rows(named=True)
     assert (row["response_id"], row["target"]) == ("a", "13")
     assert not row["kept"]  # the critic passes it

@@ -15,6 +15,7 @@ from tasks.domains.arithmetic import Arithmetic, read, work
 from tasks.engines.fake import Fake
 from tasks.evaluate import Evaluate, graded, mean, proportion, spread
 from tasks.evaluate.answers import Answers, distinct_n, majority_right, pass_at_k
+from tasks.stage import Result
 
 DOMAIN = Arithmetic(easiest=2, hardest=3)
 
@@ -37,7 +38,8 @@ def two_good_of_three(messages, seed):
 
 def measured(engine, member, domain=DOMAIN, seed=1):
     with engine.open(Path("model")) as policy:
-        return member(policy, domain, seed, True)
+        result = member(policy, domain, seed, True)
+    return Result({name: f.collect() for name, f in result.frames.items()}, result.metrics)
 
 
 def values(result):

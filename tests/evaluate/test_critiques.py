@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from tasks.domains.arithmetic import Arithmetic, criticism, read, work
 from tasks.engines.fake import Fake
 from tasks.evaluate.critiques import Critiques, correction_measures, found_step, relative_score
+from tasks.stage import Result
 
 DOMAIN = Arithmetic(easiest=2, hardest=3)
 
 
 def run(script, **fields):
     with Fake.scripted(script, **fields).open(Path("model")) as policy:
-        return Critiques(count=20, problems=12)(policy, DOMAIN, 1)
+        result = Critiques(count=20, problems=12)(policy, DOMAIN, 1)
+    return Result({name: f.collect() for name, f in result.frames.items()}, result.metrics)
 
 
 def values(result):

@@ -9,6 +9,7 @@ from tasks.domains import Verdict
 from tasks.domains.arithmetic import Arithmetic, criticism, first_wrong, judgment, read
 from tasks.engines.fake import Fake
 from tasks.evaluate.judging import Judging, auroc, balanced_accuracy, voted
+from tasks.stage import Result
 
 DOMAIN = Arithmetic(easiest=2, hardest=3)
 
@@ -26,7 +27,8 @@ def oracle(messages, seed):
 
 def run(engine, member, scores=True):
     with engine.open(Path("model")) as policy:
-        return member(policy, DOMAIN, 1, scores)
+        result = member(policy, DOMAIN, 1, scores)
+    return Result({name: f.collect() for name, f in result.frames.items()}, result.metrics)
 
 
 def values(result):
@@ -43,7 +45,7 @@ def test_a_perfect_judge():
 def test_a_judge_that_passes_everything_is_at_chance():
     result = run(Fake(answers={"Day": "Verdict: correct"}), Judging(count=20))
     assert values(result)["judge_balanced_accuracy", None] == values(result)["judge_auroc", None] == 0.5
-    truth = result.frames["audits"].filter(judge="judge")["truth"].to_list()
+    truth = result.frames["audits"].filter(judge="self_judge")["truth"].to_list()
     assert {True, False} == set(truth)
 
 
@@ -51,17 +53,17 @@ def test_unreadable_verdicts_are_counted_and_nothing_else():
     result = run(Fake(garbage_rate=1.0), Judging(count=10))
     assert values(result)["judge_errors", None] == 1.0
     assert ("judge_balanced_accuracy", None) not in values(result)
-    assert result.frames["audits"].filter(judge="judge")["verdict"].null_count() == 10
+    assert result.frames["audits"].filter(judge="self_judge")["verdict"].null_count() == 10
 
 
 def test_likelihood_is_the_mean_over_tokens_and_left_out_where_the_engine_cannot():
     both, one = run(Fake(), Judging(count=10)), run(Fake(), Judging(count=10), scores=False)
-    likely = both.frames["audits"].filter(judge="mean_logprob")
+    likely = both.frames["audits"].filter(judge="logprob")
     assert likely.height == 10
     assert likely["score"].is_between(-1, 0).all()
-    assert ("mean_logprob_auroc", None) in values(both)
-    assert one.metrics == {"skipped/mean_logprob": 1.0}
-    assert set(one.frames["audits"]["judge"]) == {"judge"}
+    assert ("logprob_auroc", None) in values(both)
+    assert one.metrics == {"skipped/logprob": 1.0}
+    assert set(one.frames["audits"]["judge"]) == {"self_judge"}
 
 
 def test_votes_by_hand():

@@ -41,12 +41,12 @@ def evidence(**given):
 
 
 def test_improves_needs_a_significant_gain():
-    parent, child = [1] * 12, [3] * 12
+    parent, child = [1] * 20, [3] * 20
     (decision,) = Improves()(evidence(evals=evals(child), parent_evals=evals(parent)))
     assert decision.passed
     assert decision.value == 0.5
     assert decision.metrics["gate_delta"] == 0.5
-    assert decision.metrics["gate_p"] == wilcoxon([0.5] * 12, alternative="greater").pvalue < 0.001
+    assert decision.metrics["gate_p"] == wilcoxon([0.5] * 20, alternative="greater").pvalue < 0.001
     (same,) = Improves()(evidence(evals=evals(parent), parent_evals=evals(parent)))
     assert not same.passed
     assert same.metrics["gate_p"] == 1.0
@@ -57,7 +57,7 @@ def test_improves_needs_a_significant_gain():
 
 
 def test_a_significant_loss_is_refused_though_a_loss_is_allowed():
-    (decision,) = Improves(significant=False, least=-1)(evidence(evals=evals([1] * 12), parent_evals=evals([3] * 12)))
+    (decision,) = Improves(significant=False, least=-1)(evidence(evals=evals([1] * 20), parent_evals=evals([3] * 20)))
     assert not decision.passed
 
 
@@ -132,17 +132,17 @@ def test_diversity_and_the_gap_of_pairs():
 def test_nothing_to_look_at_is_decided_and_not_promoted():
     panel = Gate(panel={"improves": Improves(), "coverage": Coverage(), "diversity": Diversity()})
     result = gate(panel, **{n: empty(n.removeprefix("parent_").removeprefix("base_")) for n in ARGUMENTS})
-    rows = {r["gate"]: r for r in result.frames["decisions"].iter_rows(named=True)}
+    rows = {r["gate"]: r for r in result.frames["decisions"].collect().iter_rows(named=True)}
     assert set(rows) == {"all", "improves", "coverage", "diversity"}
     assert not rows["all"]["passed"]
     assert rows["all"]["reason"] == "refused by coverage, improves"
 
 
 def test_all_is_the_conjunction():
-    given = evidence(evals=evals([3] * 12), parent_evals=evals([1] * 12), base_evals=evals([1] * 12))
+    given = evidence(evals=evals([3] * 20), parent_evals=evals([1] * 20), base_evals=evals([1] * 20))
     panel = Gate(panel={"improves": Improves(), "coverage": Coverage()})
     result = gate(panel, **{n: getattr(given, n) for n in ARGUMENTS})
-    assert result.frames["decisions"].filter(gate="all")["passed"].item()
+    assert result.frames["decisions"].collect().filter(gate="all")["passed"].item()
     assert result.metrics["gate_coverage"] == 1.0
 
 

@@ -103,15 +103,25 @@ def votes(prompt_id: str, answers: list[str | None]) -> list[dict]:
 
 def test_agreement_by_level():
     asked = [{"id": n, "problem": n, "level": level} for n, level in [("a", 2), ("b", 2), ("c", 8), ("d", None)]]
-    answered = [*votes("a", ["1", "1", "1", "2"]), *votes("b", ["1", None, "!"]), *votes("c", [None, None]), *votes("d", ["1"])]
-    frames = tables.frame(tables.prompts, asked), tables.frame(tables.responses, [r | {"answer": None} if r["error"] else r for r in answered])
+    answered = [
+        *votes("a", ["1", "1", "1", "2"]),
+        *votes("b", ["1", None, "!"]),
+        *votes("c", [None, None]),
+        *votes("d", ["1"]),
+    ]
+    frames = (
+        tables.frame(tables.prompts, asked),
+        tables.frame(tables.responses, [r | {"answer": None} if r["error"] else r for r in answered]),
+    )
 
     # level 2: (3/4 + 1/2) / 2, failed answers not counted; level 8: nobody answered
     assert agreement(*frames) == {2: 0.625, 8: 0.0}
     assert agreement(tables.frame(tables.prompts), tables.frame(tables.responses)) == {}
 
 
-@pytest.mark.parametrize(("agreed", "weight"), [(0.5, 1.0), (None, 1.0), (0.9, 0.6), (0.1, 0.6), (1.0, 0.1), (0.0, 0.1)])
+@pytest.mark.parametrize(
+    ("agreed", "weight"), [(0.5, 1.0), (None, 1.0), (0.9, 0.6), (0.1, 0.6), (1.0, 0.1), (0.0, 0.1)]
+)
 def test_nearness_is_highest_where_half_agree(agreed, weight):
     assert nearness(agreed) == pytest.approx(weight)
 
@@ -138,6 +148,8 @@ def test_a_domain_without_levels_or_seeds():
 
     case = {"parent_prompts": tables.frame(tables.prompts), "parent_responses": tables.frame(tables.responses)}
     engine = Fake.scripted(lambda messages, seed: f"Write about {seed}, {seed // 7} and {seed // 11}.")
-    rows = prompts(small(count=3), **case, parent_model=Path("m"), engine=engine, domain=Blank(), seed=1, cache=Path("c"))
+    rows = prompts(
+        small(count=3), **case, parent_model=Path("m"), engine=engine, domain=Blank(), seed=1, cache=Path("c")
+    )
 
     assert rows.collect()["error"].null_count() == 3

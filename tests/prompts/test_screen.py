@@ -10,7 +10,9 @@ from tasks.domains.arithmetic import Arithmetic
 from tasks.prompts import Desk, Screen, Texts, runs, words
 
 LONG = "a b c d e f g h i j k l m n o p"
-VOCABULARY = st.lists(st.sampled_from("one two three four five six Seven 8".split()), max_size=12).map(" ".join)
+VOCABULARY = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six", "Seven", "8"]), max_size=12).map(
+    " ".join
+)
 
 
 class Free(Domain):
@@ -37,7 +39,9 @@ def test_near_is_the_first_text_whose_rouge_l_is_above_the_limit(pool, text, hun
         texts.add(str(i), old)
 
     # rouge-score works in floats: 1e-9 is finer than any two different F of texts this short
-    above = [str(i) for i, old in enumerate(pool) if scorer.score(old, text)["rougeL"].fmeasure > hundredths / 100 + 1e-9]
+    above = [
+        str(i) for i, old in enumerate(pool) if scorer.score(old, text)["rougeL"].fmeasure > hundredths / 100 + 1e-9
+    ]
 
     assert texts.near(text) == (above[0] if above else None)
 

@@ -1,0 +1,168 @@
+"""Does a round really improve the model? Three rounds from the same r0, several seeds, against two controls.
+
+    python benchmarks/improvement.py                 # every arm and seed, about an hour on 2 cores; resumes
+    python benchmarks/improvement.py --arm label_free --seeds 1
+
+Arms: `label_free` (the default of params.yaml: the model's own votes are the reward), `random` (own samples chosen at
+random: the control), `verifier` (the domain's verifier is the reward), `dpo` (as label_free, with DPO after SFT).
+Each round is made by the very stages of the project, in one process without DVC, and evaluated on the frozen held-out
+set: 200 problems a level sampled 8 times at temperature 1, 1,000 a level greedily, levels 2 to 8.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import polars as pl
+import typer
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+from scipy.stats import wilcoxon
+
+from tasks import store
+from tasks.execute import run_stage
+from tasks.params import load_params, plain, stages_of
+
+HERE = Path(__file__).resolve().parents[1]
+LEVELS = range(2, 9)
+EVALUATE = {"panel": {"answers": {"greedy": 7000, "sampled": 1400}, "judging": {"count": 700}, "critiques": {"count": 700}}}
+
+
+def _random(block: dict[str, Any]) -> None:
+    """One answer of each prompt, chosen by lot."""
+    block["judge"] = {"panel": {"random": {}}, "reward": "random"}
+    block["filter"] |= {"least": 0.0, "rank_by": None}
+    block["critique"] = {"strategy": "none"}
+
+
+def _verifier(block: dict[str, Any]) -> None:
+    block["judge"]["reward"] = "verifier"
+
+
+def _dpo(block: dict[str, Any]) -> None:
+    block["train"] |= {"strategy": "sft_dpo"}
+
+
+ARMS = {"label_free": lambda block: None, "random": _random, "verifier": _verifier, "dpo": _dpo}
+
+
+def project(root: Path, arm: str, seed: int, rounds: int) -> None:
+    """A project of one arm and seed: the repository's r1 block, repeated."""
+    root.mkdir(parents=True, exist_ok=True)
+    cache = root.parent / "cache"  # r0 answers the same evaluation in every project: once is enough
+    cache.mkdir(exist_ok=True)
+    for name, target in {n: HERE / n for n in ("tasks", "data/base", "data/seeds")} | {"data/cache": cache}.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        if not (root / name).is_symlink():
+            (root / name).symlink_to(target)
+    content = plain(YAML().load((HERE / "params.yaml").read_text()))
+    base = copy.deepcopy(content["bases"]["r0"]) | {"evaluate": EVALUATE}
+    made = {}
+    for k in range(1, rounds + 1):
+        block = copy.deepcopy(content["rounds"]["r1"]) | {"evaluate": EVALUATE}
+        ARMS[arm](block)
+        made[f"r{k}"] = block | {"parent": f"r{k - 1}", "seed": 1000 * seed + k}
+    YAML().dump({"bases": {"r0": base}, "rounds": made}, root / "params.yaml")
+
+
+def run(root: Path) -> None:
+    """Runs every stage of a project whose manifest is missing or was made with other params."""
+    for block in load_params(root).blocks.values():
+        for stage in stages_of(block):
+            done = store.manifests(root, block.name).get(stage.name)
+            if done is None or any(done.params[k] != block.raw.get(k) for k in done.params):
+                run_stage(root, block.name, stage.name)
+                print(f"{root.name}: {stage.name}@{block.name}", flush=True)
+
+
+def read(root: Path, arm: str, seed: int) -> list[dict[str, Any]]:
+    """A row a round: measures over all levels, and the paired test of sampled accuracy against r0."""
+    rows, base = [], None
+    for name in load_params(root).blocks:
+        measures = store.scan(root, name, "measures")[0].collect()
+        rates = _rates(root, name)
+        base = rates if base is None else base
+        both = base.join(rates, on="item", suffix="_now").sort("item")
+        change = (both["rate_now"] - both["rate"]).to_numpy()
+        p = float(wilcoxon(change, zero_method="zsplit").pvalue) if np.any(change) else 1.0
+        values = {f"{n}" if k is None else f"{n}/{k}": v for n, k, v in measures.select("name", "level", "value").rows()}
+        right = store.scan(root, name, "evals")[0].filter(mode="greedy").select("item", "correct").collect()
+        rows.append({"arm": arm, "seed": seed, "round": name, "p": p, "greedy_items": dict(right.rows()), **values})
+    return rows
+
+
+def _rates(root: Path, name: str) -> pl.DataFrame:
+    sampled = store.scan(root, name, "evals")[0].filter(mode="sampled")
+    return sampled.group_by("item").agg(pl.col("correct").cast(pl.Float64).mean().alias("rate")).collect()
+
+
+def greedy_change(rows: list[dict[str, Any]], arm: str, last: str) -> tuple[float, float, float]:
+    """Change of greedy accuracy from r0 to the last round, pooled over seeds, with its 95 % interval over problems."""
+    now = {r["seed"]: r["greedy_items"] for r in rows if r["arm"] == arm and r["round"] == last}
+    base = {r["seed"]: r["greedy_items"] for r in rows if r["arm"] == arm and r["round"] == "r0"}
+    items = sorted(next(iter(base.values())))
+    change = np.array([np.mean([int(now[s][i]) - int(base[s][i]) for s in now]) for i in items])
+    half = 1.96 * change.std(ddof=1) / np.sqrt(len(change))
+    return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints the tables: by arm, seed and round, and by level over the seeds."""
+    console = Console(width=130)
+    table = Table("arm", "seed", "round", "sampled", "greedy", "majority@8", "pass@8", "judge", "p against r0")
+    for r in rows:
+        cells = [r.get(k, float("nan")) for k in ("pass_at_1", "greedy", "majority_at_8", "pass_at_8", "judge_balanced_accuracy")]
+        table.add_row(r["arm"], str(r["seed"]), r["round"], *(f"{100 * c:.1f}" for c in cells), f"{r['p']:.1e}")
+    console.print(table)
+    levels = Table("arm", "round", "measure", "mean", *map(str, LEVELS))
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+        for name in dict.fromkeys(r["round"] for r in rows if r["arm"] == arm):
+            for measure in ("pass_at_1", "greedy"):
+                mine = [r for r in rows if (r["arm"], r["round"]) == (arm, name)]
+                cells = [np.mean([r[key] for r in mine]) for key in [measure, *(f"{measure}/{k}" for k in LEVELS)]]
+                levels.add_row(arm, name, measure, *(f"{100 * c:.1f}" for c in cells))
+    console.print(levels)
+    last = max(r["round"] for r in rows)
+    for arm in dict.fromkeys(r["arm"] for r in rows):
+        change, low, high = greedy_change(rows, arm, last)
+        console.print(f"{arm}: greedy {100 * change:+.2f} points from r0 to {last} (95 % {100 * low:+.2f} … {100 * high:+.2f})")
+
+
+def main(
+    arm: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ARMS)}; repeatable; default all.")] = None,
+    seeds: int = 3,
+    rounds: int = 3,
+    jobs: Annotated[int, typer.Option(help="Projects made at once, a process each.")] = 2,
+    place: Path = HERE / ".flywheel" / "improvement",
+    only: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Makes what is missing, then prints the tables; writes the rows to `improvement.json` in `place`."""
+    if only:
+        run(Path(only))
+        return
+    cells = [(a, s) for s in range(1, seeds + 1) for a in arm or ARMS]
+    for a, s in cells:
+        project(place / f"{a}-{s}", a, s, rounds)
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda cell: _child(place / f"{cell[0]}-{cell[1]}"), cells))
+    rows = [row for a, s in sorted(cells) for row in read(place / f"{a}-{s}", a, s)]
+    kept = [{k: v for k, v in r.items() if k != "greedy_items"} for r in rows]
+    (place / "improvement.json").write_text(json.dumps(kept, indent=1))
+    show(rows)
+
+
+def _child(root: Path) -> None:
+    """A process of its own for each project: memory is freed, and two run at once."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, __file__, "--only", str(root)], check=True, env=environment)
+
+
+if __name__ == "__main__":
+    typer.run(main)

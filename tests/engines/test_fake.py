@@ -1,0 +1,78 @@
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.engines import Request, Sampling
+from tasks.engines.fake import Fake
+from tasks.errors import EngineError
+
+NOWHERE = Path("no/such/model")
+WANTED = [Request((("user", f"How many? {i % 5}"),), Sampling(), i) for i in range(200)]
+
+
+def ask(engine, wanted=WANTED):
+    with engine.open(NOWHERE) as policy:
+        return [c for _, c in policy.sample(wanted)]
+
+
+def test_answers_are_a_pure_function_of_messages_and_seed():
+    assert ask(Fake()) == ask(Fake())
+    assert ask(Fake(), WANTED[::-1])[::-1] == ask(Fake())
+    assert len({c.text for c in ask(Fake())}) > 3
+
+
+def test_greedy_has_no_seed():
+    cold = [Request(WANTED[0].messages, Sampling(temperature=0.0), seed) for seed in range(5)]
+    assert len(set(ask(Fake(), cold))) == 1
+
+
+def test_answers_can_be_scripted():
+    assert ask(Fake(reply="echo"))[3].text == "How many? 3"
+    assert ask(Fake(answers={"? 3": "Answer: 8"}))[3].text == "Answer: 8"
+    assert ask(Fake.scripted(lambda messages, seed: f"{messages[-1][1]} {seed}"))[3].text == "How many? 3 3"
+
+
+def test_faults_come_at_the_rates_asked_for():
+    answers = ask(Fake(error_rate=0.2, garbage_rate=0.3))
+    failed = [c for c in answers if c.error]
+    assert 20 < len(failed) < 60
+    assert all(c.text == "" and c.finish_reason == "error" for c in failed)
+    assert 35 < sum("\ufffd" in c.text for c in answers) < 85
+
+
+def test_slow_is_slow():
+    start = time.monotonic()
+    ask(Fake(seconds=0.02), WANTED[:5])
+    assert time.monotonic() - start >= 0.1
+
+
+def test_a_crash_is_a_kill_after_so_many_answers():
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with Fake(crash_after=3).open(NOWHERE) as policy:
+            for index, _ in policy.sample(WANTED):
+                os.write(told, bytes([index]))
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert os.read(ready, 100) == bytes([0, 1, 2])
+
+
+def test_down_is_a_clear_error():
+    with pytest.raises(EngineError, match="down"):
+        ask(Fake(down=True))
+
+
+def test_scores_are_log_probabilities():
+    with Fake().open(NOWHERE) as policy:
+        scores = dict(policy.score([r.messages for r in WANTED[:3]], ["a b", "", "c"]))
+    assert [len(scores[i].logprobs) for i in range(3)] == [2, 0, 1]
+    assert all(p <= 0 for s in scores.values() for p in s.logprobs)
+
+
+def test_a_rate_is_a_share():
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        Fake(error_rate=2)

@@ -1,0 +1,419 @@
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.engines import Completion, Request, Sampling
+from tasks.engines import transformers as engine_file
+from tasks.engines.transformers import Transformers, _packed
+from tasks.errors import EngineError, ModelRefused
+
+TOLERANCE = 1e-4
+
+
+def chat(text, *more):
+    return (("user", text), *more)
+
+
+def requests(count=12, samples=4, **sampling):
+    sampling = Sampling(**{"max_tokens": 24, **sampling})
+    words = ["Tom has 12 pens.", "Day 1: 5 found", "How many?", "Day 2: halved"]
+    prompts = [chat(" ".join(random.Random(i).choices(words, k=1 + i % 4)) + f" {i}") for i in range(count)]
+    return [Request(p, sampling, 1000 * i + k) for i, p in enumerate(prompts) for k in range(samples)]
+
+
+def ask(policy, wanted):
+    answers = dict(policy.sample(wanted))
+    return [answers[i] for i in range(len(wanted))]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    with Transformers(batch_size=16).open(tiny_model) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model):
+    """The same model as transformers itself loads it: (model, tokenizer)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(tiny_model).eval(), AutoTokenizer.from_pretrained(tiny_model)
+
+
+def prompt_ids(plain, messages):
+    chat = [{"role": r, "content": c} for r, c in messages]
+    return plain[1].apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+
+
+# What is generated
+
+
+def test_greedy_is_generates_greedy_token_by_token(policy, plain):
+    for request, ours in zip(wanted := requests(8, 1, temperature=0.0), ask(policy, wanted), strict=True):
+        ids = prompt_ids(plain, request.messages)
+        theirs = plain[0].generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        assert ours.text == plain[1].decode(theirs, skip_special_tokens=True)
+        assert (ours.tokens, ours.prompt_tokens) == (len(theirs), ids.shape[1])
+        assert ours.finish_reason == ("stop" if theirs[-1] == 1 else "length")
+
+
+def expected(plain, messages, sampling):
+    """The distribution of the first token by transformers' own warpers."""
+    import torch
+    from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
+
+    ids = prompt_ids(plain, messages)
+    warpers = [TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    warpers += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p > 0 else []
+    with torch.no_grad():
+        return LogitsProcessorList(warpers)(ids, plain[0](ids).logits[:, -1]).softmax(-1)[0].double().numpy()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=1),
+        Sampling(temperature=2.5, max_tokens=1),
+        Sampling(temperature=3.0, top_p=0.7, max_tokens=1),
+        Sampling(temperature=3.0, min_p=0.1, max_tokens=1),
+        Sampling(temperature=2.0, top_p=0.8, min_p=0.05, max_tokens=1),
+    ],
+    ids=str,
+)
+def test_sampled_tokens_follow_the_distribution(tiny_model, plain, sampling):
+    from scipy.stats import chisquare
+
+    messages, draws = chat("How many?"), 3000
+    p = expected(plain, messages, sampling)
+    with Transformers(batch_size=1000).open(tiny_model) as policy:
+        logprobs = [c.logprob for c in ask(policy, [Request(messages, sampling, s) for s in range(draws)])]
+    raw = np.log(expected(plain, messages, Sampling()))
+    tokens = [int(np.abs(raw - logprob).argmin()) for logprob in logprobs]  # the token is known by its log-probability
+    seen = np.bincount(tokens, minlength=len(p)).astype(float)
+    assert not seen[p == 0].any()
+    common = p * draws >= 5  # the rare ones are counted together
+    observed = np.array([*seen[common], seen[~common].sum()])
+    wanted = np.array([*p[common], p[~common].sum()])
+    kept = wanted > 1e-9
+    assert chisquare(observed[kept], wanted[kept] / wanted[kept].sum() * draws).pvalue > 1e-3
+
+
+def naive(plain, messages, ids):
+    """Sum of log p, mean entropy, mean self-certainty from one whole forward pass without cache or batch."""
+    import torch
+
+    before = prompt_ids(plain, messages)
+    with torch.no_grad():
+        logits = plain[0](torch.cat([before, torch.tensor([ids])], -1)).logits[0, before.shape[1] - 1 : -1]
+    logp = logits.double().log_softmax(-1)
+    chosen = logp[range(len(ids)), ids].sum()
+    certainty = (-logp.mean(-1) - np.log(logp.shape[-1])).mean()
+    return float(chosen), float(-(logp.exp() * logp).sum(-1).mean()), float(certainty)
+
+
+def test_statistics_are_those_of_a_whole_forward_pass(policy, plain, monkeypatch):
+    drawn = {}
+    whole = engine_file._Policy._completion
+
+    def noting(self, prompt, row):
+        drawn[prompt.request] = row.ids
+        return whole(self, prompt, row)
+
+    monkeypatch.setattr(engine_file._Policy, "_completion", noting)
+    wanted = requests(8, 3, temperature=1.5, top_p=0.9)
+    for request, got in zip(wanted, ask(policy, wanted), strict=True):
+        stats = (got.logprob, got.entropy, got.self_certainty)
+        assert stats == pytest.approx(naive(plain, request.messages, drawn[request]), abs=TOLERANCE)
+        assert got.text == plain[1].decode(drawn[request], skip_special_tokens=True)
+
+
+def test_rows_leave_the_batch_when_they_are_done(policy, monkeypatch):
+    left = []
+    keep = engine_file._Batch._keep
+
+    def noting(self, rows):
+        left.append(len(rows))
+        keep(self, rows)
+
+    monkeypatch.setattr(engine_file._Batch, "_keep", noting)
+    mixed = [replace(r, sampling=Sampling(max_tokens=4 + 12 * (i % 4))) for i, r in enumerate(requests(4, 4))]
+    together = ask(policy, mixed)
+    assert left
+    close(together, [ask(policy, [r])[0] for r in mixed])
+
+
+# Seeds, order, batches
+
+
+def close(some, others):
+    """Equal texts and counts; log-probabilities within the stated tolerance."""
+    assert [(c.text, c.tokens, c.finish_reason) for c in some] == [(c.text, c.tokens, c.finish_reason) for c in others]
+    for one, other in zip(some, others, strict=True):
+        assert (one.logprob, one.entropy) == pytest.approx((other.logprob, other.entropy), abs=TOLERANCE)
+
+
+def test_a_seed_alone_decides_the_draw(policy, tiny_model):
+    wanted = requests()
+    usual = ask(policy, wanted)
+    order = random.Random(1).sample(range(len(wanted)), len(wanted))
+    shuffled = ask(policy, [wanted[i] for i in order])
+    assert shuffled == [usual[i] for i in order]  # the plan does not see the order: the very same bytes
+    close(ask(policy, wanted[5:9]), usual[5:9])
+    with Transformers(batch_size=3).open(tiny_model) as narrow:
+        close(ask(narrow, wanted), usual)
+
+
+def test_equal_requests_are_answered_once_and_equally(policy):
+    request = requests(1, 1)[0]
+    one, other, greedy, cold = ask(
+        policy, [request, request, *(replace(request, sampling=Sampling(temperature=0.0), seed=s) for s in (1, 2))]
+    )
+    assert one == other
+    assert greedy == cold
+
+
+def test_different_seeds_differ(policy):
+    assert len({c.text for c in ask(policy, requests(1, 20, temperature=2.0))}) > 10
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=40), st.sets(st.integers(0, 40)))
+def test_batches_that_are_done_leave_the_others_as_they_were(sizes, done):
+    rows = [(i, (0,) * before, (0,) * after) for i, (before, after) in enumerate(sizes)]
+    rows.sort(key=lambda r: (len(r[1]) + len(r[2]), r[0]), reverse=True)
+    batches = list(_packed(rows, 64))
+    left = [batch for i, batch in enumerate(batches) if i not in done]
+    assert [r for b in batches for r in b] == rows
+    assert list(_packed([row for batch in left for row in batch], 64)) == left
+
+
+# Ends
+
+
+def test_a_stop_string_ends_the_text_before_it(policy):
+    request = requests(1, 1, temperature=0.0, max_tokens=40)[0]
+    whole = ask(policy, [request])[0]
+    stop = whole.text[12:14]
+    assert len(stop) == 2
+    cut = ask(policy, [replace(request, sampling=replace(request.sampling, stop=("never there", stop)))])[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.tokens < whole.tokens
+    assert cut.logprob > whole.logprob
+
+
+def test_max_tokens_and_the_context_limit_the_length(policy):
+    short = ask(policy, requests(2, 2, max_tokens=3, temperature=0.01))
+    assert all(c.tokens <= 3 for c in short)
+    near, over = chat("a b c d " * 30), chat("a b c d " * 300)
+    fits, misfit = ask(policy, [Request(m, Sampling(max_tokens=500), 0) for m in (near, over)])
+    assert fits.prompt_tokens + fits.tokens <= 256
+    assert misfit.finish_reason == "error"
+    assert "256" in misfit.error
+
+
+def test_a_last_assistant_message_is_continued(policy, plain):
+    begun = chat("How many?", ("assistant", "Answer: "))
+    assert policy._rendered(begun) == "<|user|>How many?<|assistant|>Answer: "
+    assert policy._rendered(chat("How many?", ("assistant", ""))) == policy._rendered(chat("How many?"))
+
+
+def test_no_requests_no_answers(policy):
+    assert list(policy.sample([])) == []
+    assert list(policy.score([], [])) == []
+
+
+# Scores
+
+
+def test_scores_are_teacher_forced_log_probabilities(policy, plain):
+    import torch
+
+    prompts = [chat(f"Tom has {i} pens. " * (1 + i % 3)) for i in range(7)]
+    texts = ["Answer: 8", "Day 1: 5 found\nAnswer: 3", "", "yes", "12", "ééé", "Answer: 8"]
+    scores = dict(policy.score(prompts, texts))
+    for i, (messages, text) in enumerate(zip(prompts, texts, strict=True)):
+        after = plain[1](text, add_special_tokens=False)["input_ids"]
+        before = prompt_ids(plain, messages)
+        with torch.no_grad():
+            logits = plain[0](torch.cat([before, torch.tensor([after], dtype=torch.long)], -1)).logits[0]
+        logp = logits[before.shape[1] - 1 : -1].log_softmax(-1)
+        assert scores[i].logprobs == pytest.approx(logp[range(len(after)), after].tolist(), abs=TOLERANCE)
+
+
+def test_a_score_that_does_not_fit_is_an_error(policy):
+    ((_, scored),) = policy.score([chat("hi")], ["a b c d " * 300])
+    assert scored.logprobs == ()
+    assert "256" in scored.error
+
+
+# The cache
+
+
+@contextmanager
+def opened(tiny_model, folder, size=8):
+    with Transformers(batch_size=size).open(tiny_model, folder) as policy:
+        yield policy
+
+
+def rows_in(folder):
+    try:
+        with sqlite3.connect(f"file:{folder}/requests.sqlite?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(tiny_model, tmp_path, monkeypatch, batches):
+    wanted = requests(10, 5, max_tokens=60, temperature=1.5)
+    with opened(tiny_model, tmp_path / "undisturbed") as policy:
+        undisturbed = ask(policy, wanted)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(engine_file._Batch, "look", lambda *_: rows_in(tmp_path / "killed") < 8 * batches or die())
+        with opened(tiny_model, tmp_path / "killed") as policy:
+            list(policy.sample(wanted))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    kept = rows_in(tmp_path / "killed")
+    assert kept == 8 * batches  # the batch in flight is lost, whole
+    with opened(tiny_model, tmp_path / "killed") as policy:
+        resumed = ask(policy, wanted)
+    assert resumed == undisturbed
+    assert rows_in(tmp_path / "killed") == 50
+
+
+def test_the_cache_answers_without_the_model(tiny_model, tmp_path, monkeypatch):
+    wanted = requests(4, 2)
+    with opened(tiny_model, tmp_path) as policy:
+        first = ask(policy, wanted), dict(policy.score([r.messages for r in wanted], ["8"] * len(wanted)))
+    monkeypatch.setattr(engine_file._Policy, "_generate", None)
+    monkeypatch.setattr(engine_file._Policy, "_score", None)
+    with opened(tiny_model, tmp_path) as policy:
+        assert (ask(policy, wanted), dict(policy.score([r.messages for r in wanted], ["8"] * len(wanted)))) == first
+
+
+def test_a_partial_hit_is_within_the_tolerance(tiny_model, tmp_path):
+    wanted = requests(12, 4)
+    with opened(tiny_model, tmp_path / "a") as policy:
+        usual = ask(policy, wanted)
+    with opened(tiny_model, tmp_path / "b") as policy:
+        ask(policy, wanted[::3])
+        close(ask(policy, wanted), usual)
+
+
+def test_other_weights_other_sampling_other_answers(tiny_model, tmp_path, policy):
+    request = requests(1, 1)[0]
+    text = policy._rendered(request.messages)
+    others = [replace(request, seed=7), replace(request, sampling=Sampling(top_p=0.5))]
+    assert len({policy._key(text, r) for r in (request, *others)}) == 3
+
+
+# What is refused
+
+
+def test_a_tokenizer_without_a_chat_template_says_so(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    with Transformers().open(tmp_path / "bare") as policy, pytest.raises(EngineError, match="no chat template"):
+        ask(policy, requests(1, 1))
+
+
+def test_weights_that_are_not_all_there_are_refused(tiny_model, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path / "gap")
+    weights = load_file(tmp_path / "gap" / "model.safetensors")
+    weights.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "gap" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelRefused, match="up_proj"), Transformers().open(tmp_path / "gap"):
+        pass
+
+
+def test_an_unsafe_folder_is_refused_before_anything_is_loaded(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "code")
+    config = json.loads((tmp_path / "code" / "config.json").read_text())
+    (tmp_path / "code" / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "m.M"}}))
+    with pytest.raises(ModelRefused, match="auto_map"), Transformers().open(tmp_path / "code"):
+        pass
+
+
+def test_a_gpu_that_is_not_there_is_a_clear_error(tiny_model, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="set it to auto or cpu"), Transformers(device="cuda").open(tiny_model):
+        pass
+
+
+# Adapters, other architectures, imports
+
+
+def test_an_adapter_is_its_base_with_the_adapter(tiny_model, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    request = requests(1, 1, temperature=0.0)[0]
+    with Transformers().open(tmp_path / "adapter") as adapted, Transformers().open(tiny_model) as base:
+        ids = torch.tensor([base._ids([base._rendered(request.messages)])[0]])
+        theirs = tuned.generate(input_ids=ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+        assert ask(adapted, [request])[0].text == base._tokenizer.decode(theirs, skip_special_tokens=True)
+        assert adapted.digest != base.digest
+
+
+def test_layers_with_a_sliding_window_work_too(tiny_model, tmp_path):
+    import torch
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = Gemma2Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=len(tokenizer), sliding_window=8, max_position_embeddings=128, initializer_range=0.4,
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    with Transformers(batch_size=4).open(tmp_path / "gemma") as policy:
+        for request, ours in zip(wanted := requests(6, 1, temperature=0.0), ask(policy, wanted), strict=True):
+            ids = prompt_ids((model, tokenizer), request.messages)
+            theirs = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
+            assert ours.text == tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def test_validating_params_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys; from tasks.engines.transformers import Transformers; Transformers(batch_size=3);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_completion_is_equal_after_a_trip_through_the_cache():
+    from dataclasses import astuple
+
+    given_ = Completion("é\n", 3, 4, "length", -1.25e-7, 0.1 + 0.2, 3.0)
+    assert Completion(*json.loads(json.dumps(astuple(given_)))) == given_

@@ -1,0 +1,103 @@
+import multiprocessing
+import os
+import signal
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.cache import FILE, RequestCache, key
+from tasks.errors import StoreError
+
+
+def keys(count):
+    return [key("k", i) for i in range(count)]
+
+
+def test_what_was_put_is_found_by_another(tmp_path):
+    answers = {k: ["é\ud83d", i, None, 0.1 * i] for i, k in enumerate(keys(1200))}
+    RequestCache(tmp_path).put(answers)
+    assert RequestCache(tmp_path).get([*keys(1200), key("other")]) == answers
+
+
+def test_without_a_folder_nothing_is_kept():
+    cache = RequestCache(None)
+    cache.put({keys(1)[0]: 1})
+    assert cache.get(keys(1)) == {}
+
+
+@given(st.lists(st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)), max_size=4), st.data())
+def test_different_parts_different_keys(parts, data):
+    other = data.draw(st.permutations(parts))
+    assert (key(*parts) == key(*other)) == (repr(parts) == repr(other))
+    assert key("a", "bc") != key("ab", "c")
+
+
+@pytest.mark.parametrize("content", [b"no database at all", b"SQLite format 3\0" + b"\xff" * 4080])
+def test_a_damaged_file_is_set_aside_with_a_warning(tmp_path, content):
+    (tmp_path / FILE).write_bytes(content)
+    cache = RequestCache(tmp_path)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert cache.get(keys(2)) == {}
+    cache.put({keys(1)[0]: 1})
+    assert cache.get(keys(2)) == {keys(1)[0]: 1}
+    assert (tmp_path / f"{FILE}.damaged").read_bytes() == content
+
+
+def test_pages_overwritten_after_the_header_are_noticed(tmp_path):
+    cache = RequestCache(tmp_path)
+    cache.put(dict.fromkeys(keys(2000), "x" * 100))
+    cache.close()
+    raw = bytearray((tmp_path / FILE).read_bytes())
+    raw[8192:] = b"\xa5" * (len(raw) - 8192)
+    (tmp_path / FILE).write_bytes(raw)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert RequestCache(tmp_path).get(keys(2000)) == {}
+
+
+def test_a_value_with_a_flipped_bit_counts_as_unknown(tmp_path):
+    cache = RequestCache(tmp_path)
+    cache.put(dict.fromkeys(keys(2), "Answer: 8"))
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("UPDATE answers SET value = ? WHERE key = ?", (b'"Answer: 9"', keys(1)[0]))
+    assert cache.get(keys(2)) == {keys(2)[1]: "Answer: 8"}
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path):
+    cache = RequestCache(tmp_path)
+    cache.put({keys(1)[0]: 1})
+    cache._connection.execute("PRAGMA max_page_count = 4")  # SQLite's own way to run out of room
+    with pytest.raises(StoreError, match=r"full.*free some disk space"):
+        cache.put(dict.fromkeys(keys(100), "x" * 1000))
+    assert RequestCache(tmp_path).get(keys(100)) == {keys(1)[0]: 1}
+
+
+def _writer(folder, who):
+    cache = RequestCache(folder)
+    for batch in range(20):
+        cache.put({key(who, batch, i): [who, batch, i] for i in range(10)})
+
+
+def test_several_processes_write_at_once(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=_writer, args=(tmp_path, who)) for who in range(4)]
+    [w.start() for w in writers]
+    [w.join() for w in writers]
+    wanted = [key(who, batch, i) for who in range(4) for batch in range(20) for i in range(10)]
+    assert len(RequestCache(tmp_path).get(wanted)) == 800
+
+
+def test_a_kill_leaves_whole_batches(tmp_path):
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for batch in range(10_000):
+            RequestCache(tmp_path).put({key(batch, i): i for i in range(10)})
+            os.write(told, b".")
+    os.read(ready, 5)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = RequestCache(tmp_path).get([key(batch, i) for batch in range(200) for i in range(10)])
+    assert len(found) >= 10
+    assert len(found) % 10 == 0

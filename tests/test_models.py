@@ -1,0 +1,160 @@
+import json
+import os
+import shutil
+
+import pytest
+
+from tasks import models
+from tasks.errors import ModelRefused
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture
+def adapter(model, tmp_path):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    shutil.copy(model / "model.safetensors", folder / "adapter_model.safetensors")
+    config = {"base_model_name_or_path": str(model), "r": 2, "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def point(folder, told):
+    folder.mkdir(exist_ok=True)
+    (folder / "pointer.json").write_text(json.dumps(told))
+    return folder
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_whole_model_is_accepted_and_is_itself(model):
+    models.check(model)
+    assert models.resolve(model) == model
+
+
+def test_a_pointer_leads_to_the_model_and_has_its_digest(model, tmp_path):
+    folder = point(tmp_path / "base", models.pointer(model))
+    models.check(folder)
+    assert models.resolve(folder) == model
+    assert models.digest(folder) == models.digest(model) == models.pointer(model)["digest"]
+
+
+def test_a_relative_pointer_is_read_from_the_project_root(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = models.pointer(model.relative_to(tmp_path))
+    assert told["path"] == "model"
+    assert models.digest(point(tmp_path / "base", told)) == models.digest(model)
+
+
+def test_the_digest_is_of_contents_not_of_places(model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "elsewhere")
+    (other / "README.md").write_text("a model card")
+    assert models.digest(other) == models.digest(model)
+    edit(other / "config.json", hidden_act="gelu")
+    assert models.digest(other) != models.digest(model)
+
+
+def test_a_changed_file_behind_a_pointer_is_refused(model, tmp_path):
+    folder = point(tmp_path / "base", models.pointer(model))
+    weights = model / "model.safetensors"
+    raw, times = bytearray(weights.read_bytes()), weights.stat()
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    with pytest.raises(ModelRefused, match=r"model\.safetensors: sha256 is .* recorded"):
+        models.resolve(folder)
+
+
+def test_a_missing_file_behind_a_pointer_is_refused(model, tmp_path):
+    folder = point(tmp_path / "base", models.pointer(model))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(ModelRefused, match=r"tokenizer\.json: is missing"):
+        models.resolve(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"path": 3}', '{"path": "x"}'])
+def test_a_broken_pointer_is_refused(tmp_path, text):
+    (tmp_path / "pointer.json").write_text(text)
+    with pytest.raises(ModelRefused, match=r"pointer\.json"):
+        models.resolve(tmp_path)
+
+
+def lose(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def shorten(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def index(*names):
+    told = json.dumps({"weight_map": {f"w{i}": n for i, n in enumerate(names)}})
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(told)
+
+
+SPOILT = {
+    "no config": (lose("config.json"), r"config\.json is missing"),
+    "no weights": (lose("model.safetensors"), r"model\.safetensors is missing"),
+    "no tokenizer": (lose("tokenizer.json"), "there is no tokenizer"),
+    "cut short": (shorten, "cut short or damaged"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "is not a JSON object"),
+    "code in config": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "code in tokenizer": (lambda f: edit(f / "tokenizer_config.json", auto_map={"A": "x.Y"}), "auto_map"),
+    "absent shard": (index("model.safetensors", "model-2.safetensors"), r"model-2\.safetensors is missing"),
+    "shard elsewhere": (index("../model/model.safetensors"), "is missing"),
+    **{f"a .{end}": (lambda f, end=end: (f / f"x.{end}").touch(), f"x.{end}: pickled") for end in ("bin", "pt", "pkl")},
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT)
+def test_an_incomplete_or_unsafe_folder_is_refused(model, spoil, message):
+    spoil(model)
+    with pytest.raises(ModelRefused, match=message):
+        models.check(model)
+    with pytest.raises(ModelRefused):
+        models.pointer(model)
+
+
+def test_everything_that_is_wrong_is_said_at_once(model):
+    lose("config.json")(model)
+    lose("tokenizer.json")(model)
+    with pytest.raises(ModelRefused, match=r"config\.json.*tokenizer"):
+        models.check(model)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ModelRefused, match="there is no such model folder"):
+        models.check(tmp_path / "nothing")
+
+
+def test_an_adapter_stands_on_its_base(adapter, model):
+    models.check(adapter)
+    assert models.is_adapter(adapter)
+    assert models.adapter_base(adapter) == model
+    before = models.digest(adapter)
+    edit(model / "config.json", hidden_act="gelu")
+    assert models.digest(adapter) != before
+
+
+def test_an_adapters_digest_does_not_depend_on_where_its_base_lies(adapter, model, tmp_path):
+    before = models.digest(adapter)
+    moved = model.rename(tmp_path / "moved")
+    edit(adapter / "adapter_config.json", base_model_name_or_path=str(moved))
+    assert models.digest(adapter) == before
+
+
+def test_an_adapter_whose_base_is_not_local_or_not_safe_is_refused(adapter, model):
+    lose("config.json")(model)
+    with pytest.raises(ModelRefused, match=r"config\.json is missing"):
+        models.check(adapter)
+    edit(adapter / "adapter_config.json", base_model_name_or_path="someone/model")
+    with pytest.raises(ModelRefused, match="no local folder"):
+        models.check(adapter)

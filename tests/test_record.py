@@ -1,0 +1,223 @@
+"""MLflow from manifests: each thing once, snapshots that stay, an alias that a person can move."""
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+import synthetic
+from filelock import FileLock
+
+from tasks import record, store
+from tasks.errors import FlywheelError, StoreError, UnknownName
+from tasks.params import stages_of
+
+pytestmark = pytest.mark.xdist_group("mlflow")
+FIGURES = record._figures
+PLAN = synthetic.pipeline("r1", "r2")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory, worker_id):
+    """A store without runs, made once for all test processes: its tables take seconds."""
+    base = tmp_path_factory.getbasetemp()
+    place = base if worker_id == "master" else base.parent
+    with FileLock(place / "empty_store.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if not (place / "mlflow.db").exists():
+            record.prepare(place)
+    return place / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path, empty_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(record, "load_params", lambda root: PLAN)
+    monkeypatch.setattr(record, "_figures", lambda *_: [])
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def book(root):
+    """The store as it stands: runs by name, those in force; and all of them."""
+    client = record._client(root)
+    runs = list(client.search_runs([client.get_experiment_by_name("toy").experiment_id]))
+    return client, {r.info.run_name: r for r in runs if "superseded_by" not in r.data.tags}, runs
+
+
+def champion(client):
+    version = client.get_model_version_by_alias("toy", "champion")
+    return version.tags["round"], str(version.version)
+
+
+def counts(root):
+    """Rows of every table of MLflow's database: what a second call could have doubled."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as con:
+        tables = [name for (name,) in con.execute("select name from sqlite_master where type = 'table'")]
+        return {t: con.execute(f'select count(*) from "{t}"').fetchone()[0] for t in tables}
+
+
+def test_a_campaign_is_recorded_once(root, monkeypatch):
+    monkeypatch.setattr(record, "_figures", FIGURES)
+    for name in ("r0", "r1", "r2"):
+        synthetic.make(root, PLAN, name, promoted=name == "r1")
+    said = record.record(root)
+    assert "3 runs, 20 stages, 3 versions new" in said
+    assert "champion is r1, version 2, by the gates' decision" in said
+    before = counts(root)
+    assert before["metrics"] > 100 and before["datasets"] > 20
+    assert "was up to date" in record.record(root)
+    assert counts(root) == before
+    client, runs, every = book(root)
+
+    r1, train = runs["r1"], runs["train@r1"]
+    assert {r.info.status for r in every} == {"FINISHED"}
+    assert train.data.tags["mlflow.parentRunId"] == r1.info.run_id
+    assert r1.data.metrics["pass_at_1/level_4"] == pytest.approx(0.47)
+    assert r1.data.metrics["seconds/start"] == 18
+    assert r1.data.params["judge.strength"] == "1" and r1.data.params["parent"] == "r0"
+    curve = client.get_metric_history(train.info.run_id, "sft/loss")
+    assert [(m.step, m.value) for m in sorted(curve, key=lambda m: m.step)] == [(s, 1 / (s + 1)) for s in range(50)]
+
+    names = {d.dataset.name: d.dataset for d in r1.inputs.dataset_inputs}
+    digest = store.find(root, "r1", "filtered")[1].digest
+    assert names["r1/filtered"].digest == digest[:36] and '"num_rows": 10' in names["r1/filtered"].profile
+    assert "r0/prompts" not in names and {d.dataset.name for d in runs["gate@r1"].inputs.dataset_inputs} >= {"r0/measures"}
+    assert {a.path for a in client.list_artifacts(r1.info.run_id, "plots")} == {"plots/accuracy.png", "plots/train_curve.png"}
+
+    version = client.get_model_version("toy", "2")
+    assert version.source == (root / "data/round=r1/model").as_uri()
+    assert version.tags["digest"] == store.find(root, "r1", "model")[1].digest
+    assert not list(root.glob("mlruns/**/config.json"))
+
+
+def test_a_round_grows_and_is_superseded_by_another_result(root):
+    synthetic.make(root, PLAN, "r0")
+    synthetic.make(root, PLAN, "r1", only={"prompts", "generate"})
+    record.record(root)
+    _, runs, _ = book(root)
+    first = runs["r1"].info.run_id
+    assert runs["r1"].info.status == "RUNNING" and {"prompts@r1", "generate@r1"} < set(runs)
+
+    synthetic.make(root, PLAN, "r1")
+    record.record(root)
+    client, runs, every = book(root)
+    assert runs["r1"].info.run_id == first and runs["r1"].info.status == "FINISHED"
+    assert champion(client) == ("r1", "2")
+    count = len(every)
+
+    shutil.copytree(root / "data", root / "before")
+    filtering = next(s for s in stages_of(PLAN.block("r1")) if s.name == "filter")
+    synthetic.write(root, PLAN.block("r1"), filtering, salt="x")
+    record.record(root)
+    client, runs, every = book(root)
+    second = runs["r1"].info.run_id
+    assert second != first and client.get_run(first).data.tags["superseded_by"] == second
+    assert "filter@r1" in runs and "train@r1" not in runs, "train read the old table: it is behind"
+    assert champion(client) == ("r0", "1"), "the round that is being run again has no decision yet"
+
+    synthetic.make(root, PLAN, "r1", salt="x")
+    record.record(root)
+    client, _, _ = book(root)
+    assert champion(client) == ("r1", "3")
+    assert client.get_model_version("toy", "2").tags["superseded_by"] == "3"
+
+    shutil.rmtree(root / "data")
+    (root / "before").rename(root / "data")
+    assert "1 stages" not in record.record(root)
+    client, runs, every = book(root)
+    assert runs["r1"].info.run_id == first and champion(client) == ("r1", "2")
+    assert "superseded_by" not in client.get_model_version("toy", "2").tags
+    assert len(every) > count
+
+
+def test_the_same_result_again_is_the_same_run(root):
+    synthetic.make(root, PLAN, "r0")
+    record.record(root)
+    before = len(book(root)[2])
+    for stage in stages_of(PLAN.block("r0")):
+        synthetic.write(root, PLAN.block("r0"), stage, minute=30)
+    assert "was up to date" in record.record(root)
+    assert len(book(root)[2]) == before
+
+
+def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
+    synthetic.make(root, PLAN, "r0")
+    synthetic.make(root, PLAN, "r1")
+    left, end = [7], record._Book._end
+
+    def dying(self, run, finished):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        end(self, run, finished)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(record._Book, "_end", dying)
+        record.record(root)
+    record.record(root)
+    client, runs, every = book(root)
+    assert len(every) == 1 + 2 + 1 + 9 and {r.info.status for r in every} == {"FINISHED"}
+    assert len(client.get_metric_history(runs["train@r1"].info.run_id, "sft/loss")) == 50
+    assert len(runs["r1"].inputs.dataset_inputs) == len({d.dataset.name for d in runs["r1"].inputs.dataset_inputs})
+
+
+def test_a_person_promotes_and_rolls_back(root):
+    for name in ("r0", "r1", "r2"):
+        synthetic.make(root, PLAN, name)
+    record.record(root)
+    assert champion(book(root)[0])[0] == "r2"
+    assert "champion is r1, version 2, before version 3" in record.promote(root, "r1")
+    text = (root / record.DECISION).read_text()
+    assert champion(book(root)[0])[0] == "r1" and "round: r1" in text
+    record.promote(root, "r1")
+    assert (root / record.DECISION).read_text() == text
+    record.record(root)
+    assert champion(book(root)[0])[0] == "r1", "the gates do not overrule a person"
+    record.promote(root, "r0")
+    assert champion(book(root)[0])[0] == "r0"
+    (root / record.DECISION).unlink()
+    record.record(root)
+    assert champion(book(root)[0])[0] == "r2"
+
+
+def test_a_decision_is_about_a_model_not_a_name(root):
+    synthetic.make(root, PLAN, "r0")
+    synthetic.make(root, PLAN, "r1")
+    record.promote(root, "r1")
+    synthetic.make(root, PLAN, "r1", salt="x")
+    assert "champion is r1, version 2, by" in record.record(root)
+    assert book(root)[0].get_model_version("toy", "2").tags["superseded_by"] == "3"
+    assert "version 3" in record.promote(root, "r1")
+
+
+def test_what_cannot_be_promoted(root):
+    synthetic.make(root, PLAN, "r0")
+    with pytest.raises(UnknownName, match="did you mean"):
+        record.promote(root, "r11")
+    with pytest.raises(StoreError, match="flywheel run r1"):
+        record.promote(root, "r1")
+    assert not (root / record.DECISION).exists()
+    (root / record.DECISION).parent.mkdir(parents=True)
+    (root / record.DECISION).write_text("round: [")
+    with pytest.raises(FlywheelError, match="delete it"):
+        record.record(root)
+
+
+def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(FlywheelError, match=r"http://127.0.0.1:9 does not answer.*flywheel record") as caught:
+        record.record(root)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("pass_at_1/level_4", "pass_at_1/level_4"), ("dropped/too long (>50 %)", "dropped/too long (_50 _)"), ("a//b/../c@1/", "a/b/c_1")],
+)
+def test_metric_names_are_such_as_mlflow_takes(name, taken):
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert record.metric_name(name) == taken.replace("(", "_").replace(")", "_")
+    _validate_metric_name(record.metric_name(name))
