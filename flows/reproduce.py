@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -34,6 +35,8 @@ BACKOFF = 5.0
 """Seconds before the first retry; each further one waits twice as long."""
 
 _running: set[subprocess.Popen[str]] = set()
+_interrupted = Event()
+"""Set while a flow is being ended: what was killed for that is not tried again."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def with_retries(retries: int) -> Any:
 
 def _may_pass(task: Any, run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.may_pass
+    return isinstance(error, StageFailed) and error.may_pass and not _interrupted.is_set()
 
 
 def _command(address: str) -> list[str]:
@@ -135,10 +138,20 @@ def end(process: subprocess.Popen[str]) -> None:
             continue
 
 
-def end_all() -> None:
-    """Ends every stage that this process has running: what an interrupted flow does."""
-    for process in list(_running):
-        end(process)
+@contextmanager
+def ended_with() -> Iterator[None]:
+    """Whatever ends the block early (Ctrl-C, Prefect's cancellation, an error) ends the stages that are running.
+
+    They are in process groups of their own: nobody else would.
+    """
+    _interrupted.clear()
+    try:
+        yield
+    except BaseException:
+        _interrupted.set()
+        for process in list(_running):
+            end(process)
+        raise
 
 
 def failure(lines: list[str]) -> str:

@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 
 from flows.connection import HereFlow
 from flows.progress import Progress
-from flows.reproduce import Reproduced, end_all, with_retries
+from flows.reproduce import Reproduced, ended_with, with_retries
 from tasks import plan
 
 Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduced]]
@@ -53,7 +53,7 @@ def bring_up_to_date(names: Iterable[str], concurrency: int, retries: int) -> li
     whole = plan.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
-    with Progress(root, len(todo)) as progress:
+    with ended_with(), Progress(root, len(todo)) as progress:
         run_graph(graph, lambda item, after: task.submit(item, wait_for=after), concurrency, progress)
     return todo
 
@@ -70,27 +70,22 @@ def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Pro
     futures: dict[str, PrefectFuture[Reproduced]] = {}
     running: set[str] = set()
     failed: list[str] = []
-    try:
-        while sorter.is_active() and (running or not failed):
-            ready = sorted([*ready, *sorter.get_ready()], key=lambda item: -weight[item])
-            while ready and len(running) < concurrency and not failed:
-                item = ready.pop(0)
-                progress.started(item)
-                running.add(item)
-                futures[item] = submit(item, [futures[before] for before in sorted(graph[item])])
-                futures[item].add_done_callback(lambda _, item=item: ended.put(item))
-            item = ended.get()
-            running.remove(item)
-            if isinstance(outcome := futures[item].result(raise_on_failure=False), Reproduced):
-                sorter.done(item)
-                progress.finished(outcome)
-            else:
-                failed.append(item)
-                progress.failed(item)
-    except BaseException:
-        # Ctrl-C, or Prefect's own cancellation: the stages are in process groups of their own, nobody else ends them.
-        end_all()
-        raise
+    while sorter.is_active() and (running or not failed):
+        ready = sorted([*ready, *sorter.get_ready()], key=lambda item: -weight[item])
+        while ready and len(running) < concurrency and not failed:
+            item = ready.pop(0)
+            progress.started(item)
+            running.add(item)
+            futures[item] = submit(item, [futures[before] for before in sorted(graph[item])])
+            futures[item].add_done_callback(lambda _, item=item: ended.put(item))
+        item = ended.get()
+        running.remove(item)
+        if isinstance(outcome := futures[item].result(raise_on_failure=False), Reproduced):
+            sorter.done(item)
+            progress.finished(outcome)
+        else:
+            failed.append(item)
+            progress.failed(item)
     if failed:
         futures[failed[0]].result()
 

@@ -189,8 +189,8 @@ def up(root: Path) -> None:
     for service in first:
         _wait(root, service)
     api = f"{running(root)[server.name].url}/api"
-    _deploy(root, api)
     if "prefect worker" not in there:
+        _deploy(root, api)
         _start(root, worker(root, api))
     for name, started in running(root).items():
         print(f"{name:<16}{started.url or f'polls the pool {POOL!r}'}")

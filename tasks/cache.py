@@ -58,6 +58,7 @@ class RequestCache:
         self._tried(lambda c: _insert(c, rows), None)
 
     def close(self) -> None:
+        """Lets go of the file; the next call opens it again."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

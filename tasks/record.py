@@ -118,6 +118,7 @@ def _client(root: Path) -> Any:
     """A client of a store that is there."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     for noisy in ("alembic", "mlflow"):
@@ -367,7 +368,12 @@ class _Book:
         if version is None:
             source, tags = _source(self.root, block.name), {"round": block.name, "digest": model.digest}
             version = self.client.create_model_version(
-                self.name, source, run.info.run_id, tags, description=f"The model of {block.name}.", await_creation_for=0
+                self.name,
+                source,
+                run.info.run_id,
+                tags,
+                description=f"The model of {block.name}.",
+                await_creation_for=0,
             )
             self.versions.append(version)
             self.new["versions"] += 1
@@ -416,7 +422,9 @@ class _Book:
 
 
 def _stage_facts(root: Path, block: Block, manifest: store.Manifest) -> _Facts:
-    spent = {f"seconds/{k}": v for k, v in manifest.seconds.items()} | {f"tokens/{k}": v for k, v in manifest.tokens.items()}
+    spent = {f"seconds/{k}": v for k, v in manifest.seconds.items()} | {
+        f"tokens/{k}": v for k, v in manifest.tokens.items()
+    }
     when = _ms(manifest.finished)
     metrics = _metrics(manifest.metrics | spent, when) + _curves(root, manifest, when)
     return _Facts(metrics, _flat(manifest.params) | _versions_of(manifest), _read_by(root, block, manifest))
@@ -566,9 +574,11 @@ def _by_level(root: Path, block: Block) -> dict[str, pl.DataFrame]:
 def _accuracy(by_level: dict[str, pl.DataFrame]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6))
+    figure = Figure(figsize=(9, 3.6), layout="tight")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, (measure, title) in zip(panels, {"pass_at_1": "sampled, pass@1", "greedy": "greedy"}.items(), strict=True):
+    for panel, (measure, title) in zip(
+        panels, {"pass_at_1": "sampled, pass@1", "greedy": "greedy"}.items(), strict=True
+    ):
         for name, frame in by_level.items():
             rows = frame.filter(name=measure)
             panel.plot(rows["level"], rows["value"], marker="o", label=name)
@@ -585,8 +595,8 @@ def _curve_figure(lines: pl.DataFrame, title: str) -> Any:
 
     groups = lines.partition_by("phase", "name", maintain_order=True)
     rows = (len(groups) + 1) // 2
-    figure = Figure(figsize=(9, 2.4 * rows + 0.6))
-    panels = figure.subplots(rows, 2, squeeze=False, gridspec_kw={"hspace": 0.7}).flatten()
+    figure = Figure(figsize=(9, 2.4 * rows + 0.6), layout="tight")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
     for panel, group in zip(panels, groups, strict=False):
         panel.plot(group["step"], group["value"])
         panel.set(title=f"{group['phase'][0]} {group['name'][0]}", xlabel="step")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
+from torch import nn  # noqa: TID253
 
 from tasks.errors import Diverged
 
@@ -55,13 +55,16 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of both parts. A closure is not called: neither part needs a second look at the loss."""
         for part in self.parts:
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of both parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
@@ -175,7 +178,9 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
     ]
 
 
-def save(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: Path, model: Path, blend: float) -> None:
+def save(
+    policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: Path, model: Path, blend: float
+) -> None:
     """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones."""
     if hasattr(policy, "merge_and_unload"):
         policy = policy.merge_and_unload()

@@ -32,7 +32,9 @@ def block(name: str, parent: str | None, **values: Any) -> Block:
     return found
 
 
-def make(root: Path, blocks: Pipeline, name: str, only: set[str] | None = None, promoted: bool = True, salt: str = "") -> None:
+def make(
+    root: Path, blocks: Pipeline, name: str, only: set[str] | None = None, promoted: bool = True, salt: str = ""
+) -> None:
     """Writes what the stages of a block would write; `salt` makes it another result."""
     for stage in stages_of(blocks.block(name)):
         if only is None or stage.name in only:
@@ -59,7 +61,8 @@ def write(root: Path, block: Block, stage: Stage, promoted: bool = True, salt: s
                 stage=stage.name,
                 outputs=draft.outputs,
                 inputs=inputs(root, block, stage),
-                params={stage.name: block.raw[stage.name]} | {k: block.raw[k] for k in stage.context & {"seed", "engine", "domain"}},
+                params={stage.name: block.raw[stage.name]}
+                | {k: block.raw[k] for k in stage.context & {"seed", "engine", "domain"}},
                 code={},
                 seed=1,
                 versions={"torch": "2.13.0"},
@@ -89,7 +92,10 @@ def rows(name: str, table: str, promoted: bool, salt: str) -> pl.LazyFrame:
     if table == "measures":
         return measures(name, salt).lazy()
     if table == "filtered":
-        kept = [{"id": f"{salt}{i}", "prompt_id": "p", "kept": i < 6, "reason": None if i < 6 else "score"} for i in range(10)]
+        kept = [
+            {"id": f"{salt}{i}", "prompt_id": "p", "kept": i < 6, "reason": None if i < 6 else "score"}
+            for i in range(10)
+        ]
         return frame(TABLES[table], kept)
     if table == "critiques":
         told = [{"id": str(i), "kept": i < 2, "refinements": 4, "successes": i} for i in range(5)]
@@ -108,13 +114,35 @@ def measures(name: str, salt: str = "") -> pl.DataFrame:
     for measure, plus in {"pass_at_1": 0.0, "greedy": 0.1, "pass_at_8": 0.3, "majority_at_8": 0.12}.items():
         for level in (None, *LEVELS):
             value = middle + plus - (0 if level is None else (level - 3) / 10)
-            found.append({"name": measure, "level": level, "value": value, "low": value - 0.02, "high": value + 0.02, "count": 100})
+            found.append(
+                {
+                    "name": measure,
+                    "level": level,
+                    "value": value,
+                    "low": value - 0.02,
+                    "high": value + 0.02,
+                    "count": 100,
+                }
+            )
     for measure in ("judge_balanced_accuracy", "mean_logprob_auroc", "critique_location"):
-        found.append({"name": measure, "level": None, "value": middle + 0.2, "low": middle + 0.1, "high": middle + 0.3, "count": 50})
+        found.append(
+            {
+                "name": measure,
+                "level": None,
+                "value": middle + 0.2,
+                "low": middle + 0.1,
+                "high": middle + 0.3,
+                "count": 50,
+            }
+        )
     return frame(TABLES["measures"], found).collect()
 
 
 def curve() -> str:
     """A training curve as the stage `train` writes it."""
-    told = [{"step": s, "phase": "sft", "name": n, "value": 1 / (s + 1)} for n in ("loss", "token_accuracy") for s in range(50)]
+    told = [
+        {"step": s, "phase": "sft", "name": n, "value": 1 / (s + 1)}
+        for n in ("loss", "token_accuracy")
+        for s in range(50)
+    ]
     return pl.DataFrame(told).write_csv()

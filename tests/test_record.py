@@ -82,8 +82,13 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
     names = {d.dataset.name: d.dataset for d in r1.inputs.dataset_inputs}
     digest = store.find(root, "r1", "filtered")[1].digest
     assert names["r1/filtered"].digest == digest[:36] and '"num_rows": 10' in names["r1/filtered"].profile
-    assert "r0/prompts" not in names and {d.dataset.name for d in runs["gate@r1"].inputs.dataset_inputs} >= {"r0/measures"}
-    assert {a.path for a in client.list_artifacts(r1.info.run_id, "plots")} == {"plots/accuracy.png", "plots/train_curve.png"}
+    assert "r0/prompts" not in names and {d.dataset.name for d in runs["gate@r1"].inputs.dataset_inputs} >= {
+        "r0/measures"
+    }
+    assert {a.path for a in client.list_artifacts(r1.info.run_id, "plots")} == {
+        "plots/accuracy.png",
+        "plots/train_curve.png",
+    }
 
     version = client.get_model_version("toy", "2")
     assert version.source == (root / "data/round=r1/model").as_uri()
@@ -214,7 +219,11 @@ def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "taken"),
-    [("pass_at_1/level_4", "pass_at_1/level_4"), ("dropped/too long (>50 %)", "dropped/too long (_50 _)"), ("a//b/../c@1/", "a/b/c_1")],
+    [
+        ("pass_at_1/level_4", "pass_at_1/level_4"),
+        ("dropped/too long (>50 %)", "dropped/too long (_50 _)"),
+        ("a//b/../c@1/", "a/b/c_1"),
+    ],
 )
 def test_metric_names_are_such_as_mlflow_takes(name, taken):
     from mlflow.utils.validation import _validate_metric_name

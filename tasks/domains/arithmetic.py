@@ -160,6 +160,7 @@ class Arithmetic(Domain):
     """Most steps of a problem in the sets; the embedded model has seen up to 8."""
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
+        """Stories of the levels `easiest` … `hardest`, equally many each as far as a level has so many."""
         levels = range(self.easiest, self.hardest + 1)
         wanted = [count // len(levels) + (i < count % len(levels)) for i in range(len(levels))]
         # a generator of its own for each level: a larger count gives a superset
@@ -167,6 +168,7 @@ class Arithmetic(Domain):
         return [i for k, n, rng in zip(levels, wanted, rngs, strict=True) for i in _level(rng, split, k, n)]
 
     def parse(self, text: str) -> Item | None:
+        """A story with its level; None for a text that `read` cannot take apart. Its answer is not worked out."""
         story = read(text)
         return Item(text.strip(), len(story.steps)) if story else None
 
@@ -176,6 +178,7 @@ class Arithmetic(Domain):
         return story.key if story else problem
 
     def answer(self, response: str) -> str | None:
+        """The number of the last line, `Answer: 8`."""
         found = _ANSWER.fullmatch(response.strip().rpartition("\n")[2])
         return str(int(found[1])) if found else None
 
@@ -195,15 +198,19 @@ class Arithmetic(Domain):
         return _chat("write", f"Level {level or (levels or [self.easiest])[0]}")
 
     def solve(self, problem: str) -> list[Message]:
+        """Solver: work the problem step by step."""
         return _chat("solve", problem)
 
     def judge(self, problem: str, response: str) -> list[Message]:
+        """Judge: check each line up to the first wrong one."""
         return _chat("judge", problem, response)
 
     def criticise(self, problem: str, response: str) -> list[Message]:
+        """Critic: check every line, then correct the first wrong one."""
         return _chat("critique", problem, response)
 
     def refine(self, problem: str, response: str, critique: str) -> list[Message]:
+        """Refiner: work the problem again after reading the critique."""
         return _chat("refine", problem, response, critique)
 
     def verdict(self, text: str) -> Verdict:
@@ -242,9 +249,7 @@ def _chat(role: Role, *parts: str) -> list[Message]:
     return [{"role": "system", "content": role}, {"role": "user", "content": "\n\n".join(parts)}]
 
 
-def _of_split(
-    rng: random.Random, split: Split, level: int, slips: set[int] | float = 0.0
-) -> tuple[Story, list[int]]:
+def _of_split(rng: random.Random, split: Split, level: int, slips: set[int] | float = 0.0) -> tuple[Story, list[int]]:
     while True:
         story, said = draw(rng, level, slips)
         if story.split == split:
@@ -263,8 +268,11 @@ def _level(rng: random.Random, split: Split, level: int, count: int) -> Iterator
 
 
 def _item(rng: random.Random, split: Split, level: int) -> tuple[Story, Item]:
-    story, response = _attempt(rng, split, level, rng.random() < 0.5) if split == "gold" else (draw(rng, level)[0], None)
-    wrong = first_wrong(story, response) if response else None
+    if split != "gold":
+        story, values = draw(rng, level)
+        return story, Item(tell(story, rng), level, str(values[-1]))
+    story, response = _attempt(rng, split, level, right=rng.random() < 0.5)
+    wrong = first_wrong(story, response)
     return story, Item(tell(story, rng), level, str(story.values()[-1]), response, wrong)
 
 

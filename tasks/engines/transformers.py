@@ -17,7 +17,6 @@ n-th token through the inverse of the distribution function. Neither the positio
 Torch and transformers are imported when a model is opened, so that params can be validated without them.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +81,7 @@ class Transformers(Engine):
                 answers.close()
 
     def problems(self) -> list[str]:
+        """A GPU that was asked for and is not there."""
         if self.device == "cuda":
             import torch
 

@@ -28,7 +28,7 @@ class Critiques(Strategy):
     """The critic on gold answers, then self-correction: greedy answer, greedy critique of it, greedy refinement.
 
     A critique that passes the answer leaves it as it is. Measures: `critique_location` (first wrong step named, among
-    the wrong gold answers whose critique can be read), `critique_errors`; `refined` (accuracy after self-correction),
+    the wrong gold answers whose critique can be read), `critic_errors`; `refined` (accuracy after self-correction),
     `critique_cl`, `critique_cs`, `critique_rss` (Yang et al. 2024, arXiv:2412.19513).
     """
 
@@ -81,7 +81,7 @@ def _audit(policy: Policy, domain: Domain, item: Item, completion: Completion) -
 
 def location_measures(audits: Sequence[Row]) -> list[Measure]:
     """How often the critic names the first wrong step of a wrong answer, and how often it cannot be read."""
-    errors = at_levels(audits, lambda g, n: proportion("critique_errors", n, [bool(r["error"]) for r in g]))
+    errors = at_levels(audits, lambda g, n: proportion("critic_errors", n, [bool(r["error"]) for r in g]))
     read = [r for r in audits if not r["truth"] and not r["error"]]
     hit = at_levels(read, lambda g, n: proportion("critique_location", n, [found_step(r) for r in g]))
     return hit + errors

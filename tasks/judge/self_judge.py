@@ -24,7 +24,7 @@ class SelfJudge(Strategy):
 
     needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset({"samples"})
 
-    votes: PositiveInt = 1
+    samples: PositiveInt = 1
     """Judgments averaged; more than one wants a temperature."""
     temperature: NonNegativeFloat = 0.0
     """0 is greedy."""
@@ -44,13 +44,13 @@ class SelfJudge(Strategy):
 
     def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
         requests = [
-            self._request(domain.judge(*pair), seed_of(seed, "self_judge", *pair, vote))
+            self._request(domain.judge(*pair), seed_of(seed, "self_judge", *pair, sample))
             for pair in judged
-            for vote in range(self.votes)
+            for sample in range(self.samples)
         ]
         came = dict(policy.sample(requests)) if requests else {}
         ordered = [came[i] for i in range(len(requests))]
-        return {pair: read(ordered[i * self.votes : (i + 1) * self.votes], domain) for i, pair in enumerate(judged)}
+        return {pair: read(ordered[i * self.samples : (i + 1) * self.samples], domain) for i, pair in enumerate(judged)}
 
     def _request(self, messages: list[Message], seed: int) -> Request:
         sampling = Sampling(self.temperature, max_tokens=self.max_tokens)

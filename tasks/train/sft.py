@@ -77,7 +77,9 @@ class SFT(Training):
         config = SFTConfig(max_length=self.max_length, **arguments(work, steps, self.batch, seed, self.warmup))
         policy = peft(policy, self.adapter)
         optimizer = MuonAdamW(policy, self.matrices, self.rest)
-        trainer = SFTTrainer(policy, config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None))
+        trainer = SFTTrainer(
+            policy, config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)
+        )
         tokens = trainer.train_dataset
         order = in_order([len(ids) for ids in tokens["input_ids"]], self.batch, self.epochs, seed)
         trainer.train_dataset = tokens.select(order)

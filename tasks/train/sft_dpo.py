@@ -61,7 +61,12 @@ class SFTThenDPO(SFT):
         return pl.DataFrame(curve, schema=CURVE)
 
     def preferred(
-        self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pairs: pl.DataFrame, work: Path, seed: int
+        self,
+        policy: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        pairs: pl.DataFrame,
+        work: Path,
+        seed: int,
     ) -> tuple["PreTrainedModel", list[dict[str, Any]]]:
         """Trains `policy` on the pairs; the trained model and its curve."""
         from datasets import Dataset
@@ -87,5 +92,7 @@ class SFTThenDPO(SFT):
         policy = peft(policy, self.adapter)
         optimizer = MuonAdamW(policy, self.pairs_matrices, self.pairs_rest)
         data = Dataset.from_list([wanted[i] for i in order])
-        trainer = DPOTrainer(policy, args=config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None))
+        trainer = DPOTrainer(
+            policy, args=config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)
+        )
         return trainer.model, fit(trainer, "dpo")

@@ -39,7 +39,7 @@ def test_a_good_critic_finds_the_step_and_mends_the_answer():
     result = run(player)
     found = values(result)
     assert found["critique_location", None] == found["critique_location", 2] == 1.0
-    assert found["critique_errors", None] == 0.0
+    assert found["critic_errors", None] == 0.0
     assert found["refined", 3] == found["refined", None] == 1.0
     assert found["critique_cl", None] == found["critique_cs", None] == 1.0
     assert found["critique_rss", None] == pytest.approx((1 - 0.5**2) / (2 * 0.5 * 0.5))
@@ -65,14 +65,14 @@ def test_an_unreadable_critique_is_an_error_and_no_correction():
 
     result = run(mumbling)
     found = values(result)
-    assert found["critique_errors", None] == 1.0
+    assert found["critic_errors", None] == 1.0
     assert not {"critique_location", "refined", "critique_cl"} & {n for n, _ in found}
     assert result.frames["evals"]["correct"].null_count() == 12
     assert result.frames["evals"]["error"].null_count() == 0
 
 
 def test_failed_requests_do_not_crash():
-    assert values(run(player, error_rate=1.0)) == {("critique_errors", level): 1.0 for level in (None, 2, 3)}
+    assert values(run(player, error_rate=1.0)) == {("critic_errors", level): 1.0 for level in (None, 2, 3)}
     assert run(player, error_rate=0.3).frames["evals"].height == 12
 
 

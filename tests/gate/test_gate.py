@@ -95,7 +95,7 @@ def test_greedy_is_measured_beside():
 
 
 def test_no_regression():
-    before, now = measures(greedy=0.70, majority_at_8=0.8), measures(greedy=0.67, judge_balanced_accuracy=0.9)
+    before, now = measures(greedy=0.53, majority_at_8=0.8), measures(greedy=0.50, judge_balanced_accuracy=0.9)
     found = {d.gate: d for d in NoRegression()(evidence(measures=now, parent_measures=before))}
     assert found["no_regression/greedy"].passed  # falls by exactly what is allowed
     assert found["no_regression/greedy"].value == pytest.approx(-0.03)
@@ -127,6 +127,7 @@ def test_diversity_and_the_gap_of_pairs():
     assert spread.metrics["gate_kept"] == 0.25
     assert gap.passed
     assert gap.value == pytest.approx(0.3)
+    assert not Diversity(gap=0.4)(given)[1].passed
 
 
 def test_nothing_to_look_at_is_decided_and_not_promoted():

@@ -96,3 +96,28 @@ def test_the_params_reach_the_engine():
 
     assert seen == [(Path("m"), Path("c")), (("user", "a"),)]
     assert len(greedy) == 1
+
+
+def test_a_real_model_gives_statistics_and_the_same_bytes_again(tiny_model, tmp_path):
+    from tasks.engines.transformers import Transformers
+
+    def answered(cache: Path) -> pl.DataFrame:
+        given = {
+            "parent_model": tiny_model,
+            "engine": Transformers(),
+            "domain": Arithmetic(),
+            "seed": 1,
+            "cache": cache,
+        }
+        return generate(
+            Sample(samples=3, max_tokens=12), tables.frame(tables.prompts, asked("Tom", "Ann")), **given
+        ).collect()
+
+    rows = answered(tmp_path / "one")
+
+    assert rows.equals(answered(tmp_path / "one"))
+    assert rows.equals(answered(tmp_path / "two"))
+    assert rows.select("logprob", "mean_logprob", "entropy", "self_certainty").null_count().row(0) == (0, 0, 0, 0)
+    assert (rows["logprob"] <= 0).all()
+    assert rows["response"].n_unique() > 1
+    assert rows["tokens"].max() <= 12

@@ -187,7 +187,7 @@ def test_judgments_that_cannot_be_read_do_not_count():
     texts = iter(["Verdict: correct", "hm", "Verdict: wrong", "Verdict: correct", *["hm"] * 4])
     engine = Fake.scripted(lambda messages, seed: next(texts))
 
-    rows = run({"j": SelfJudge(votes=4, temperature=1.0)}, answered("8", "9"), engine)
+    rows = run({"j": SelfJudge(samples=4, temperature=1.0)}, answered("8", "9"), engine)
 
     assert column(rows) == {"p0": pytest.approx(2 / 3), "p1": None}
     assert column(rows, "verdict") == {"p0": "pass", "p1": None}
@@ -219,3 +219,13 @@ def test_verdicts_are_averaged(verdicts, score, said):
     assert (opinion["score"], opinion["verdict"]) == (score, said)
     assert (opinion["error"] is None) == (score is not None)
     assert (grade(verdicts[0]) is None) == (verdicts[0].error == "x" or verdicts == [Verdict(None)])
+
+
+def test_a_real_models_words_are_judgments_or_errors(tiny_model, tmp_path):
+    from tasks.engines.transformers import Transformers
+
+    given = {"parent_model": tiny_model, "cache": tmp_path}
+    rows = run({"j": SelfJudge(max_tokens=8)}, answered("8", "9"), Transformers(), **given)
+
+    assert set(rows["error"]) == {"no 'Verdict: correct' or 'Verdict: wrong' in the last line"}
+    assert rows["rationale"].null_count() == 0

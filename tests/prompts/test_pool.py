@@ -153,3 +153,14 @@ def test_a_domain_without_levels_or_seeds():
     )
 
     assert rows.collect()["error"].null_count() == 3
+
+
+def test_a_real_model_that_cannot_write_gives_malformed_rows(tiny_model, tmp_path):
+    from tasks.engines.transformers import Transformers
+
+    none = {"parent_prompts": tables.frame(tables.prompts), "parent_responses": tables.frame(tables.responses)}
+    given = {"parent_model": tiny_model, "engine": Transformers(), "domain": Arithmetic(), "seed": 1, "cache": tmp_path}
+    rows = prompts(small(count=4, tries=2, max_tokens=8), **none, **given).collect()
+
+    assert len(rows) == rows["id"].n_unique() == 8
+    assert set(rows["error"]) == {"malformed: the domain cannot read it"}

@@ -125,8 +125,10 @@ def test_replay_is_a_share_of_the_new_rows_drawn_by_seed(run):
 
 def test_a_row_of_the_parent_that_is_new_again_is_not_doubled(run):
     first = run(Recorder(critiques=False, refinements=False), **ALL).frames["training"]
-    result = run(Recorder(replay=2.0, critiques=False, refinements=False), **ALL | {"old": first.to_dicts()})
-    assert result.frames["training"].height == 2
+    old = first.to_dicts() + OLD[:2]
+    result = run(Recorder(replay=1.0, critiques=False, refinements=False), **ALL | {"old": old})
+    # two new rows, and of the four old ones the two that are not among them
+    assert sorted(result.frames["training"]["source"]) == ["replay", "replay", "responses", "responses"]
 
 
 @pytest.mark.parametrize("given", [{}, {"prompts": PROMPTS, "old": OLD, "pairs": PAIRS}])

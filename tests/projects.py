@@ -1,0 +1,124 @@
+"""A whole project in miniature: a copy of the real one whose rounds take a tenth of a second a stage."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks import pipeline
+from tasks.execute import run_stage
+from tasks.params import add_round, load_params, plain, stages_of
+
+HERE = Path(__file__).parents[1]
+SCREEN = {"validation": 20, "heldout": 20, "gold": 20}
+SMALL: dict[str, dict[str, Any]] = {
+    "prompts": {"strategy": "seeds", "count": 12, "evaluation": SCREEN},
+    "generate": {"strategy": "sample", "samples": 3},
+    "filter": {"strategy": "threshold", "least": 2.0},
+    "critique": {"strategy": "auto_math", "limit": 4, "refinements": 2},
+    "pair": {"strategy": "best_worst"},
+    "train": {"strategy": "sft", "critiques": False, "refinements": False},
+}
+"""No vote reaches 2, so nothing is kept, and a round's model is its parent's: no trainer is needed."""
+MEMBERS: dict[str, dict[str, Any]] = {
+    "answers": {"greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]},
+    "judging": {"count": 7},
+    "critiques": {"count": 7, "problems": 7},
+}
+
+
+def make(root: Path, rounds: int = 2, git: bool = True) -> Path:
+    """Fills an empty folder with a project of the base r0 and some rounds in a row, none of which has run."""
+    for folder in ("tasks", "flows"):
+        shutil.copytree(HERE / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HERE / "data/seeds", root / "data/seeds")
+    (root / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "params.yaml"):
+        shutil.copy(HERE / name, root / name)
+    stub_model(root / "data/base")
+    rewrite(root, _small)
+    for n in range(2, rounds + 1):
+        add_round(root, f"r{n}", f"r{n - 1}", [])
+    pipeline.write(root)
+    if git:
+        commit(root, "start")
+    else:
+        with (root / ".dvc/config").open("a") as config:
+            config.write("    no_scm = true\n")
+    return root
+
+
+def _small(content: Any) -> None:
+    content["bases"] = {"r0": content["bases"]["r0"]}
+    content["rounds"] = {"r1": content["rounds"]["r1"]}
+    for block in (content["bases"]["r0"], content["rounds"]["r1"]):
+        block["engine"] = {"strategy": "fake"}
+        block["evaluate"]["panel"] = {n: dict(MEMBERS[n]) for n in block["evaluate"]["panel"]}
+    content["rounds"]["r1"].update({k: dict(v) for k, v in SMALL.items()})
+
+
+def rewrite(root: Path, change: Any) -> None:
+    """Applies `change(content)` to params.yaml, whether that is valid then or not."""
+    yaml = YAML()
+    content = yaml.load(root / "params.yaml")
+    change(content)
+    yaml.dump(content, root / "params.yaml")
+
+
+def values(root: Path) -> dict[str, Any]:
+    """params.yaml as plain values."""
+    return plain(YAML().load(root / "params.yaml"))
+
+
+def stub_model(folder: Path) -> None:
+    """A folder that passes as a model as long as nobody loads it."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE"}}))
+    save_file({"w": np.arange(4, dtype=np.float32)}, folder / "model.safetensors")
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Runs git in a project."""
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *who, *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def commit(root: Path, message: str) -> None:
+    """Commits all of a project that git does not ignore."""
+    if not (root / ".git").exists():
+        git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", message)
+
+
+def run_all(root: Path) -> None:
+    """Runs every stage of every round in this process, whose working directory is the project."""
+    for name, block in load_params(root).blocks.items():
+        for stage in stages_of(block):
+            run_stage(root, name, stage.name)
+
+
+def digests(root: Path) -> dict[str, str]:
+    """The sha256 of every file that was made, by its path."""
+    from tasks.store import sha256
+
+    made = sorted(p for p in (root / "data").glob("round=*/**/*") if p.is_file() and ".staging" not in p.parts)
+    return {str(p.relative_to(root)): sha256(p) for p in made}
+
+
+@contextmanager
+def dvc(root: Path) -> Iterator[Any]:
+    """The project's DVC repository, opened in this process."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        yield repo
