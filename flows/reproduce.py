@@ -160,7 +160,12 @@ def failure(lines: list[str]) -> str:
         return plan.busy("\n".join(lines))
     starts = [i for i, line in enumerate(lines) if line.startswith("flywheel: ")]
     if not starts:
-        return "\n".join(lines[-LAST_LINES:]) or "it ended without a word"
+        said = [
+            line
+            for line in lines
+            if line and not line.startswith(("Running stage", "> ", "ERROR: failed to reproduce"))
+        ]
+        return "\n".join(said[-LAST_LINES:]) or "it ended without a word"
     message = lines[starts[-1] :]
     ends = [i for i, line in enumerate(message) if line.startswith("ERROR: ")]
     return "\n".join(message[: ends[0] if ends else None]).removeprefix("flywheel: ").strip()

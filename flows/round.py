@@ -6,10 +6,11 @@ which a waiting task would hold one of the few places.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -78,7 +79,7 @@ def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Pro
             running.add(item)
             futures[item] = submit(item, [futures[before] for before in sorted(graph[item])])
             futures[item].add_done_callback(lambda _, item=item: ended.put(item))
-        item = ended.get()
+        item = _next(ended)
         running.remove(item)
         if isinstance(outcome := futures[item].result(raise_on_failure=False), Reproduced):
             sorter.done(item)
@@ -88,6 +89,13 @@ def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Pro
             progress.failed(item)
     if failed:
         futures[failed[0]].result()
+
+
+def _next(ended: SimpleQueue[str]) -> str:
+    """The next stage that ends. Polars' signal handler restarts system calls: Ctrl-C would not wake an untimed wait."""
+    while True:
+        with suppress(Empty):
+            return ended.get(timeout=0.5)
 
 
 def publish() -> None:

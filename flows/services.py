@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import httpx
 import psutil
 
 from tasks.errors import FlywheelError
+from tasks.record import prepare, tracking_uri
 
 POOL = "flywheel"
 HOST = "127.0.0.1"
@@ -104,15 +105,17 @@ def worker(root: Path, api: str) -> Service:
     return Service("prefect worker", command, lambda: _polls(api), env=env)
 
 
-def mlflow_ui() -> Service:
-    """MLflow's UI over the store that `flywheel record` writes to."""
+def mlflow_ui(root: Path) -> Service | None:
+    """MLflow's UI over the store that `flywheel record` writes to; None where that is a server, which has its own."""
+    store = tracking_uri(root)
+    if "://" in store and store.split(":")[0] in ("http", "https", "databricks"):
+        return None
     port = _port("MLFLOW_PORT", 5000)
     url = f"http://{HOST}:{port}"
-    store = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", store, "--workers", "1"]
     # Its job runners would be eight more processes, for features that nobody uses here.
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": ""}
+    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return Service("mlflow", command, lambda: _responds(f"{url}/health"), url, port, "MLFLOW_PORT", env)
 
 
@@ -181,9 +184,10 @@ def up(root: Path) -> None:
     """
     there = running(root)
     server = prefect_server(root)
-    first = [s for s in (server, mlflow_ui()) if s.name not in there]
+    first = [s for s in (server, mlflow_ui(root)) if s and s.name not in there]
     for service in first:
         _check_port(service)
+    prepare(root)
     for service in first:
         _launch(root, service)
     for service in first:
@@ -198,14 +202,11 @@ def up(root: Path) -> None:
 
 
 def down(root: Path) -> None:
-    """Ends exactly what `up` started, the last one first; does nothing when that has ended already."""
+    """Ends exactly what `up` started; does nothing when that has ended already."""
     there = running(root)
-    for name, started in reversed(there.items()):
-        _end(started)
-        _forget(root, name)
-        print(f"{name} ended")
-    if not there:
-        print("nothing is running that `flywheel up` started")
+    _end(*there.values())
+    _forget(root, *there)
+    print(f"ended: {', '.join(there)}" if there else "nothing is running that `flywheel up` started")
 
 
 @contextmanager
@@ -219,25 +220,29 @@ def server(root: Path) -> Iterator[str]:
     """
     configured = os.environ.get("PREFECT_API_URL")
     found = configured if configured and answers(configured) else running_server(root)
-    own = None if found else prefect_server(root)
-    if own:
-        _check_port(own)
-        _start(root, own)
-    os.environ["PREFECT_API_URL"] = found or f"{own.url}/api"  # type: ignore[union-attr]
+    with nullcontext(found) if found else _own_server(root) as url, _environment("PREFECT_API_URL", url):
+        yield url
+
+
+@contextmanager
+def _own_server(root: Path) -> Iterator[str]:
+    service = prefect_server(root)
+    _check_port(service)
     try:
-        yield os.environ["PREFECT_API_URL"]
+        _start(root, service)
+        yield f"{service.url}/api"
     finally:
-        if own:
-            _end(running(root).get(own.name))
-            _forget(root, own.name)
-        _restore("PREFECT_API_URL", configured)
+        _stop(root, service)
 
 
-def _restore(variable: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(variable, None)
-    else:
-        os.environ[variable] = value
+@contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(variable) if before is None else os.environ.update({variable: before})
 
 
 def _start(root: Path, service: Service) -> None:
@@ -269,24 +274,27 @@ def _log(root: Path, service: Service) -> Path:
 
 def _wait(root: Path, service: Service) -> None:
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and (started := running(root).get(service.name)):
+    while time.monotonic() < deadline and service.name in running(root):
         if service.healthy():
             return
         time.sleep(0.2)
     log = _log(root, service).read_text().strip().splitlines()[-15:]
-    if started := running(root).get(service.name):
-        _end(started)
-    _forget(root, service.name)
+    _stop(root, service)
     raise FlywheelError(f"{service.name} did not come up; the end of its log:\n" + "\n".join(log))
 
 
-def _end(started: Started | None) -> None:
-    """Ends a service with its whole process group, if it still is what was started."""
-    if started is None or (process := started.process) is None:
-        return
-    whole = [process, *process.children(recursive=True)]
-    with suppress(ProcessLookupError):
-        os.killpg(started.pid, signal.SIGTERM)
+def _stop(root: Path, service: Service) -> None:
+    _end(*(s for name, s in running(root).items() if name == service.name))
+    _forget(root, service.name)
+
+
+def _end(*services: Started) -> None:
+    """Ends services with their whole process groups, where they still are what was started."""
+    alive = [process for s in services if (process := s.process)]
+    whole = [p for process in alive for p in (process, *process.children(recursive=True))]
+    for process in alive:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
     _, left = psutil.wait_procs(whole, timeout=GRACE)
     for straggler in left:
         with suppress(psutil.NoSuchProcess):
@@ -298,8 +306,9 @@ def _remember(root: Path, name: str, started: Started) -> None:
     _write(root, running(root) | {name: started})
 
 
-def _forget(root: Path, name: str) -> None:
-    _write(root, {n: s for n, s in running(root).items() if n != name})
+def _forget(root: Path, *names: str) -> None:
+    if (home(root) / "services.json").exists():
+        _write(root, {n: s for n, s in running(root).items() if n not in names})
 
 
 def _write(root: Path, services: dict[str, Started]) -> None:

@@ -20,8 +20,9 @@ import json
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from getpass import getuser
@@ -123,10 +124,20 @@ def _client(root: Path) -> Any:
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    own = root / "mlflow.db"
     with _lock(root, "mlflow"):
+        missing = not own.exists()
         client = MlflowClient(tracking_uri(root))
         client.search_experiments(max_results=1)
+        if missing and own.exists():
+            _write_ahead(own)
     return client
+
+
+def _write_ahead(database: Path) -> None:
+    """Has SQLite keep a write-ahead log, for good: commits take a fifth of the time, and the UI can read meanwhile."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("pragma journal_mode = wal")
 
 
 @contextmanager
@@ -145,7 +156,7 @@ def _reached(uri: str) -> Iterator[None]:
     except FlywheelError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy"):
+        if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "sqlite3", "requests"):
             raise
         line = _shown(str(error).strip().split("\n")[0])
         raise FlywheelError(
@@ -574,8 +585,8 @@ def _by_level(root: Path, block: Block) -> dict[str, pl.DataFrame]:
 def _accuracy(by_level: dict[str, pl.DataFrame]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="tight")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(9, 3.6))
+    panels = figure.subplots(1, 2, sharey=True, gridspec_kw=_margins(3.6, 0.35))
     for panel, (measure, title) in zip(
         panels, {"pass_at_1": "sampled, pass@1", "greedy": "greedy"}.items(), strict=True
     ):
@@ -590,13 +601,21 @@ def _accuracy(by_level: dict[str, pl.DataFrame]) -> Any:
     return figure
 
 
+def _margins(height: float, top: float) -> dict[str, float]:
+    """Room for the texts around the panels, in shares of a figure of `height` inches: to have matplotlib find it out is
+    to draw everything twice.
+    """
+    return {"left": 0.07, "right": 0.98, "bottom": 0.5 / height, "top": 1 - top / height, "wspace": 0.15, "hspace": 0.5}
+
+
 def _curve_figure(lines: pl.DataFrame, title: str) -> Any:
     from matplotlib.figure import Figure
 
     groups = lines.partition_by("phase", "name", maintain_order=True)
     rows = (len(groups) + 1) // 2
-    figure = Figure(figsize=(9, 2.4 * rows + 0.6), layout="tight")
-    panels = figure.subplots(rows, 2, squeeze=False).flatten()
+    height = 2.6 * rows + 0.6
+    figure = Figure(figsize=(9, height))
+    panels = figure.subplots(rows, 2, squeeze=False, gridspec_kw=_margins(height, 0.7)).flatten()
     for panel, group in zip(panels, groups, strict=False):
         panel.plot(group["step"], group["value"])
         panel.set(title=f"{group['phase'][0]} {group['name'][0]}", xlabel="step")

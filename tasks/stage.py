@@ -51,6 +51,8 @@ class Strategy(Params):
 
     needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset()
     """What it asks of the round's engine."""
+    example: ClassVar[dict[str, Any]] = {}
+    """Params with which the contract test runs it: those without a default, and small counts where it is slow."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Does the work; each stage says in its `__init__.py` what its strategies are given and give back."""

@@ -1,14 +1,74 @@
 """Fixtures that several folders of tests share."""
 
+import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import projects
 import pytest
 
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
     "{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what reads public data where they are absent, and says so."""
+    absent = pytest.mark.skip(reason=f"the public data are not in {SHARED}")
+    for item in items:
+        if item.get_closest_marker("needs_shared") and not SHARED.is_dir():
+            item.add_marker(absent)
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory):
+    """An environment like a user's: this interpreter's commands come first, nothing is recorded elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))
+        for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            patch.delenv(variable, raising=False)
+        yield patch
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, apart) -> Callable[..., Path]:
+    """Makes a small project of which nothing has run, and makes it the working directory."""
+
+    def make(**how) -> Path:
+        root = tmp_path / "project"
+        root.mkdir()
+        monkeypatch.chdir(root)
+        return projects.make(root, **how)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def campaign(tmp_path_factory, apart) -> Path:
+    """A project whose base and two rounds have run, with dvc.lock in git. Not to be changed: `made` is a copy."""
+    root = projects.make(tmp_path_factory.mktemp("campaign"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        projects.run_all(root)
+        with projects.dvc(root) as repo:
+            repo.commit(force=True)
+    projects.commit(root, "three models")
+    return root
+
+
+@pytest.fixture
+def made(campaign, tmp_path, monkeypatch) -> Path:
+    """A copy of the campaign, as the working directory."""
+    root = tmp_path / "project"
+    shutil.copytree(campaign, root, symlinks=True)
+    monkeypatch.chdir(root)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ def empty_store(tmp_path_factory, worker_id):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         if not (place / "mlflow.db").exists():
             record.prepare(place)
+            with closing(sqlite3.connect(place / "mlflow.db")) as con:
+                con.execute("pragma wal_checkpoint(truncate)")
     return place / "mlflow.db"
 
 
@@ -215,6 +217,16 @@ def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
     with pytest.raises(FlywheelError, match=r"http://127.0.0.1:9 does not answer.*flywheel record") as caught:
         record.record(root)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_is_damaged_is_one_message(root):
+    (root / "mlflow.db").write_bytes(b"no database at all" * 1000)
+    with pytest.raises(FlywheelError, match="mlflow.db does not answer.*not a database"):
+        record.record(root)
+
+
+def test_without_results_there_is_nothing_to_promote(root):
+    assert "was up to date; no model to promote yet" in record.record(root)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A model of the Hugging Face hub, at one revision."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ class Hub(Strategy):
     """Starts from a model of the hub. Its safetensors, configs and tokenizer go to the hub's cache on this machine
     (`HF_HOME`), once, and are pointed to; pickled weights and code are not downloaded.
     """
+
+    example: ClassVar[dict[str, Any]] = {"repo": "someone/some-model", "revision": "0" * 40}
 
     repo: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")
     """Owner and name, as `Qwen/Qwen3-0.6B`."""

@@ -1,6 +1,7 @@
 """A model in a local folder."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -12,6 +13,8 @@ from tasks.stage import Strategy
 
 class Local(Strategy):
     """Starts from a model folder on this machine. It is pointed to, not copied."""
+
+    example: ClassVar[dict[str, Any]] = {"path": "data/base"}
 
     path: Path
     """The folder; relative to the project where it lies inside it."""

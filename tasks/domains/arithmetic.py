@@ -46,7 +46,7 @@ _FIRST = re.compile(r"(\w+) has (\d+) (\w+)\.")
 _STEP = re.compile(r"Day (\d+): (?:([1-9]\d?) (\w+)|(\w+))")
 _WORKED = re.compile(r"Day (\d+): (\d+)([-+*/])(\d+)=(\d+)")
 _ANSWER = re.compile(r"Answer: (\d+)")
-_CHECKED = re.compile(r"(?:Day (\d+): .*|Answer: \d+), said \d+: (right|wrong)")
+_CHECKED = re.compile(r"(?:Day \d+: .*=|Answer: )(\d+), said (\d+): (?:right|too high|too low)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +195,8 @@ class Arithmetic(Domain):
     def write(self, examples: list[str], level: int | None) -> list[Message]:
         """Author. `examples` give only the level where none is named: the embedded model needs no more."""
         levels = [len(story.steps) for story in map(read, examples) if story]
-        return _chat("write", f"Level {level or (levels or [self.easiest])[0]}")
+        level = level or (levels or [self.easiest])[0]
+        return _chat("write", f"Level {level}, to Day {level}: How many?")
 
     def solve(self, problem: str) -> list[Message]:
         """Solver: work the problem step by step."""
@@ -214,14 +215,17 @@ class Arithmetic(Domain):
         return _chat("refine", problem, response, critique)
 
     def verdict(self, text: str) -> Verdict:
-        """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: wrong` … `Verdict: wrong`."""
+        """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: too high` … `Verdict: wrong`.
+
+        A line is wrong when its two numbers differ, and an answer when one of its lines is: a small model works a
+        step out far more reliably than it words the comparison.
+        """
         *lines, last = text.strip().split("\n")
-        closing = re.match(r"Verdict: (correct|wrong)\b", last)
-        if not closing:
-            return Verdict(None, error="no 'Verdict: correct' or 'Verdict: wrong' in the last line")
-        marks = [_CHECKED.fullmatch(line) for line in lines]
-        wrong = next((k for k, mark in enumerate(marks, 1) if mark and mark[2] == "wrong"), None)
-        return Verdict(closing[1] == "correct", wrong)
+        checked = [_CHECKED.fullmatch(line) for line in lines]
+        if not checked or not all(checked) or not re.match(r"Verdict: (correct|wrong)\b", last):
+            return Verdict(None, error="not lines like 'Day 2: 17/2=8, said 9: too high' and a verdict")
+        wrong = next((k for k, line in enumerate(checked, 1) if line and int(line[1]) != int(line[2])), None)
+        return Verdict(wrong is None, wrong)
 
     def document(self, rng: random.Random, role: Role, level: int, noise: float) -> tuple[list[Message], str]:
         """A conversation and its completion for the corpus of an embedded model, from the `train` split. In the role
@@ -234,7 +238,9 @@ class Arithmetic(Domain):
         return (self.write([], level), problem) if role == "write" else (self.solve(problem), work(story, said))
 
     def _checked(self, rng: random.Random, role: Role, level: int) -> tuple[list[Message], str]:
-        story, response = _attempt(rng, "train", level, right=rng.random() < (0.1 if role == "refine" else 0.35))
+        # more slips than a model makes: where nearly every line is right, comparing is not learnt
+        right = rng.random() < (0.1 if role == "refine" else 0.35)
+        story, response = _attempt(rng, "train", level, right, slips=0.35)
         problem = tell(story, rng)
         if role == "judge":
             return self.judge(problem, response), "\n".join(judgment(story, response))
@@ -276,14 +282,14 @@ def _item(rng: random.Random, split: Split, level: int) -> tuple[Story, Item]:
     return story, Item(tell(story, rng), level, str(story.values()[-1]), response, wrong)
 
 
-def _attempt(rng: random.Random, split: Split, level: int, right: bool) -> tuple[Story, str]:
-    """A story and an answer to it, right or with something wrong in it. A change can leave an answer right (a slip
-    back, a doubling for an addition), so each is verified.
+def _attempt(rng: random.Random, split: Split, level: int, right: bool, slips: float = 0.1) -> tuple[Story, str]:
+    """A story and an answer to it, right or with something wrong in it: one slip and others with the probability
+    `slips` a step. A change can leave an answer right (a slip back, a doubling for an addition), so each is verified.
     """
     while True:
-        slips = set() if right else {rng.randint(1, level)} | {k for k in range(1, level + 1) if rng.random() < 0.1}
+        at = set() if right else {rng.randint(1, level)} | {k for k in range(1, level + 1) if rng.random() < slips}
         odd = not right and rng.random() < 0.2
-        story, said = _of_split(rng, split, level, set() if odd else slips)
+        story, said = _of_split(rng, split, level, set() if odd else at)
         response = _misread(rng, story) if odd else work(story, said)
         if (first_wrong(story, response) is None) == right:
             return story, response
@@ -311,31 +317,32 @@ def first_wrong(story: Story, response: str) -> int | None:
     return None if lines[len(story.steps) :] == [f"Answer: {before}"] else len(story.steps) + 1
 
 
-def _checks(story: Story, response: str) -> Iterator[tuple[str, bool]]:
-    """Each line of a worked answer as (what it should be, whether its value is that): from the value said before."""
+def _checks(story: Story, response: str) -> Iterator[tuple[str, int, int]]:
+    """Each line of a worked answer as (what it should be, its due value, its said value): due from what was said
+    before it.
+    """
     before = story.start
     values = [int(line.rpartition("=")[2]) for line in response.split("\n")[:-1]]
     for k, ((sign, n), said) in enumerate(zip(story.steps, values, strict=True), 1):
         due = apply(before, sign, n)
-        yield f"Day {k}: {before}{sign}{n}={due}, said {said}", due == said
+        yield f"Day {k}: {before}{sign}{n}={due}", due, said
         before = said
-    said = int(response.rpartition("Answer: ")[2])
-    yield f"Answer: {before}, said {said}", before == said
+    yield f"Answer: {before}", before, int(response.rpartition("Answer: ")[2])
 
 
 def criticism(story: Story, response: str) -> list[str]:
     """What a critic who is right says of a worked answer: every line checked, then the verdict with the correction."""
-    checks = list(_checks(story, response))
-    lines = [f"{line}: {'right' if right else 'wrong'}" for line, right in checks]
-    wrong = next((line.partition(", said")[0] for line, right in checks if not right), None)
+    *lines, _ = judgment(story, response)
+    wrong = next((line for line, due, said in _checks(story, response) if due != said), None)
     return [*lines, f"Verdict: wrong, {wrong}" if wrong else "Verdict: correct"]
 
 
 def judgment(story: Story, response: str) -> list[str]:
-    """What a judge who is right says of it: as the critic up to the first wrong line, then the bare verdict."""
-    lines = []
-    for line, right in _checks(story, response):
-        lines.append(f"{line}: {'right' if right else 'wrong'}")
-        if not right:
-            return [*lines, "Verdict: wrong"]
-    return [*lines, "Verdict: correct"]
+    """What a judge who is right says of it: every line checked, then the bare verdict."""
+    checks = list(_checks(story, response))
+    lines = [f"{line}, said {said}: {_mark(due, said)}" for line, due, said in checks]
+    return [*lines, "Verdict: correct" if all(due == said for _, due, said in checks) else "Verdict: wrong"]
+
+
+def _mark(due: int, said: int) -> str:
+    return "right" if said == due else "too high" if said > due else "too low"

@@ -39,6 +39,7 @@ class Answers(Strategy):
     """
 
     needs: ClassVar = frozenset({"samples"})
+    example: ClassVar[dict[str, Any]] = {"greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]}
 
     splits: tuple[Literal["heldout", "validation"], ...] = ("heldout",)
     """The frozen sets to answer."""

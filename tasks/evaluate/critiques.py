@@ -33,6 +33,7 @@ class Critiques(Strategy):
     """
 
     needs: ClassVar = frozenset({"samples"})
+    example: ClassVar[dict[str, Any]] = {"count": 14, "problems": 14}
 
     count: NonNegativeInt = 140
     """Gold answers to criticise, spread over the levels."""

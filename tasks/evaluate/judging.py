@@ -26,6 +26,7 @@ class Judging(Strategy):
     """
 
     needs: ClassVar = frozenset({"samples"})
+    example: ClassVar[dict[str, Any]] = {"count": 14}
 
     count: NonNegativeInt = 140
     """Gold answers to judge, spread over the levels."""

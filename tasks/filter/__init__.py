@@ -18,7 +18,7 @@ from tasks import tables
 from tasks.errors import UnknownName
 from tasks.stage import Strategy, stage
 
-NAN = pl.lit(None, pl.Float64)
+NO_MARGIN = pl.lit(None, pl.Float64)
 
 
 class Selection(Strategy):
@@ -57,7 +57,7 @@ def scored(params: Selection, responses: pl.LazyFrame, judgments: pl.LazyFrame) 
         _known(params.rank_by, judgments)
         ranks = given.filter(pl.col("judge") == params.rank_by).select("id", rank="score")
         rows = rows.join(ranks, on="id", how="left")
-    return rows.with_columns(reason=pl.lit(None, pl.String), margin=NAN)
+    return rows.with_columns(reason=pl.lit(None, pl.String), margin=NO_MARGIN)
 
 
 def _known(judge: str, judgments: pl.LazyFrame) -> None:
@@ -83,11 +83,11 @@ def usable(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     return drop(
         rows,
         {
-            "error": (pl.col("error").is_not_null(), NAN),
-            "format": (pl.col("answer").is_null() | cut, NAN),
+            "error": (pl.col("error").is_not_null(), NO_MARGIN),
+            "format": (pl.col("answer").is_null() | cut, NO_MARGIN),
             "short": (tokens < params.shortest, params.shortest - tokens),
             "long": (tokens > longest, tokens - longest),
-            "unjudged": (pl.col("score").is_null(), NAN),
+            "unjudged": (pl.col("score").is_null(), NO_MARGIN),
         },
     )
 
@@ -96,7 +96,7 @@ def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
     left = pl.col("reason").is_null()
     first = pl.int_range(pl.len()).over("prompt_id", "response", left) == 0
-    rows = drop(better_first(rows), {"duplicate": (~first, NAN)})
+    rows = drop(better_first(rows), {"duplicate": (~first, NO_MARGIN)})
     place = left.cum_sum().over("prompt_id")
     return drop(rows, {"rank": (place > params.per_prompt, place - params.per_prompt)})
 

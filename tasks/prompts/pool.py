@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -35,6 +35,7 @@ class Pool(Screening):
     """
 
     needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset({"samples"})
+    example: ClassVar[dict[str, Any]] = {"count": 12, "evaluation": {"heldout": 50}}
 
     count: PositiveInt = 700
     """Problems wanted; writing stops as soon as so many are accepted."""

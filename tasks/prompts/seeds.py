@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import PositiveInt
@@ -20,6 +20,8 @@ class Seeds(Screening):
     """The same problems in every round, as in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT (Yuan et al. 2023,
     arXiv:2308.01825). What is a near-duplicate or in an evaluation set is turned away.
     """
+
+    example: ClassVar[dict[str, Any]] = {"count": 12, "evaluation": {"heldout": 50}}
 
     path: Path | None = None
     """JSONL file of problems, gzipped or not; under `data/seeds` DVC sees its edits. Null takes the domain's own. A line

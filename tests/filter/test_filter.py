@@ -98,6 +98,12 @@ def test_equal_texts_of_a_prompt_count_once_and_the_better_stays():
     assert decisions["a4"][0] == "score"
 
 
+def test_a_dropped_text_does_not_make_a_good_one_a_duplicate():
+    rows = [response("a1", 1.0, response="same", finish_reason="length"), response("a2", 0.9, response="same")]
+
+    assert kept(run(Threshold(), rows)) == ["a2"]
+
+
 def test_equal_rewards_are_ranked_by_the_named_judge_then_by_id():
     rows = [response("a1", logprob=-1.0), response("a2", logprob=-2.0), response("a3", logprob=None)]
 
@@ -135,7 +141,7 @@ def test_the_best_part_is_kept():
         "d": ("score", pytest.approx(0.6)),
         "e": ("unjudged", None),
     }
-    assert kept(run(TopFraction(fraction=0.01), rows)) == ["a1"]
+    assert kept(run(TopFraction(fraction=0.01), rows)) == kept(run(TopFraction(fraction=0.4), rows)) == ["a1"]
     assert kept(run(TopFraction(fraction=1), rows)) == ["a1", "b", "c", "d"]
 
 

@@ -183,6 +183,19 @@ def test_the_self_judge_asks_once_for_equal_answers():
     assert asked == [Arithmetic().judge(PROBLEM, f"Answer: {a}")[-1]["content"] for a in "89"]
 
 
+def test_the_seeds_of_judgments_are_hashes_of_what_is_judged():
+    def seeds(*answers: str) -> dict[str, set[int]]:
+        seen: dict[str, set[int]] = {}
+        engine = Fake.scripted(lambda messages, seed: seen.setdefault(messages[-1][1][-1], set()).add(seed) or "")
+        run({"j": SelfJudge(samples=3, temperature=1.0)}, answered(*answers), engine)
+        return seen
+
+    both = seeds("8", "9")
+    assert [len(s) for s in both.values()] == [3, 3]
+    assert not both["8"] & both["9"]
+    assert seeds("9") == {"9": both["9"]}
+
+
 def test_judgments_that_cannot_be_read_do_not_count():
     texts = iter(["Verdict: correct", "hm", "Verdict: wrong", "Verdict: correct", *["hm"] * 4])
     engine = Fake.scripted(lambda messages, seed: next(texts))

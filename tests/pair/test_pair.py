@@ -112,6 +112,7 @@ def test_the_chosen_one_can_be_asked_to_be_good():
 
 def test_the_likeliest_success_against_what_it_came_from():
     rows = [response("a1", 0.625, answer="8"), response("a2", 0.125, answer="9"), response("b1", 0.25, answer="9")]
+    rows.append(response("a3", 0.5, answer="8"))
     refined = [
         refinement("r1", "a2", mean_logprob=-2.0),
         refinement("r2", "a2", mean_logprob=-0.5),

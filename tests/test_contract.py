@@ -1,0 +1,313 @@
+"""What every strategy must keep to, before its own test is written: found by file name, run with its `example`.
+
+Each is run through its stage on a small round in which nearly everything goes wrong somewhere, and its outputs are
+written and checked by the store, as the runner does it.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import projects
+import pytest
+
+from tasks import execute, store, tables
+from tasks.domains import Domain, Item, Verdict
+from tasks.domains.arithmetic import Arithmetic
+from tasks.engines import Completion, Engine
+from tasks.engines.fake import GARBAGE, Fake
+from tasks.errors import FlywheelError
+from tasks.stage import Stage, load, names, seed_of, stages
+
+# A round: p1 has right, wrong, failed and unjudged answers; p2 was turned away; p3 has only failures; p4 no answers.
+
+FAILED, UNJUDGED = {"r4", "r5", "f2"}, {"r6", "r7"}
+UNUSABLE = FAILED | UNJUDGED
+STORY = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
+RIGHT = "Day 1: 12+5=17\nDay 2: 17/2=8\nAnswer: 8"
+WRONG = "Day 1: 12+5=18\nDay 2: 18/2=9\nAnswer: 9"
+CRITIQUE = "Day 1: 12+5=17, said 18: wrong\nDay 2: 18/2=9, said 9: right\nAnswer: 9, said 9: right\nVerdict: wrong, Day 1: 12+5=17"
+
+
+def chat(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts)]
+
+
+def prompt(name: str, **more: Any) -> dict[str, Any]:
+    made = {"id": name, "problem": STORY, "prompt": chat(STORY), "level": 2, "source": "model", "parents": ["s"], "model": "m"}
+    return made | more
+
+
+def response(name: str, of: str, text: str | None, answer: str | None, **more: Any) -> dict[str, Any]:
+    stats = {"logprob": -2.0, "mean_logprob": -0.2, "entropy": 0.5, "self_certainty": 3.0, "finish_reason": "stop"}
+    made = {"id": name, "prompt_id": of, "sample": int(name[1:]), "seed": 1, "response": text, "answer": answer, "tokens": 10}
+    return made | stats | {"prompt_tokens": 20, "hinted": False, "model": "m"} | more
+
+
+def judgments(scores: dict[str, float | None]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"{r}-{judge}", "response_id": r, "prompt_id": "p3" if r == "r5" else "p1", "judge": judge,
+         "reward": judge == "self_consistency", "score": s, "error": "unreadable" if s is None else None,
+         "verdict": None if s is None else "pass" if s > 0.5 else "fail"}
+        for judge in ("self_consistency", "verifier")
+        for r, s in scores.items()
+    ]  # fmt: skip
+
+
+def item(name: str, mode: str, correct: bool | None, **more: Any) -> dict[str, Any]:
+    made = {"id": f"{name}-{mode}", "item": name, "split": "heldout", "mode": mode, "sample": 0, "level": 2, "problem": STORY}
+    return made | {"response": RIGHT, "answer": "8", "correct": correct, "mean_logprob": -0.1, "tokens": 9} | more
+
+
+SILENT = {"logprob": None, "mean_logprob": None, "entropy": None, "self_certainty": None}
+ROUND: dict[str, list[dict[str, Any]]] = {
+    "prompts": [
+        prompt("p1"),
+        prompt("p2", prompt=[], error="duplicate: of p1"),
+        prompt("p3", problem=STORY.replace("12", "11"), prompt=chat(STORY.replace("12", "11")), level=None),
+        prompt("p4", problem=STORY.replace("12", "13"), reference="9", parents=None),
+    ],
+    "responses": [
+        response("r1", "p1", RIGHT, "8"),
+        response("r2", "p1", RIGHT.replace("17/2=8", "17/2=8 "), "8", **SILENT),
+        response("r3", "p1", WRONG, "9", mean_logprob=-0.1),
+        response("r4", "p1", "", None, error="time-out", finish_reason="error", tokens=0, **SILENT),
+        response("r5", "p3", None, None, error="time-out", finish_reason="error", tokens=None, **SILENT),
+        response("r6", "p1", RIGHT + " ", "8"),
+        response("r7", "p1", WRONG + " ", "9"),
+        response("r8", "p1", GARBAGE, None, finish_reason="length"),
+    ],
+    "judgments": judgments(
+        {"r1": 1.0, "r2": 0.75, "r3": 0.25, "r4": None, "r5": None, "r6": None, "r7": None, "r8": 0.0}
+    ),
+    "filtered": [
+        {"id": f"r{n}", "prompt_id": "p3" if n == 5 else "p1", "kept": n < 3, "reason": None if n < 3 else "score", "score": 0.5}
+        for n in range(1, 9)
+    ],
+    "critiques": [
+        {"id": "c1", "response_id": "r3", "prompt_id": "p1", "prompt": chat(STORY, WRONG, "?"), "critique": CRITIQUE,
+         "wrong_step": 1, "verdict": "fail", "target": "8", "refinements": 3, "successes": 1, "kept": True, "model": "m"},
+        {"id": "c2", "response_id": "r3", "prompt_id": "p1", "prompt": chat(STORY, WRONG, "!"), "critique": "",
+         "refinements": 0, "successes": 0, "kept": False, "model": "m", "error": "unreadable"},
+    ],
+    "refinements": [
+        {"id": "f1", "critique_id": "c1", "response_id": "r3", "prompt_id": "p1", "sample": 0, "response": RIGHT + "  ",
+         "answer": "8", "success": True, "mean_logprob": None, "hinted": True, "model": "m"},
+        {"id": "f2", "critique_id": "c1", "response_id": "r3", "prompt_id": "p1", "sample": 1, "response": None,
+         "success": None, "hinted": True, "model": "m", "error": "time-out"},
+        {"id": "f3", "critique_id": "c1", "response_id": "r3", "prompt_id": "p1", "sample": 2, "response": WRONG + "  ",
+         "answer": "9", "success": False, "mean_logprob": -0.3, "hinted": True, "model": "m"},
+    ],
+    "pairs": [
+        {"id": f"x{n}", "prompt_id": "p1", "prompt": chat(STORY), "chosen": chat("", RIGHT)[1:], "rejected": chat("", WRONG)[1:],
+         "chosen_id": "r1", "rejected_id": "r3", "chosen_score": 1.0, "rejected_score": 0.25, "source": "responses"}
+        for n in range(3)
+    ],
+    "training": [
+        {"id": "t1", "prompt_id": "p0", "response_id": "r0", "model": "m0", "source": "responses", "prompt": chat(STORY),
+         "completion": chat("", RIGHT)[1:]}
+    ],
+    "evals": [
+        *(item(f"e{n}", mode, n % 2 == 0) for n in range(6) for mode in ("greedy", "sampled")),
+        item("e7", "sampled", None, response=None, answer=None, mean_logprob=None, tokens=None, level=None, error="time-out"),
+        item("e8", "sampled", False, answer=None, error="no answer"),
+    ],
+    "measures": [
+        {"name": n, "level": level, "value": 0.5, "low": None if level else 0.4, "high": None if level else 0.6, "count": 6}
+        for n in ("greedy", "pass_at_1", "majority_at_8", "distinct_2", "judge_balanced_accuracy")
+        for level in (None, 2)
+    ],
+}  # fmt: skip
+EMPTY: dict[str, list[dict[str, Any]]] = {}
+UNSCORED = ROUND | {"judgments": judgments({f"r{n}": None for n in range(1, 9)})}
+
+
+# Who answers
+
+
+TEXTS = [STORY, STORY.replace("12", "14"), STORY.replace("5 found", "2 lost"), RIGHT, RIGHT, WRONG, CRITIQUE, GARBAGE, "",
+         "Verdict: correct", "Verdict: wrong", "Score: 4", "Answer: 8"]  # fmt: skip
+
+
+def babble(messages: Any, seed: int) -> str:
+    """Something that some role might say, whoever was asked."""
+    return TEXTS[seed_of(messages, seed) % len(TEXTS)]
+
+
+class Mute(Engine):
+    """Says no more than the text, as some servers do."""
+
+    scores = False
+
+    @contextmanager
+    def open(self, model: Path, cache: Path | None = None) -> Iterator[Any]:
+        with Fake.scripted(babble).open(model) as policy:
+            yield MutePolicy(policy)
+
+
+@dataclass
+class MutePolicy:
+    policy: Any
+    digest: str = "mute"
+
+    def sample(self, requests: Any) -> Iterator[tuple[int, Completion]]:
+        for index, completion in self.policy.sample(requests):
+            yield index, replace(completion, logprob=None, entropy=None, self_certainty=None)
+
+
+class Plain(Domain):
+    """Free text: no levels, no verifier, no gold set."""
+
+    def items(self, split: Any, count: int, seed: int) -> list[Item]:
+        return [] if split == "gold" else [Item(f"Say {split} {n}.") for n in range(min(count, 30))]
+
+    def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
+        return Verdict(None, error="nobody knows")
+
+
+# Running one
+
+
+@dataclass
+class Case:
+    """A strategy in its stage, and where it runs."""
+
+    stage: Stage
+    name: str
+    root: Path
+    model: Path
+    runs: int = field(default=0)
+
+    def run(self, rows: dict[str, Any], engine: Engine | None = None, domain: Domain | None = None) -> dict[str, bytes]:
+        """What the stage writes, by path, as the runner would write it."""
+        self.runs += 1
+        with store.writing(self.root, f"run{self.runs}", self.stage.name) as draft:
+            place = self.root / f"scratch{self.runs}"
+            context = {"params": self.params(), "engine": engine or Fake.scripted(babble), "domain": domain or Arithmetic(),
+                       "seed": 1, "cache": place, "work": place}  # fmt: skip
+            place.mkdir()
+            given = {k: v for k, v in context.items() if k in self.stage.context}
+            given |= {f: draft.folder(f) for f in self.stage.folders}
+            given |= {i.argument: self.input(i.name, rows) for i in self.stage.inputs}
+            result = execute._as_result(self.stage, self.stage(**given))
+            execute._write(self.stage, draft, result)
+            written = sorted(p for p in draft.new.rglob("*") if p.is_file())
+            return {str(p.relative_to(draft.new)): p.read_bytes() for p in written}
+
+    def params(self) -> Any:
+        """The strategy with its `example`, in a panel of its own where its stage takes one."""
+        strategy = load(self.stage.name, self.name)
+        made = strategy(**strategy.example)
+        if not self.stage.is_panel:
+            return made
+        more = {n for n, f in self.stage.params.model_fields.items() if f.is_required()} - {"panel"}
+        return self.stage.params(panel={self.name: made}, **dict.fromkeys(more, self.name))
+
+    def input(self, name: str, rows: dict[str, Any]) -> Any:
+        return tables.frame(tables.TABLES[name], rows.get(name, [])) if name in tables.TABLES else self.model
+
+    def written(self, of: dict[str, bytes], table: str) -> pl.DataFrame:
+        """A table of what a run wrote."""
+        return pl.concat([pl.read_parquet(data) for path, data in of.items() if path.startswith(f"{table}/")])
+
+
+def every_strategy(which: Callable[[Stage], bool] = lambda _: True) -> Any:
+    """Parametrises a test over all strategies of the stages that are meant; those that load a model in one process."""
+    found = [
+        pytest.param((s, n), id=f"{s.name}-{n}", marks=[pytest.mark.xdist_group("trl")] if s.folders else [])
+        for s in stages().values()
+        for n in names(s.name)
+        if which(s)
+    ]
+    return pytest.mark.parametrize("case", found, indirect=True)
+
+
+@pytest.fixture
+def case(request, tmp_path, monkeypatch) -> Case:
+    """Where a relative path leads to: a project with a model in data/base. The hub has the same model."""
+    stage, name = request.param
+    monkeypatch.chdir(tmp_path)
+    if not stage.folders:
+        return Case(stage, name, tmp_path, tmp_path / "no-model")
+    model = request.getfixturevalue("tiny_model")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/base").symlink_to(model)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(model))
+    return Case(stage, name, tmp_path, model)
+
+
+def reads(table: str) -> Callable[[Stage], bool]:
+    return lambda stage: any(i.name == table and not i.ancestor for i in stage.inputs)
+
+
+def asks(what: str) -> Callable[[Stage], bool]:
+    return lambda stage: what in stage.context
+
+
+def test_every_file_of_a_stage_is_a_strategy():
+    files = {f"{s}-{p.stem}" for s in stages() for p in (projects.HERE / "tasks" / s).glob("[!_]*.py")}
+    assert {p.id for p in every_strategy().args[1]} == files
+    assert len(files) > 20
+
+
+@every_strategy()
+def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(case):
+    made = case.run(ROUND)
+    assert set(case.stage.outputs) <= {path.partition("/")[0] for path in made}
+    json.loads(made[f"metrics/{case.stage.name}.json"])
+    assert case.run({name: rows[::-1] for name, rows in ROUND.items()}) == made
+
+
+@every_strategy(lambda s: reads("responses")(s) or reads("judgments")(s))
+def test_what_failed_or_has_no_score_is_never_learnt_from(case):
+    made = case.run(ROUND)
+    for table in case.stage.tables:
+        rows = case.written(made, table.name)
+        for column in {"chosen_id", "rejected_id"} & set(rows.columns):
+            assert not UNUSABLE & set(rows[column])
+        if table.name in ("training", "critiques", "refinements"):
+            assert not FAILED & set(rows["response_id"])
+        if table.name == "filtered":
+            assert not UNUSABLE & set(rows.filter("kept")["id"])
+            assert set(rows["id"]) == {r["id"] for r in ROUND["responses"]}
+        if table.name == "judgments":
+            assert set(rows["response_id"]) == {r["id"] for r in ROUND["responses"]}
+            assert rows.filter(pl.col("response_id").is_in(FAILED))["error"].null_count() == 0
+
+
+@every_strategy()
+def test_no_rows_give_no_rows(case):
+    made = case.run(EMPTY)
+    for table in case.stage.tables:
+        rows = case.written(made, table.name)
+        of_the_round = any(i.name in tables.TABLES and not i.ancestor for i in case.stage.inputs)
+        assert rows.is_empty() or not of_the_round or table is tables.decisions
+
+
+@every_strategy(reads("judgments"))
+def test_without_any_score_nothing_is_chosen(case):
+    made = case.run(UNSCORED)
+    for table in case.stage.tables:
+        rows = case.written(made, table.name)
+        assert (rows.filter("kept") if "kept" in rows.columns else rows).is_empty()
+
+
+@pytest.mark.parametrize("engine", [Fake(error_rate=1.0), Fake(garbage_rate=1.0), Mute()], ids=["fails", "garbage", "mute"])
+@every_strategy(asks("engine"))
+def test_whatever_the_engine_does(case, engine):
+    needs = load(case.stage.name, case.name).needs
+    if not needs or ("scores" in needs and not engine.scores):
+        return  # it asks nothing, or params.yaml would refuse this engine
+    case.run(ROUND, engine)
+
+
+@every_strategy(asks("domain"))
+def test_free_text_without_levels_or_verifier(case):
+    try:
+        case.run(ROUND, domain=Plain())
+    except FlywheelError as error:
+        assert "domain" in str(error)

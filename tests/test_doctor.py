@@ -1,0 +1,214 @@
+"""What is broken is found, named with its mend, and makes the exit code 1."""
+
+import io
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import synthetic
+from filelock import FileLock
+from rich.console import Console
+
+from tasks import doctor, pipeline, store
+from tasks.errors import ParamsError
+
+PLAN = synthetic.pipeline("r1")
+HERE = Path(doctor.__file__).parent.parent
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A project in which all is well, without the checks that are about this machine."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(doctor, "load_params", lambda root: PLAN)
+    machine = (doctor.python, doctor.packages, doctor.programs, doctor.devices, doctor.engines)
+    monkeypatch.setattr(doctor, "CHECKS", tuple(c for c in doctor.CHECKS if c not in machine))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "dvc.yaml").write_text(pipeline.render())
+    synthetic.make(tmp_path, PLAN, "r0")
+    return tmp_path
+
+
+def told(root):
+    """The exit code, and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    return doctor.show(root, console), console.file.getvalue()
+
+
+def findings(root, status):
+    return [(f.what, f.text, f.mend) for f in doctor.examine(root) if f.status == status]
+
+
+def test_a_project_in_order(root):
+    code, text = told(root)
+    assert code == 0, text
+    assert text.endswith("All is well.\n")
+
+
+def test_params_that_are_not_valid(root, monkeypatch):
+    def refuse(root):
+        raise ParamsError("params.yaml has 1 problem: rounds.r1.parent is missing")
+
+    monkeypatch.setattr(doctor, "load_params", refuse)
+    code, text = told(root)
+    assert code == 1
+    assert "rounds.r1.parent is missing → mend it; `flywheel schema`" in text
+
+
+def test_a_dvc_yaml_of_yesterday(root):
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    assert findings(root, "broken") == [("dvc.yaml", "is not what the stages' signatures say", "flywheel render")]
+    (root / "dvc.yaml").unlink()
+    assert findings(root, "broken")[0][1] == "is missing"
+
+
+def test_a_flipped_bit_and_a_missing_part(root, monkeypatch):
+    place, output = store.find(root, "r0", "measures")
+    part = place / output.parts[0].file
+    content = bytearray(part.read_bytes())
+    content[10] ^= 1
+    part.write_bytes(content)
+    assert "not what was written" in findings(root, "broken")[0][1]
+    monkeypatch.setattr(doctor, "HASHED", 0)
+    assert findings(root, "broken") == []
+    part.unlink()
+    assert "missing or cut short" in findings(root, "broken")[0][1]
+
+
+def test_a_manifest_that_is_none(root):
+    (root / "data/round=r0/manifests/evaluate.json").write_text("{")
+    [(what, text, mend)] = findings(root, "broken")
+    assert (what, mend) == ("results", "delete it and run its stage again")
+    assert text.endswith("evaluate.json is not a manifest")
+
+
+def test_what_a_kill_left(root):
+    staging = root / "data/round=r0/.staging/evaluate"
+    (staging / "new").mkdir(parents=True)
+    assert findings(root, "warn")[0][1] == "evaluate@r0 was cut off"
+    assert "flywheel run r0" in findings(root, "warn")[0][2]
+    with FileLock(staging / "lock"):
+        assert findings(root, "warn") == []
+        assert ("half done", "evaluate@r0 is being run now", "") in findings(root, "ok")
+    (staging / "new").rename(staging / "ready")
+    assert "whole but not in its place" in findings(root, "warn")[0][1]
+    assert (staging / "ready").is_dir(), "the doctor changes nothing"
+
+
+def test_data_of_a_round_that_was_removed(root):
+    (root / "data/round=r9").mkdir()
+    assert any("r9: data of rounds" in text for _, text, _ in findings(root, "ok"))
+
+
+def test_a_base_that_is_not_the_pinned_one(root, monkeypatch):
+    from tasks.base.local import Local
+
+    synthetic_model(root / "model")
+    block = PLAN.block("r0")
+    monkeypatch.setitem(block.stages, "base", Local(path=Path("model")))
+    assert any(what == "bases" for what, *_ in findings(root, "ok"))
+    monkeypatch.setitem(block.stages, "base", Local(path=Path("model"), digest="0" * 64))
+    assert "pins 000000000000" in findings(root, "broken")[0][1]
+    (root / "model/config.json").unlink()
+    assert "config.json is missing" in findings(root, "broken")[0][1]
+
+
+def synthetic_model(place):
+    import numpy
+    from safetensors.numpy import save_file
+
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    (place / "tokenizer.json").write_text("{}")
+    save_file({"w": numpy.zeros(2)}, place / "model.safetensors")
+
+
+def test_the_store_of_mlflow(root, monkeypatch):
+    assert any("made by the first" in text for _, text, _ in findings(root, "ok"))
+    (root / "mlflow.db").write_bytes(b"no database at all" * 100)
+    assert "flywheel record" in findings(root, "broken")[0][2]
+    (root / "mlflow.db").unlink()
+    with closing(sqlite3.connect(root / "mlflow.db")) as con:
+        con.execute("create table runs (lifecycle_stage text)")
+        con.execute("insert into runs values ('active'), ('deleted')")
+        con.commit()
+    assert ("mlflow", "mlflow.db holds 1 runs", "") in findings(root, "ok")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
+    [(_, text, mend)] = findings(root, "broken")
+    assert text == "http://127.0.0.1:9 does not answer (ConnectError)"
+    assert "MLFLOW_TRACKING_URI" in mend
+
+
+def test_a_prefect_server_that_is_down(root, monkeypatch):
+    (root / ".flywheel").mkdir()
+    services = {"prefect server": {"pid": 1, "created": 0.0, "url": "http://127.0.0.1:9"}}
+    (root / ".flywheel/services.json").write_text(json.dumps(services))
+    assert findings(root, "broken")[0][2] == "`flywheel down`, then `flywheel up`"
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert "unset PREFECT_API_URL" in findings(root, "broken")[0][2]
+
+
+def test_packages_that_differ_from_the_lock(tmp_path):
+    (tmp_path / "infra").mkdir()
+    (tmp_path / doctor.LOCK).write_text(
+        "polars==0.0.1\nno-such-package==1.0  # why\nnot-here==1; sys_platform == 'win32'\n"
+    )
+    found = [f for f in doctor.packages(tmp_path, None) if f.status == "warn"]
+    assert len(found) == 1
+    assert "2 of 2 are not as locked: no-such-package absent (locked 1.0), polars" in found[0].text
+
+
+def test_a_lock_is_read():
+    text = "torch==2.13.0+cpu \\\n    --hash=sha256:00\nuvicorn[standard]==0.3\n# a==1\nb>=2\n"
+    assert doctor.locked(text) == {"torch": "2.13.0", "uvicorn": "0.3"}
+
+
+def test_a_package_that_the_project_needs_and_lacks(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda name: ["polars<0.1", "absent-package", "extra-one; extra == 'dev'"])
+    texts = [f.text for f in doctor.packages(tmp_path, None) if f.status == "broken"]
+    assert [t.split(",")[0].split(" is ")[0] for t in texts] == ["polars", "absent-package"]
+
+
+def test_a_missing_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program, path: None if program in ("git", "make") else "/bin/x")
+    found = {f.text: f.status for f in doctor.programs(tmp_path, None)}
+    assert found["git is missing"] == "broken"
+    assert found["make is missing"] == "warn"
+
+
+def test_a_check_that_fails_is_a_finding(root, monkeypatch):
+    def odd(root, plan):
+        raise RuntimeError("boom")
+        yield
+
+    monkeypatch.setattr(doctor, "CHECKS", (odd,))
+    code, text = told(root)
+    assert code == 1
+    assert "could not be checked: RuntimeError: boom" in text
+    assert "test_doctor.py:" in text
+
+
+def test_a_strategy_that_cannot_be_imported(root, monkeypatch):
+    def fail(root):
+        raise NameError("name 'ClassVar' is not defined")
+
+    monkeypatch.setattr(doctor, "load_params", fail)
+    [(what, text, _)] = findings(root, "broken")
+    assert what == "params.yaml"
+    assert "NameError: name 'ClassVar' is not defined" in text
+
+
+def test_engines_say_what_they_can_do_and_what_keeps_them(monkeypatch):
+    kind = doctor.load("engines", "transformers")
+    monkeypatch.setattr(kind, "problems", lambda self: ["there is no GPU; take cpu"])
+    found = {f.text: f.status for f in doctor.engines(HERE, None)}
+    assert found["transformers: there is no GPU; take cpu"] == "warn"
+    assert found["fake samples and scores"] == "ok"
+    block = synthetic.block("r0", None)
+    object.__setattr__(block, "engine", kind())
+    used = synthetic.Pipeline(synthetic.Campaign(), {"r0": block})
+    assert {f.text: f.status for f in doctor.engines(HERE, used)}["transformers: there is no GPU; take cpu"] == "broken"
