@@ -12,12 +12,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+import psutil
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
@@ -128,14 +129,18 @@ def environment() -> dict[str, str]:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Ends a process with its whole group: asked first, killed after a grace."""
-    for asked in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, asked)
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            continue
+    if process.poll() is not None:
+        return
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        for straggler in psutil.wait_procs(children, timeout=GRACE)[1]:
+            with suppress(psutil.NoSuchProcess):
+                straggler.kill()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 @contextmanager

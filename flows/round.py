@@ -100,9 +100,8 @@ def _next(ended: SimpleQueue[str]) -> str:
 
 def publish() -> None:
     """Brings MLflow up to date, and shows the table of the rounds as an artifact in Prefect's UI."""
-    from tasks.report import markdown
-
     from tasks.record import record
+    from tasks.report import markdown
 
     root = Path()
     get_run_logger().info(record(root))

@@ -13,6 +13,8 @@
 
 A bad *row* is no error of this kind: a failed generation or an unparsable verdict is a row whose `error` column says
 why. It is data, is counted, and is never a negative example.
+
+This file is shared by all stages: an edit of it does not make stages stale.
 """
 
 from collections.abc import Iterable

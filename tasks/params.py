@@ -111,8 +111,9 @@ def read(root: Path) -> CommentedMap:
     if not path.is_file():
         raise ParamsError(f"there is no {FILE} in {root}; run this in a project's root")
     try:
-        content = YAML().load(path.read_text())
-    except YAMLError as error:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+        plain(content)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # the latter for keys that are lists, and loops
         raise ParamsError(f"{FILE} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ParamsError(f"{FILE} must hold the keys campaign, bases and rounds")
@@ -141,7 +142,7 @@ def validate(content: dict[str, Any]) -> Pipeline:
     """
     problems = _Problems()
     _keys(content, {"campaign", "bases", "rounds"}, {"bases"}, "", problems)
-    campaign = _params(Campaign, content.get("campaign") or {}, "campaign", problems)
+    campaign = _member(Campaign, content.get("campaign") or {}, "campaign", problems)
     parts = {k: content.get(k) or {} for k in ("bases", "rounds")}
     for key in parts:
         if not isinstance(parts[key], dict):
@@ -150,8 +151,11 @@ def validate(content: dict[str, Any]) -> Pipeline:
     raw = {n: b for part in parts.values() for n, b in part.items()}
     for name in sorted(set(parts["bases"]) & set(parts["rounds"])):
         problems.add(f"rounds.{name}", "is the name of a base too; rename one of them")
+    for kind, part in parts.items():
+        for name, block in part.items():
+            _named_block(name, block, f"{kind}.{name}", problems)
     parents = {n: b.get("parent") for n, b in parts["rounds"].items() if isinstance(b, dict)}
-    order = _order(parts["bases"], parents, problems)
+    order = [n for n in _order(parts["bases"], parents, set(raw), problems) if isinstance(raw[n], dict)]
     blocks = {}
     for name in order:
         kind = "bases" if name in parts["bases"] else "rounds"
@@ -162,19 +166,26 @@ def validate(content: dict[str, Any]) -> Pipeline:
     return Pipeline(campaign, blocks)
 
 
-def _order(bases: dict[str, Any], parents: dict[str, Any], problems: _Problems) -> list[str]:
+def _named_block(name: str, block: Any, path: str, problems: _Problems) -> None:
+    if not NAME.fullmatch(name):
+        problems.add(path, "a name is a lower-case letter followed by letters, digits or _")
+    if not isinstance(block, dict):
+        problems.add(path, f"must be a block with its strategies, not {block!r}")
+
+
+def _order(bases: dict[str, Any], parents: dict[str, Any], known: set[str], problems: _Problems) -> list[str]:
     """Names, parents first. Unknown parents and cycles are problems."""
-    known, order, left = {*bases, *parents}, list(bases), dict(parents)
+    order = list(bases)
     for name, parent in parents.items():
         if parent is None:
             problems.add(
                 f"rounds.{name}.parent", f"is missing; name a base or round ({', '.join(sorted(known - {name}))})"
             )
-        elif parent not in known:
+        elif not isinstance(parent, str) or parent not in known:
             problems.add(
                 f"rounds.{name}.parent", f"there is no base or round {parent!r}; {suggest(str(parent), known)}"
             )
-    left = {n: p for n, p in left.items() if p in known}
+    left = {n: p for n, p in parents.items() if isinstance(p, str) and p in known}
     while ready := [n for n, p in left.items() if p in order]:
         order += ready
         left = {n: p for n, p in left.items() if n not in ready}
@@ -203,12 +214,7 @@ def _root(name: str, parents: dict[str, Any]) -> str:
     return name
 
 
-def _block(name: str, raw: Any, path: str, kind: str, root: str, problems: _Problems) -> Block | None:
-    if not NAME.fullmatch(str(name)):
-        problems.add(path, "a name is a lower-case letter followed by letters, digits or _")
-    if not isinstance(raw, dict):
-        problems.add(path, f"must be a block with its strategies, not {raw!r}")
-        return None
+def _block(name: str, raw: dict[str, Any], path: str, kind: str, root: str, problems: _Problems) -> Block:
     found = [s for s in stages().values() if (s.bases != "no" if kind == "bases" else s.bases != "only")]
     own = {"seed", "domain", "engine"} | ({"parent", "base"} if kind == "rounds" else set())
     _keys(raw, own | {s.name for s in found}, (own | {s.name for s in found}), path, problems)
@@ -217,8 +223,9 @@ def _block(name: str, raw: Any, path: str, kind: str, root: str, problems: _Prob
     seed = raw.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         problems.add(f"{path}.seed", f"must be a whole number from 0 to 2147483647, not {seed!r}")
-    domain = _chosen("domains", raw.get("domain"), f"{path}.domain", problems)
-    engine = _chosen("engines", raw.get("engine"), f"{path}.engine", problems)
+    domain, engine = (
+        _chosen(f"{k}s", raw[k], f"{path}.{k}", problems) if k in raw else None for k in ("domain", "engine")
+    )
     parts = {s.name: _stage_params(s, raw[s.name], f"{path}.{s.name}", problems) for s in found if s.name in raw}
     _abilities(parts, engine, path, problems)
     for key, value in {"domain": domain, **{k: v for k, v in parts.items() if k != "base"}}.items():
@@ -243,7 +250,7 @@ def _abilities(parts: dict[str, Any], engine: Any, path: str, problems: _Problem
 def _seed_files(strategy: Any, path: str, problems: _Problems) -> None:
     """Files that a strategy or domain reads must lie where DVC sees their edits."""
     for key, value in strategy or ():
-        if isinstance(value, Path) and not value.is_relative_to(SEEDS):
+        if isinstance(value, Path) and (not value.is_relative_to(SEEDS) or ".." in value.parts):
             problems.add(
                 f"{path}.{key}", f"{value} lies outside {SEEDS}, where DVC would not see its edits; put it there"
             )
@@ -265,7 +272,7 @@ def _stage_params(stage: Stage, raw: Any, path: str, problems: _Problems) -> Any
         problems.add(path, f"needs a `panel` of members ({', '.join(names(stage.name))})")
         return None
     panel = {
-        name: _member(stage.name, name, values or {}, f"{path}.panel.{name}", problems)
+        name: _found(stage.name, name, {} if values is None else values, f"{path}.panel.{name}", problems)
         for name, values in raw["panel"].items()
     }
     if any(m is None for m in panel.values()):
@@ -274,24 +281,26 @@ def _stage_params(stage: Stage, raw: Any, path: str, problems: _Problems) -> Any
 
 
 def _chosen(package: str, raw: Any, path: str, problems: _Problems) -> Any:
-    if raw is None:
-        return None
     if not isinstance(raw, dict) or "strategy" not in raw:
         problems.add(path, f"must name its strategy, as in {{strategy: {names(package)[0]}}}, not {raw!r}")
         return None
     values = {k: v for k, v in raw.items() if k != "strategy"}
-    return _member(package, raw["strategy"], values, path, problems)
+    return _found(package, raw["strategy"], values, path, problems)
 
 
-def _member(package: str, name: Any, values: Any, path: str, problems: _Problems) -> Any:
-    if not isinstance(values, dict):
-        problems.add(path, f"must be a block of parameters, not {values!r}")
-        return None
+def _found(package: str, name: Any, values: Any, path: str, problems: _Problems) -> Any:
     try:
-        return _params(load(package, str(name)), values, path, problems)
+        return _member(load(package, str(name)), values, path, problems)
     except UnknownName as error:
         problems.add(path, str(error))
         return None
+
+
+def _member(model: type[Any], values: Any, path: str, problems: _Problems) -> Any:
+    if not isinstance(values, dict):
+        problems.add(path, f"must be a block of parameters, not {values!r}")
+        return None
+    return _params(model, values, path, problems)
 
 
 def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Problems) -> Any:
@@ -302,6 +311,8 @@ def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Prob
             where = ".".join([path, *(str(part) for part in e["loc"])])
             if e["type"] == "extra_forbidden":
                 problems.add(where, f"unknown key; {suggest(str(e['loc'][-1]), model.model_fields)}")
+            elif e["type"] == "missing":
+                problems.add(where, "is missing; `flywheel schema` describes what it takes")
             else:
                 problems.add(where, f"{e['msg'][0].lower()}{e['msg'][1:]}, not {e['input']!r}")
         return None
@@ -312,45 +323,58 @@ def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Prob
 
 def schema() -> dict[str, Any]:
     """The JSON schema of params.yaml, derived from every strategy's fields."""
-    own = {"seed": {"type": "integer", "minimum": 0}, "domain": _one_of("domains"), "engine": _one_of("engines")}
+    defs: dict[str, Any] = {}
+    domain, engine = _one_of("domains", defs), _one_of("engines", defs)
+    own = {"seed": {"type": "integer", "minimum": 0}, "domain": domain, "engine": engine}
 
     def block(is_base: bool) -> dict[str, Any]:
         mine = [s for s in stages().values() if (s.bases != "no" if is_base else s.bases != "only")]
         up = {} if is_base else {"parent": {"type": "string"}, "base": {"type": "string"}}
-        properties = {**up, **own, **{s.name: _stage_schema(s) for s in mine}}
+        properties = {**up, **own, **{s.name: _stage_schema(s, defs) for s in mine}}
         return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
+    bases, rounds = block(True), block(False)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": defs,
         "title": "Flywheel params.yaml",
         "type": "object",
         "properties": {
             "campaign": Campaign.model_json_schema(),
-            "bases": {"type": "object", "additionalProperties": block(True)},
-            "rounds": {"type": "object", "additionalProperties": block(False)},
+            "bases": {"type": "object", "additionalProperties": bases},
+            "rounds": {"type": "object", "additionalProperties": rounds},
         },
         "required": ["bases"],
         "additionalProperties": False,
     }
 
 
-def _one_of(package: str) -> dict[str, Any]:
+def _described(package: str, name: str, defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a plug-in; those of the models within it go to `defs`, for references start at the root."""
+    prefix = f"{package}-{name}-"
+    found = load(package, name).model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
+    defs |= {f"{prefix}{model}": within for model, within in found.pop("$defs", {}).items()}
+    return found
+
+
+def _one_of(package: str, defs: dict[str, Any]) -> dict[str, Any]:
     options = []
     for name in names(package):
-        option = load(package, name).model_json_schema()
+        option = _described(package, name, defs)
         option["properties"] = {"strategy": {"const": name}, **option.get("properties", {})}
         option["required"] = ["strategy", *option.get("required", [])]
         options.append(option)
     return {"oneOf": options}
 
 
-def _stage_schema(stage: Stage) -> dict[str, Any]:
+def _stage_schema(stage: Stage, defs: dict[str, Any]) -> dict[str, Any]:
     if not stage.is_panel:
-        return _one_of(stage.name)
-    own = {n: f for n, f in stage.params.model_json_schema()["properties"].items() if n != "panel"}
-    members = {n: {"anyOf": [load(stage.name, n).model_json_schema(), {"type": "null"}]} for n in names(stage.name)}
+        return _one_of(stage.name, defs)
+    whole = stage.params.model_json_schema()
+    members = {n: {"anyOf": [_described(stage.name, n, defs), {"type": "null"}]} for n in names(stage.name)}
     panel = {"type": "object", "properties": members, "additionalProperties": False}
-    return {"type": "object", "properties": {"panel": panel, **own}, "additionalProperties": False}
+    properties = whole["properties"] | {"panel": panel}
+    return {"type": "object", "properties": properties, "required": whole["required"], "additionalProperties": False}
 
 
 # Edits that keep comments
@@ -363,7 +387,11 @@ def edit(root: Path, change: Any) -> None:
         ParamsError: when the edited file would not be valid; then nothing is written.
     """
     content = read(root)
-    change(content)
+    try:
+        change(content)
+    except (AttributeError, KeyError, TypeError):
+        validate(plain(content))  # says what is wrong with the file, if it is the file
+        raise
     validate(plain(content))
     text = io.StringIO()
     yaml = YAML()
@@ -424,12 +452,19 @@ def _set(block: Any, setting: str) -> None:
     *parents, last = path.split(".")
     at = block
     for key in parents:
-        if not isinstance(at, dict) or key not in at:
-            raise UnknownName("key", key, at if isinstance(at, dict) else [], f"--set {setting}")
+        if key not in at:
+            raise UnknownName("key", key, at, f"--set {setting}")
         if at[key] is None:
             at[key] = CommentedMap()
         at = at[key]
-    new = YAML(typ="safe").load(value)
+        if not isinstance(at, dict):
+            raise FlywheelError(
+                f"--set {setting}: {key!r} holds {at!r} and no keys of its own; write --set {key}=VALUE"
+            )
+    try:
+        new = YAML(typ="safe").load(value)
+    except YAMLError as error:
+        raise FlywheelError(f"--set {setting}: {value!r} is not a YAML value ({str(error).splitlines()[0]})") from error
     if last == "strategy" and at.get(last) != new:
         at.clear()  # the other parameters are the old strategy's
     at[last] = new

@@ -172,7 +172,8 @@ def load(package: str, name: str) -> type[Any]:
         UnknownName: when there is no such file.
     """
     if name not in names(package):
-        raise UnknownName(f"{package} strategy", name, names(package))
+        kind = package[:-1] if package in ("domains", "engines") else f"{package} strategy"
+        raise UnknownName(kind, name, names(package))
     module = import_module(f"tasks.{package}.{name}")
     return chosen(vars(module), module.__name__)
 

@@ -168,6 +168,9 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
 
     Raises Diverged at the first loss that is not finite or that exploded; what was saved before it stays.
     """
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch())
     trainer.train(resume_from_checkpoint=_last_whole(Path(trainer.args.output_dir)))
     return [

@@ -89,7 +89,7 @@ def test_params_refuse_unknown_keys_and_changes():
         Some().size = 2
 
 
-parts = st.lists(st.one_of(st.text(st.characters(exclude_characters="\x1f")), st.integers()), min_size=1, max_size=4)
+parts = st.lists(st.one_of(st.text(st.characters(exclude_characters="\x1f", codec="utf-8")), st.integers()), min_size=1, max_size=4)
 
 
 @given(parts, parts)
@@ -103,8 +103,8 @@ def test_ids_and_seeds_are_functions_of_content(one, other):
 
 def test_ids_and_seeds_stay_what_they_are():
     # every table and cache that was ever made hangs on these
-    assert content_id("a", 1) == "0c1f0d6f0b5e8a5d" or len(content_id("a", 1)) == 16
-    assert seed_of(1, "p", 0) == seed_of("1", "p", "0")
+    assert content_id("a", 1) == "839e11a421d370be"
+    assert seed_of(1, "p", 0) == 3879847917854608423
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\x1f", codec="utf-8"), max_size=5), min_size=1, max_size=5))

@@ -218,14 +218,16 @@ class Arithmetic(Domain):
         """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: too high` … `Verdict: wrong`.
 
         A line is wrong when its two numbers differ, and an answer when one of its lines is: a small model works a
-        step out far more reliably than it words the comparison.
+        step out far more reliably than it words the comparison. A bare verdict counts as it stands.
         """
         *lines, last = text.strip().split("\n")
         checked = [_CHECKED.fullmatch(line) for line in lines]
-        if not checked or not all(checked) or not re.match(r"Verdict: (correct|wrong)\b", last):
+        closing = re.match(r"Verdict: (correct|wrong)\b", last)
+        if not all(checked) or not closing:
             return Verdict(None, error="not lines like 'Day 2: 17/2=8, said 9: too high' and a verdict")
         wrong = next((k for k, line in enumerate(checked, 1) if line and int(line[1]) != int(line[2])), None)
-        return Verdict(wrong is None, wrong)
+        passed = wrong is None if checked else closing[1] == "correct"
+        return Verdict(passed, wrong)
 
     def document(self, rng: random.Random, role: Role, level: int, noise: float) -> tuple[list[Message], str]:
         """A conversation and its completion for the corpus of an embedded model, from the `train` split. In the role

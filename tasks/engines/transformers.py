@@ -48,8 +48,8 @@ LOOK = 8
 """Steps between looks for stop strings and for rows that are done."""
 SHRINK = 0.8
 """Rows that are done leave the batch once fewer than this share of it is alive; less often is less copying."""
-ROOM = 64
-"""Positions by which the buffers of keys and values grow."""
+ROOM = 16
+"""Positions by which the buffers of keys and values grow; with much empty room attention reads memory more slowly."""
 PREFILL_TOKENS = 2560
 """Prompt tokens read at once on a CPU: what fits into its caches is up to twice as fast."""
 SCORE_TOKENS = 8192

@@ -6,14 +6,17 @@ nothing does not fail: its model is the parent's, and the metric `trained` says 
 
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from tasks import tables
 from tasks.domains import Domain
-from tasks.stage import Result, Strategy, content_id, seed_of, stage
+from tasks.stage import Params, Result, Strategy, content_id, seed_of, stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = ["id", "prompt_id", "response_id", "model", "source", "prompt", "completion"]
 TURNS = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
@@ -38,6 +41,59 @@ class Training(Strategy):
     """Learn from successful refinements, as answers to the problem: the critique that led to them is left out."""
     critiques: bool = True
     """Learn from kept critiques: the critic's prompt and what it wrote."""
+
+
+class Lora(Params):
+    """A low-rank adapter on all linear layers (Hu et al. 2021, arXiv:2106.09685), merged when the training ends."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class FineTuning(Training):
+    """What strategies that fine-tune on rows share: Muon on the matrices, AdamW on the rest, by TRL's SFTTrainer."""
+
+    epochs: PositiveInt = 2
+    """Passes over the rows."""
+    batch: PositiveInt = 48
+    """Rows a step; batches hold rows of like length."""
+    matrices: PositiveFloat = 0.004
+    """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors)."""
+    rest: PositiveFloat = 0.0005
+    """Peak learning rate of AdamW, on embeddings, norms and the head."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rates rise; then they fall to zero, linearly."""
+    blend: float = Field(1.0, gt=0, le=1)
+    """How far to go from the parent's weights to the trained ones; below 1 the two are averaged (Wortsman et al. 2022,
+    arXiv:2109.01903).
+    """
+    max_length: PositiveInt = 512
+    """Longest prompt and completion together, in tokens."""
+    adapter: Lora | None = None
+    """Train a low-rank adapter in the place of all weights."""
+
+    def supervised(
+        self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame, work: Path, seed: int
+    ) -> tuple["PreTrainedModel", list[dict[str, Any]]]:
+        """Trains `policy` on the rows, going on from the checkpoints in `work`; the trained model and its curve."""
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        from tasks.training import MuonAdamW, arguments, fit, in_order, peft
+
+        data = Dataset.from_list(rows.select("prompt", "completion").to_dicts())
+        steps = -(-len(rows) * self.epochs // self.batch)
+        config = SFTConfig(max_length=self.max_length, **arguments(work, steps, self.batch, seed, self.warmup))
+        policy = peft(policy, self.adapter)
+        optimizer = MuonAdamW(policy, self.matrices, self.rest)
+        trainer = SFTTrainer(
+            policy, config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)
+        )
+        tokens = trainer.train_dataset
+        order = in_order([len(ids) for ids in tokens["input_ids"]], self.batch, self.epochs, seed)
+        trainer.train_dataset = tokens.select(order)
+        return trainer.model, fit(trainer, "sft")
 
 
 @stage(

@@ -7,14 +7,13 @@ import polars as pl
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from tasks.domains import Domain
-from tasks.train import CURVE
-from tasks.train.sft import SFT
+from tasks.train import CURVE, FineTuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class SFTThenDPO(SFT):
+class SFTThenDPO(FineTuning):
     """SFT on the kept rows, then DPO on the pairs (Rafailov et al. 2023, arXiv:2305.18290) with an SFT term on the
     chosen answers (Pang et al. 2024, arXiv:2404.19733). Either step is left out when there is nothing to learn from.
     """

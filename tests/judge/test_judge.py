@@ -204,7 +204,7 @@ def test_judgments_that_cannot_be_read_do_not_count():
 
     assert column(rows) == {"p0": pytest.approx(2 / 3), "p1": None}
     assert column(rows, "verdict") == {"p0": "pass", "p1": None}
-    assert column(rows, "error")["p1"].startswith("no 'Verdict:")
+    assert column(rows, "error")["p1"].startswith("not lines like")
     assert column(rows, "rationale")["p1"] == "hm"
 
 
@@ -240,5 +240,5 @@ def test_a_real_models_words_are_judgments_or_errors(tiny_model, tmp_path):
     given = {"parent_model": tiny_model, "cache": tmp_path}
     rows = run({"j": SelfJudge(max_tokens=8)}, answered("8", "9"), Transformers(), **given)
 
-    assert set(rows["error"]) == {"no 'Verdict: correct' or 'Verdict: wrong' in the last line"}
+    assert set(rows["error"]) == {"not lines like 'Day 2: 17/2=8, said 9: too high' and a verdict"}
     assert rows["rationale"].null_count() == 0

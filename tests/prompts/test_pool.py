@@ -18,7 +18,7 @@ def author(messages, seed) -> str:
     import random
 
     rng = random.Random(seed)
-    return tell(story_of(rng, int(messages[-1][1].split()[-1]))[0], rng)
+    return tell(story_of(rng, int(messages[-1][1].split()[1].rstrip(",")))[0], rng)
 
 
 def run(params: Pool, engine: Fake | None = None, *, parent=(), answers=(), seed=1) -> pl.DataFrame:

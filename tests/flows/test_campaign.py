@@ -1,0 +1,46 @@
+import pytest
+
+from flows.campaign import append, last_promoted, next_parent, promoted
+from tasks import store
+from tasks.params import load_params
+
+
+@pytest.fixture
+def decide(made):
+    """Writes what the gates of rounds have decided."""
+
+    def write(**decisions: bool) -> None:
+        for name, passed in decisions.items():
+            manifest = store.manifests(made, name)["gate"]
+            changed = manifest.model_copy(update={"metrics": {"promoted": float(passed)}})
+            (made / f"data/round={name}/manifests/gate.json").write_text(changed.model_dump_json())
+
+    return write
+
+
+def test_the_next_round_starts_from_the_last_promoted(made, decide):
+    decide(r1=True, r2=True)
+    assert promoted(made, "r2")
+    assert next_parent(made, "stop") == "r2"
+    assert append(made, "r2") == "r3"
+    block = load_params(made).block("r3")
+    assert (block.parent, block.base) == ("r2", "r0")
+    assert block.raw["generate"] == load_params(made).block("r2").raw["generate"]
+    assert block.seed != load_params(made).block("r2").seed
+
+
+def test_a_refused_round_is_branched_around_or_stops_the_campaign(made, decide):
+    decide(r1=True, r2=False)
+    assert next_parent(made, "branch") == "r1"
+    assert next_parent(made, "stop") is None
+
+
+def test_when_all_were_refused_the_base_is_the_parent(made, decide):
+    decide(r1=False, r2=False)
+    assert next_parent(made, "branch") == "r0"
+    assert last_promoted(made, load_params(made)) == "r0"
+
+
+def test_a_round_without_a_decision_is_not_promoted(made):
+    (made / "data/round=r2/manifests/gate.json").unlink()
+    assert not promoted(made, "r2")

@@ -1,0 +1,83 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.logging import disable_run_logger
+from prefect.states import Failed
+
+from flows.reproduce import Reproduced, StageFailed, _may_pass, ended_with, failure, reproduce
+from tasks.params import set_values
+
+
+@pytest.fixture
+def gate(made):
+    """Replaces the command of the stage `gate`; its outputs stay where they are."""
+
+    def put(command: str) -> None:
+        text = (made / "dvc.yaml").read_text()
+        (made / "gate.sh").write_text(command)
+        (made / "dvc.yaml").write_text(text.replace("flywheel stage gate ${key}", "sh gate.sh ${key}"))
+
+    return put
+
+
+def run(address: str) -> Reproduced:
+    with disable_run_logger():
+        return reproduce.fn(address)
+
+
+def test_what_is_up_to_date_does_not_run(made):
+    assert not run("gate@r2").ran
+
+
+def test_an_edit_runs_the_stage_and_no_other(made):
+    set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+    before = (made / "data/round=r2/manifests/gate.json").read_text()
+    done = run("gate@r2")
+    assert done.ran
+    assert done.address == "gate@r2"
+    assert (made / "data/round=r2/manifests/gate.json").read_text() != before
+    assert not run("gate@r2").ran
+
+
+def test_a_failure_carries_the_stages_own_message(gate):
+    gate("echo working; echo 'flywheel: no room\n  on the disk' >&2; exit 1")
+    with pytest.raises(StageFailed) as raised:
+        run("gate@r2")
+    assert str(raised.value) == "gate@r2: no room\n  on the disk"
+    assert not raised.value.may_pass
+
+
+@pytest.mark.parametrize(("command", "may_pass"), [("exit 75", True), ("kill -9 $$", True), ("exit 3", False)])
+def test_what_may_pass_by_itself(gate, command, may_pass):
+    gate(command)
+    with pytest.raises(StageFailed) as raised:
+        run("gate@r2")
+    assert raised.value.may_pass == may_pass
+
+
+def test_without_a_message_of_its_own_the_last_lines_are_told():
+    lines = [
+        "Running stage 'x@r1':",
+        "> flywheel stage x r1",
+        *(f"line {i}" for i in range(30)),
+        "",
+        "ERROR: failed to reproduce 'x@r1': exited with 1",
+    ]
+    assert failure(lines) == "\n".join(f"line {i}" for i in range(15, 30))
+    assert failure([]) == "it ended without a word"
+
+
+def test_whatever_ends_the_flow_ends_its_stages_and_their_children(gate):
+    gate("sleep 60 & echo $! > child; wait")
+    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt), ended_with():
+        stage = pool.submit(run, "gate@r2")
+        while not Path("child").exists() or not Path("child").read_text().strip():
+            time.sleep(0.05)
+        child = psutil.Process(int(Path("child").read_text()))
+        raise KeyboardInterrupt
+    assert isinstance(stage.exception(), StageFailed)
+    assert not _may_pass(None, None, Failed(data=stage.exception())), "what was ended is not tried again"
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

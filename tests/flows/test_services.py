@@ -1,0 +1,127 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import httpx
+import psutil
+import pytest
+
+from flows import services
+from tasks.errors import FlywheelError
+from tasks.params import set_values
+
+pytestmark = pytest.mark.xdist_group("services")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def ports(monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_PORT", str(free_port()))
+    monkeypatch.setenv("MLFLOW_PORT", str(free_port()))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def test_a_busy_port_is_named_with_who_has_it_and_what_to_set(tmp_path, ports):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", int(os.environ["PREFECT_SERVER_API_PORT"])))
+        other.listen()
+        with pytest.raises(FlywheelError) as raised, services.server(tmp_path):
+            pass
+    assert f"port {os.environ['PREFECT_SERVER_API_PORT']} is taken by process {os.getpid()}" in str(raised.value)
+    assert "set PREFECT_SERVER_API_PORT" in str(raised.value)
+    assert services.running(tmp_path) == {}
+
+
+def test_a_port_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_SERVER_API_PORT", "http")
+    with pytest.raises(FlywheelError, match="PREFECT_SERVER_API_PORT=http: must be a port"):
+        services.prefect_server(tmp_path)
+
+
+def test_mlflow_has_a_ui_of_its_own_where_its_store_is_a_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert services.mlflow_ui(tmp_path) is None
+
+
+def test_down_without_up_does_nothing(tmp_path, capsys):
+    services.down(tmp_path)
+    assert "nothing is running" in capsys.readouterr().out
+    assert not (tmp_path / ".flywheel").exists()
+
+
+def test_a_process_that_has_the_pid_of_a_service_by_now_is_left_alone(tmp_path):
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        services.home(tmp_path).mkdir()
+        entry = {"pid": other.pid, "created": psutil.Process(other.pid).create_time() - 100, "url": ""}
+        (services.home(tmp_path) / "services.json").write_text(json.dumps({"mlflow": entry}))
+        services.down(tmp_path)
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_service_that_does_not_come_up_tells_why(tmp_path):
+    command = [sys.executable, "-c", "import sys; sys.exit('no such database')"]
+    with pytest.raises(FlywheelError, match="thing did not come up.*\n.*no such database"):
+        services._start(tmp_path, services.Service("thing", command, lambda: False))
+    assert services.running(tmp_path) == {}
+
+
+def test_down_ends_a_service_with_its_children(tmp_path):
+    (tmp_path / "child").touch()
+    command = ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/child; wait"]
+    services._start(tmp_path, services.Service("thing", command, lambda: (tmp_path / "child").stat().st_size > 0))
+    assert list(services.running(tmp_path)) == ["thing"]
+    child = psutil.Process(int((tmp_path / "child").read_text()))
+    services.down(tmp_path)
+    assert services.running(tmp_path) == {}
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
+    """`up`; a round by `prefect deployment run` and one from Python, both in the server's history; `down`."""
+    services.up(made)
+    server = services.running_server(made)
+    started = services.running(made)
+    try:
+        assert set(started) == {"prefect server", "prefect worker", "mlflow"}
+        assert f"http://127.0.0.1:{os.environ['MLFLOW_PORT']}" in capsys.readouterr().out
+        set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "deployment",
+            "run",
+            "round/local",
+            "--param",
+            "round=r2",
+            "--watch",
+        ]
+        done = subprocess.run(
+            command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (made / ".flywheel/logs/prefect-worker.log").read_text()[-3000:]
+
+        set_values(made, "r2", ["gate.panel.improves.alpha=0.03"])
+        from flows.round import run_round
+
+        assert run_round("r2") == ["gate@r2"]
+        assert "[1/1] gate@r2" in capsys.readouterr().out
+        assert [r["state_type"] for r in found(server, "flow_runs")] == ["COMPLETED", "COMPLETED"]
+        assert [r["name"] for r in found(server, "task_runs")] == ["gate@r2", "gate@r2"]
+        assert "r2" in found(server, "artifacts")[-1]["data"]
+    finally:
+        services.down(made)
+    assert not any(s.process for s in started.values())
+    services.down(made)
+
+
+def found(server: str, kind: str) -> list[dict]:
+    return httpx.post(f"{server}/{kind}/filter", json={}, trust_env=False).raise_for_status().json()
