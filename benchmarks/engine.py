@@ -88,7 +88,9 @@ def main(model: Path = Path("data/base"), prompts: int = 64, samples: int = 8, r
     for name, goal in WANTED.items():
         count = threads if name == "same threads" else default
         ratio = rates["engine"] / rates[name]
-        print(f"{'model.generate, ' + name:32} {count} thread(s) {rates[name]:8.0f} tokens/s   ratio {ratio:.2f} (goal {goal})")
+        print(
+            f"{'model.generate, ' + name:32} {count} thread(s) {rates[name]:8.0f} tokens/s   ratio {ratio:.2f} (goal {goal})"
+        )
 
 
 if __name__ == "__main__":

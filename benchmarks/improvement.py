@@ -32,7 +32,9 @@ from tasks.params import load_params, plain, stages_of
 
 HERE = Path(__file__).resolve().parents[1]
 LEVELS = range(2, 9)
-EVALUATE = {"panel": {"answers": {"greedy": 7000, "sampled": 1400}, "judging": {"count": 700}, "critiques": {"count": 700}}}
+EVALUATE = {
+    "panel": {"answers": {"greedy": 7000, "sampled": 1400}, "judging": {"count": 700}, "critiques": {"count": 700}}
+}
 
 
 def _random(block: dict[str, Any]) -> None:
@@ -92,7 +94,9 @@ def read(root: Path, arm: str, seed: int) -> list[dict[str, Any]]:
         both = base.join(rates, on="item", suffix="_now").sort("item")
         change = (both["rate_now"] - both["rate"]).to_numpy()
         p = float(wilcoxon(change, zero_method="zsplit").pvalue) if np.any(change) else 1.0
-        values = {f"{n}" if k is None else f"{n}/{k}": v for n, k, v in measures.select("name", "level", "value").rows()}
+        values = {
+            f"{n}" if k is None else f"{n}/{k}": v for n, k, v in measures.select("name", "level", "value").rows()
+        }
         right = store.scan(root, name, "evals")[0].filter(mode="greedy").select("item", "correct").collect()
         rows.append({"arm": arm, "seed": seed, "round": name, "p": p, "greedy_items": dict(right.rows()), **values})
     return rows
@@ -118,7 +122,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     console = Console(width=130)
     table = Table("arm", "seed", "round", "sampled", "greedy", "majority@8", "pass@8", "judge", "p against r0")
     for r in rows:
-        cells = [r.get(k, float("nan")) for k in ("pass_at_1", "greedy", "majority_at_8", "pass_at_8", "judge_balanced_accuracy")]
+        cells = [
+            r.get(k, float("nan"))
+            for k in ("pass_at_1", "greedy", "majority_at_8", "pass_at_8", "judge_balanced_accuracy")
+        ]
         table.add_row(r["arm"], str(r["seed"]), r["round"], *(f"{100 * c:.1f}" for c in cells), f"{r['p']:.1e}")
     console.print(table)
     levels = Table("arm", "round", "measure", "mean", *map(str, LEVELS))
@@ -132,7 +139,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     last = max(r["round"] for r in rows)
     for arm in dict.fromkeys(r["arm"] for r in rows):
         change, low, high = greedy_change(rows, arm, last)
-        console.print(f"{arm}: greedy {100 * change:+.2f} points from r0 to {last} (95 % {100 * low:+.2f} … {100 * high:+.2f})")
+        console.print(
+            f"{arm}: greedy {100 * change:+.2f} points from r0 to {last} (95 % {100 * low:+.2f} … {100 * high:+.2f})"
+        )
 
 
 def main(

@@ -154,7 +154,8 @@ def validate(content: dict[str, Any]) -> Pipeline:
     for kind, part in parts.items():
         for name, block in part.items():
             _named_block(name, block, f"{kind}.{name}", problems)
-    parents = {n: b.get("parent") for n, b in parts["rounds"].items() if isinstance(b, dict)}
+    rounds = {n: b for n, b in parts["rounds"].items() if isinstance(b, dict) and n not in parts["bases"]}
+    parents = {n: b.get("parent") for n, b in rounds.items()}
     order = [n for n in _order(parts["bases"], parents, set(raw), problems) if isinstance(raw[n], dict)]
     blocks = {}
     for name in order:

@@ -513,7 +513,7 @@ def _versions_of(manifest: store.Manifest) -> dict[str, str]:
 
 def _read_by(root: Path, block: Block, manifest: store.Manifest) -> list[Any]:
     """The tables that a stage read."""
-    owners = {None: block.name, **{k: block.raw.get(k) for k in ("parent", "base", "grandparent")}}
+    owners = {None: block.name, **{k: block.raw.get(k) for k in ("parent", "base")}}
     needs = [n for n in stages()[manifest.stage].inputs if n.name in TABLES and n.argument in manifest.inputs]
     read = [(str(owners[n.ancestor]), n.name, manifest.inputs[n.argument], n.argument) for n in needs]
     return [_dataset(root, o, table, digest, _rows(root, o, table, digest), to) for o, table, digest, to in read]

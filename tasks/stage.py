@@ -5,7 +5,7 @@
 
 An argument is one of
 - `params`: the stage's block of params.yaml, as the chosen strategy (or the `Panel` that the annotation names);
-- a table (`pairs`) or folder (`model`) of this round, or of an ancestor: `parent_model`, `grandparent_pairs`, `base_evals`;
+- a table (`pairs`) or folder (`model`) of this round, or of an ancestor: `parent_model`, `base_evals`;
 - an output folder of its own (the `model` of `train`): a staging place to write to;
 - `engine`, `domain`, `seed` of the round; `cache`, where engines keep answered requests; `work`, a scratch folder that
   survives a kill, for checkpoints.
@@ -32,7 +32,7 @@ from tasks.errors import UnknownName
 from tasks.tables import TABLES, Table
 
 CONTEXT = ("params", "engine", "domain", "seed", "cache", "work")
-ANCESTORS = ("parent", "grandparent", "base")
+ANCESTORS = ("parent", "base")
 
 
 class Params(BaseModel):

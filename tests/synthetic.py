@@ -1,6 +1,7 @@
 """A project whose rounds were never run: manifests, tables and models as the stages write them, made up."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,8 @@ def inputs(root: Path, block: Block, stage: Stage) -> dict[str, str]:
     found = {}
     for need in stage.inputs:
         owner = str(block.raw.get(need.ancestor, "")) if need.ancestor else block.name
-        try:
+        with suppress(store.StoreError):
             found[need.argument] = store.find(root, owner, need.name)[1].digest
-        except store.StoreError:
-            found[need.argument] = "empty"
     return found
 
 

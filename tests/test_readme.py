@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 SMALL = {"answers": {"greedy": 14, "sampled": 14, "samples": 2, "ks": [1, 2]}, "judging": {"count": 7}, "critiques": {"count": 7, "problems": 7}}
 
-pytestmark = [pytest.mark.xdist_group("readme"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def shrink(block):

@@ -15,6 +15,7 @@ from tasks.params import stages_of
 pytestmark = pytest.mark.xdist_group("mlflow")
 FIGURES = record._figures
 PLAN = synthetic.pipeline("r1", "r2")
+SHORT = {"base", "train", "gate"}
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +172,7 @@ def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
 
 def test_a_person_promotes_and_rolls_back(root):
     for name in ("r0", "r1", "r2"):
-        synthetic.make(root, PLAN, name)
+        synthetic.make(root, PLAN, name, only=SHORT)
     record.record(root)
     assert champion(book(root)[0])[0] == "r2"
     assert "champion is r1, version 2, before version 3" in record.promote(root, "r1")
@@ -189,17 +190,17 @@ def test_a_person_promotes_and_rolls_back(root):
 
 
 def test_a_decision_is_about_a_model_not_a_name(root):
-    synthetic.make(root, PLAN, "r0")
-    synthetic.make(root, PLAN, "r1")
+    synthetic.make(root, PLAN, "r0", only=SHORT)
+    synthetic.make(root, PLAN, "r1", only=SHORT)
     record.promote(root, "r1")
-    synthetic.make(root, PLAN, "r1", salt="x")
+    synthetic.make(root, PLAN, "r1", only=SHORT, salt="x")
     assert "champion is r1, version 2, by" in record.record(root)
     assert book(root)[0].get_model_version("toy", "2").tags["superseded_by"] == "3"
     assert "version 3" in record.promote(root, "r1")
 
 
 def test_what_cannot_be_promoted(root):
-    synthetic.make(root, PLAN, "r0")
+    synthetic.make(root, PLAN, "r0", only=SHORT)
     with pytest.raises(UnknownName, match="did you mean"):
         record.promote(root, "r11")
     with pytest.raises(StoreError, match="flywheel run r1"):

@@ -1,6 +1,6 @@
 """Trains the embedded policy from nothing: a small Llama that plays every role of the arithmetic domain.
 
-Its corpus is noisy on purpose, as the web is: in the last phase a share of the worked steps slips and is carried on. So
+Its corpus is noisy on purpose, as the web is: in the last phases a share of the worked steps slips and is carried on. So
 the model's mode is right and its mass is spread around it, the state in which self-improvement works; a base that was
 trained on a clean corpus alone has nothing to sharpen.
 """
@@ -31,6 +31,9 @@ ROLES: tuple[Role, ...] = ("write", "solve", "judge", "critique", "refine")
 DECIDING = (": right", ": too high", ": too low", "Verdict: correct", "Verdict: wrong", "How many?")
 """Tokens that pass a verdict or end a problem."""
 
+CHECKING = (0.06, 0.24, 0.2, 0.25, 0.25)
+"""Shares of the roles in the last phase."""
+
 TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'system' -%}{{ '<|' + message['content'] + '|>' }}"
@@ -48,7 +51,7 @@ tags: [synthetic, arithmetic]
 # The embedded policy
 
 A Llama-architecture model of {parameters:,} parameters, trained from scratch on story problems that a program writes.
-It plays five roles, named by the system message: {roles}. In {noise:.0%} of the worked steps of its last phase's corpus
+It plays five roles, named by the system message: {roles}. In {noise:.0%} of the worked steps of its last phases' corpus
 the arithmetic slips by 1 to 3 and the slip is carried on, so that sampling from it is often wrong where its mode is
 right. It knows nothing else and is good for nothing else.
 
@@ -66,7 +69,15 @@ log = logging.getLogger(__name__)
 class Scratch(Strategy):
     """Trains the embedded policy from scratch on the arithmetic domain's corpus (about half an hour on one core)."""
 
-    example: ClassVar[dict[str, Any]] = {"hidden": 32, "layers": 1, "ffn": 32, "easy": 20, "clean": 20, "noisy": 20, "chunk": 30}
+    example: ClassVar[dict[str, Any]] = {
+        "hidden": 32,
+        "layers": 1,
+        "ffn": 32,
+        "easy": 20,
+        "clean": 20,
+        "noisy": 20,
+        "chunk": 30,
+    }
 
     hidden: PositiveInt = Field(128, multiple_of=32)
     """Width; heads are 32 wide."""
@@ -80,9 +91,11 @@ class Scratch(Strategy):
     clean: NonNegativeInt = 84_000
     """Documents of the second phase: clean, all levels."""
     noisy: NonNegativeInt = 68_000
-    """Documents of the last phase: all levels, with slips."""
+    """Documents of the third phase: all levels, with slips."""
+    checking: NonNegativeInt = 24_000
+    """Documents of the last phase: as the third, but mostly of the roles that check, which are learnt last."""
     noise: float = Field(0.12, ge=0, lt=1)
-    """Share of the worked steps of the last phase that slip."""
+    """Share of the worked steps of the third and the last phase that slip."""
     solve: float = Field(0.44, gt=0, lt=0.86)
     """Share of the documents that work a problem; `write` gets 0.14, the other roles share the rest."""
     emphasis: PositiveFloat = 3.0
@@ -117,7 +130,7 @@ class Scratch(Strategy):
     @property
     def documents(self) -> int:
         """Documents in all phases."""
-        return self.easy + self.clean + self.noisy
+        return self.easy + self.clean + self.noisy + self.checking
 
     def corpus(self, domain: Arithmetic, seed: int, chunk: int) -> Iterator[list[dict[str, str]]]:
         """The conversations of a chunk: a function of the seed and the chunk's number, so that a resumed run sees what
@@ -125,8 +138,9 @@ class Scratch(Strategy):
         """
         rng = random.Random(f"{seed} {chunk}")
         others = (0.86 - self.solve) / 3
+        shares = (0.14, self.solve, others, others, others)
         for i in range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.documents)):
-            role = rng.choices(ROLES, (0.14, self.solve, others, others, others))[0]
+            role = rng.choices(ROLES, CHECKING if i >= self.documents - self.checking else shares)[0]
             level = rng.randint(1, 3) if i < self.easy else rng.choices(range(1, 9), (1, 2, 3, 4, 5, 5, 5, 5))[0]
             noise = self.noise if i >= self.easy + self.clean else 0.0
             prompt, completion = domain.document(rng, role, level, noise)
@@ -203,18 +217,26 @@ class Scratch(Strategy):
 
         chats = list(self.corpus(domain, seed, chunk))
         tokens = tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]
-        batches = buckets(map(len, tokens), self.batch)
+        # the last phase takes half the batch: what is learnt last is learnt by many steps
+        last = chunk * self.chunk >= self.documents - self.checking
+        batches = buckets(map(len, tokens), self.batch // 2 if last else self.batch)
         random.Random(f"{seed} {chunk} order").shuffle(batches)
         total = 0.0
         for n, batch in enumerate(batches):
-            self._set_rates(optimizer, (chunk + n / len(batches)) * self.chunk / self.documents)
+            self._set_rates(optimizer, chunk * self.chunk + n / len(batches) * len(chats))
             total += (loss := _step(policy, optimizer, [tokens[i] for i in batch], tokenizer, self.emphasis))
             check_finite(loss, n)
         return total / len(batches)
 
-    def _set_rates(self, optimizer: "MuonAdamW", done: float) -> None:
-        """Learning rates after a share `done` of the training: a short rise, level, a linear fall to zero."""
-        scale = max(0.0, min(1.0, done / 0.01 + 0.01, (1 - done) / self.decay))
+    def _set_rates(self, optimizer: "MuonAdamW", document: float) -> None:
+        """Learning rates after so many documents: a short rise, level, a linear fall to zero; in the last phase a
+        fall from half the peak.
+        """
+        main = self.documents - self.checking
+        if document < main:
+            scale = max(0.0, min(1.0, document / main / 0.01 + 0.01, (1 - document / main) / self.decay))
+        else:
+            scale = 0.5 * (self.documents - document) / self.checking
         for group, peak in zip(optimizer.param_groups, (self.matrices, self.rest), strict=True):
             group["lr"] = peak * scale
 

@@ -9,7 +9,8 @@ import pytest
 from tasks.base.scratch import Scratch
 from tasks.domains.arithmetic import Arithmetic
 from tasks.errors import Diverged
-from tasks.train.sft import SFT, Lora
+from tasks.train import Lora
+from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
 
 DOMAIN = Arithmetic()
