@@ -30,6 +30,8 @@ KEPT_LINES = 200
 LAST_LINES = 15
 GRACE = 5.0
 """Seconds between asking a stage to end and killing it."""
+CHATTER = re.compile(r"\s*(To (track the changes|enable auto staging).*|git add .*|dvc config .*|Use `dvc push`.*)?")
+"""What DVC says after every stage, and nobody wants to read in a log."""
 TRY_AGAIN = 75
 """The exit code of a stage whose engine could not answer (EX_TEMPFAIL): the one failure that may pass by itself."""
 BACKOFF = 5.0
@@ -74,7 +76,8 @@ def reproduce(stage_address: str) -> Reproduced:
     with _process(_command(stage_address)) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
-            log.info(lines[-1])
+            if not CHATTER.fullmatch(lines[-1]):
+                log.info(lines[-1])
         code = process.wait()
     if code != 0:
         raise StageFailed(stage_address, failure(list(lines)), _stage_code(list(lines), code))

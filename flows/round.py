@@ -5,7 +5,7 @@ can start, the one with most after it starts first. The order is kept here, not 
 which a waiting task would hold one of the few places.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from graphlib import TopologicalSorter
@@ -41,7 +41,7 @@ def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
     return done
 
 
-def bring_up_to_date(names: Iterable[str], concurrency: int, retries: int) -> list[str]:
+def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> list[str]:
     """Runs the stale stages of rounds and of their ancestors, in the flow run that it is called in.
 
     Raises:

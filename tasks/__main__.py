@@ -3,6 +3,7 @@
 Only typer is imported here at the top: `flywheel --help` answers at once, each command imports what it needs.
 """
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -177,8 +178,10 @@ def export(round: Name, to: Annotated[Path, typer.Option("--to", help="The folde
 @app.command(rich_help_panel="Files")
 def render() -> None:
     """Render dvc.yaml from the stages' signatures."""
+    from tasks.params import read
     from tasks.pipeline import write
 
+    read(ROOT)  # says so where this is no project
     typer.echo("dvc.yaml was rendered anew." if write(ROOT) else "dvc.yaml is up to date.")
 
 
@@ -216,6 +219,10 @@ def down() -> None:
     end(ROOT)
 
 
+_USERS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR")}
+"""What the operating system refuses and only a person can mend."""
+
+
 def main() -> None:
     """The entry point: an error that is the user's to read is one message; exit code 75 where another try may help."""
     from tasks.errors import EngineError, FlywheelError
@@ -225,6 +232,11 @@ def main() -> None:
     except FlywheelError as error:
         typer.secho(f"flywheel: {error}", fg="red", err=True)
         sys.exit(75 if isinstance(error, EngineError) else 1)
+    except OSError as error:
+        if error.errno not in _USERS:
+            raise
+        typer.secho(f"flywheel: {error.filename or 'a file'}: {error.strerror}; nothing already made is lost", fg="red", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

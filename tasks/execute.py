@@ -41,10 +41,12 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
     meter = Metered(block.engine)
     with store.writing(root, name, stage.name) as draft:
         clock = time.perf_counter()
-        arguments, digests = _arguments(root, stage, block, draft)
+        code = {str(p.relative_to(root)): store.sha256(p) for p in pipeline.code_files(root, stage, block)}
+        arguments, digests = _arguments(root, stage, block, draft, code)
         if "engine" in arguments:
             arguments["engine"] = meter
         result = _as_result(stage, stage.function(**arguments))
+        meter.check()
         ran = time.perf_counter() - clock
         metrics = _write(stage, draft, result)
         seconds = {
@@ -58,7 +60,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             outputs=draft.outputs,
             inputs=digests,
             params={k: block.raw.get(k) for k in pipeline.param_keys(stage)},
-            code={str(p.relative_to(root)): store.sha256(p) for p in pipeline.code_files(root, stage, block)},
+            code=code,
             seed=block.seed,
             versions=_versions(),
             metrics=metrics,
@@ -80,7 +82,9 @@ def _stage(block: Block, name: str) -> Stage:
     return own[name]
 
 
-def _arguments(root: Path, stage: Stage, block: Block, draft: store.Draft) -> tuple[dict[str, Any], dict[str, str]]:
+def _arguments(
+    root: Path, stage: Stage, block: Block, draft: store.Draft, code: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What the stage's function is called with, and the digests of the inputs among it."""
     scratch = root / "data" / "cache"
     context = {
@@ -94,17 +98,17 @@ def _arguments(root: Path, stage: Stage, block: Block, draft: store.Draft) -> tu
     digests = {}
     for need in stage.inputs:
         arguments[need.argument], digests[need.argument] = _read(root, need, block)
-    context["work"] = scratch / "work" / f"{block.name}-{stage.name}-{_identity(stage, block, digests)}"
+    context["work"] = scratch / "work" / f"{block.name}-{stage.name}-{_identity(stage, block, digests, code)}"
     arguments |= {k: v for k, v in context.items() if k in stage.context}
     for key in {"cache", "work"} & stage.context:
         arguments[key].mkdir(parents=True, exist_ok=True)
     return arguments, digests
 
 
-def _identity(stage: Stage, block: Block, digests: dict[str, str]) -> str:
-    """What a checkpoint belongs to: one made for other inputs or params must not be resumed from."""
+def _identity(stage: Stage, block: Block, digests: dict[str, str], code: dict[str, str]) -> str:
+    """What a checkpoint belongs to: one made for other inputs, params or code must not be resumed from."""
     asked = {k: block.raw.get(k) for k in pipeline.param_keys(stage)}
-    return content_id(json.dumps([asked, digests], sort_keys=True))
+    return content_id(json.dumps([asked, digests, code], sort_keys=True))
 
 
 def _read(root: Path, need: Input, block: Block) -> tuple[Any, str]:

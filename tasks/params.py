@@ -109,7 +109,7 @@ def read(root: Path) -> CommentedMap:
     """
     path = root / FILE
     if not path.is_file():
-        raise ParamsError(f"there is no {FILE} in {root}; run this in a project's root")
+        raise ParamsError(f"there is no {FILE} in {root.resolve()}; run this in a project's root")
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
         plain(content)

@@ -32,11 +32,13 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from tasks.errors import Busy, CheckFailed, StoreError
+from tasks.errors import Busy, CheckFailed, FlywheelError, StoreError
 from tasks.tables import TABLES, Table
 
 ROWS_PER_GROUP = 65_536
 GROUPS_PER_PART = 8
+LEAST_ROOM = 1 << 20
+"""Bytes; with less, whatever went wrong went wrong for want of them."""
 
 
 class Part(BaseModel):
@@ -220,17 +222,23 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
             yield draft
     except Timeout as error:
         raise Busy(f"{stage}@{name} is being run by another process; wait for it, or end it") from error
-    except OSError as error:
+    except BaseException as error:
+        full = _is_full(draft.staging, error)  # before what was half written is taken away
         shutil.rmtree(draft.new, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if full:
             raise StoreError(f"{stage}@{name}: the disk is full ({place}); free room and run it again. {_KEPT}") from error
-        raise
-    except BaseException:
-        shutil.rmtree(draft.new, ignore_errors=True)
         raise
 
 
 _KEPT = "Nothing already made is lost."
+
+
+def _is_full(place: Path, error: BaseException) -> bool:
+    """Whether it was for want of room: the writers of weights and checkpoints do not raise OSError for that."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    unknown = isinstance(error, Exception) and not isinstance(error, FlywheelError)
+    return unknown and shutil.disk_usage(place).free < LEAST_ROOM
 
 
 def recover(place: Path) -> None:

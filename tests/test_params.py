@@ -24,13 +24,19 @@ def good(tmp_path_factory) -> dict:
     return projects.values(projects.make(root, git=False))
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    """The project's own params.yaml, with a second round."""
+    root = tmp_path_factory.mktemp("own")
+    (root / "params.yaml").write_text((projects.HERE / "params.yaml").read_text())
+    projects.rewrite(root, lambda c: [c["rounds"].pop(n) for n in list(c["rounds"]) if n != "r1"])
+    add_round(root, "r2", "r1", [])
+    return (root / "params.yaml").read_text()
+
+
 @pytest.fixture
-def root(tmp_path):
-    """A folder with the project's own params.yaml, in which r2 follows r1."""
-    text = (projects.HERE / "params.yaml").read_text()
+def root(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
-    projects.rewrite(tmp_path, lambda c: [c["rounds"].pop(n) for n in list(c["rounds"]) if n != "r1"])
-    add_round(tmp_path, "r2", "r1", [])
     return tmp_path
 
 

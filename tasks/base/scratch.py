@@ -92,8 +92,12 @@ class Scratch(Strategy):
     """Documents of the second phase: clean, all levels."""
     noisy: NonNegativeInt = 68_000
     """Documents of the third phase: all levels, with slips."""
-    checking: NonNegativeInt = 24_000
-    """Documents of the last phase: as the third, but mostly of the roles that check, which are learnt last."""
+    comparing: NonNegativeInt = 28_000
+    """Documents of the fourth phase: judges of one or two steps. Whether two numbers are equal is learnt late and at
+    once; in long documents it is not learnt at all.
+    """
+    checking: NonNegativeInt = 28_000
+    """Documents of the last phase: as the third, but mostly of the roles that check."""
     noise: float = Field(0.12, ge=0, lt=1)
     """Share of the worked steps of the third and the last phase that slip."""
     solve: float = Field(0.44, gt=0, lt=0.86)
@@ -130,21 +134,33 @@ class Scratch(Strategy):
     @property
     def documents(self) -> int:
         """Documents in all phases."""
-        return self.easy + self.clean + self.noisy + self.checking
+        return self._main + self.comparing + self.checking
+
+    @property
+    def _main(self) -> int:
+        return self.easy + self.clean + self.noisy
 
     def corpus(self, domain: Arithmetic, seed: int, chunk: int) -> Iterator[list[dict[str, str]]]:
         """The conversations of a chunk: a function of the seed and the chunk's number, so that a resumed run sees what
         an undisturbed one does.
         """
         rng = random.Random(f"{seed} {chunk}")
-        others = (0.86 - self.solve) / 3
-        shares = (0.14, self.solve, others, others, others)
         for i in range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.documents)):
-            role = rng.choices(ROLES, CHECKING if i >= self.documents - self.checking else shares)[0]
-            level = rng.randint(1, 3) if i < self.easy else rng.choices(range(1, 9), (1, 2, 3, 4, 5, 5, 5, 5))[0]
+            role, level = self._kind(rng, i)
             noise = self.noise if i >= self.easy + self.clean else 0.0
             prompt, completion = domain.document(rng, role, level, noise)
             yield [*prompt, {"role": "assistant", "content": completion}]
+
+    def _kind(self, rng: random.Random, document: int) -> tuple[Role, int]:
+        """Role and level of a document, by the phase that its number falls in."""
+        if self._main <= document < self._main + self.comparing:
+            return "judge", rng.randint(1, 2)
+        others = (0.86 - self.solve) / 3
+        shares = (0.14, self.solve, others, others, others) if document < self._main else CHECKING
+        role = rng.choices(ROLES, shares)[0]
+        if document < self.easy:
+            return role, rng.randint(1, 3)
+        return role, rng.choices(range(1, 9), (1, 2, 3, 4, 5, 5, 5, 5))[0]
 
     def tokenizer(self, domain: Arithmetic, seed: int) -> "PreTrainedTokenizerFast":
         """Byte-level BPE in which numbers to 99, `Day k: ` and `Answer: ` are single tokens."""
@@ -217,9 +233,9 @@ class Scratch(Strategy):
 
         chats = list(self.corpus(domain, seed, chunk))
         tokens = tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]
-        # the last phase takes half the batch: what is learnt last is learnt by many steps
-        last = chunk * self.chunk >= self.documents - self.checking
-        batches = buckets(map(len, tokens), self.batch // 2 if last else self.batch)
+        # after the first three phases half the batch: what is learnt late is learnt by many steps
+        late = chunk * self.chunk >= self._main
+        batches = buckets(map(len, tokens), self.batch // 2 if late else self.batch)
         random.Random(f"{seed} {chunk} order").shuffle(batches)
         total = 0.0
         for n, batch in enumerate(batches):
@@ -229,14 +245,14 @@ class Scratch(Strategy):
         return total / len(batches)
 
     def _set_rates(self, optimizer: "MuonAdamW", document: float) -> None:
-        """Learning rates after so many documents: a short rise, level, a linear fall to zero; in the last phase a
-        fall from half the peak.
+        """Learning rates after so many documents: a short rise, level, a linear fall to zero in the first three phases;
+        then half the peak, and in the last phase a fall from there.
         """
-        main = self.documents - self.checking
-        if document < main:
-            scale = max(0.0, min(1.0, document / main / 0.01 + 0.01, (1 - document / main) / self.decay))
+        done = document / self._main
+        if done < 1:
+            scale = max(0.0, min(1.0, done / 0.01 + 0.01, (1 - done) / self.decay))
         else:
-            scale = 0.5 * (self.documents - document) / self.checking
+            scale = 0.5 * min(1.0, (self.documents - document) / self.checking)
         for group, peak in zip(optimizer.param_groups, (self.matrices, self.rest), strict=True):
             group["lr"] = peak * scale
 

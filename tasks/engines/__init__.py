@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from tasks.errors import EngineError
 from tasks.stage import Params
+
+MANY = 8
+"""Requests of a stage of which at least one must be answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,23 @@ class Metered:
     completion_tokens: int = 0
     load_seconds: float = field(default=0.0)
     """Imports and loading of models."""
+    failed: int = 0
+    """Requests that came back with an error."""
+    last_error: str = ""
+
+    def count(self, error: str | None) -> None:
+        """Counts a request, and whether it failed."""
+        self.requests += 1
+        if error is not None:
+            self.failed, self.last_error = self.failed + 1, error
+
+    def check(self) -> None:
+        """Raises EngineError when nothing came of many requests: rows of errors alone are no result."""
+        if self.failed == self.requests >= MANY:
+            raise EngineError(
+                f"engine {self.engine.strategy_name()}: none of {self.requests} requests was answered; the last one "
+                f"said: {self.last_error}; mend the engine or its params, and run the stage again"
+            )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -134,7 +155,7 @@ class _MeteredPolicy:
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         for index, completion in self.policy.sample(requests):
-            self.meter.requests += 1
+            self.meter.count(completion.error)
             self.meter.prompt_tokens += completion.prompt_tokens
             self.meter.completion_tokens += completion.tokens
             yield index, completion
@@ -143,6 +164,6 @@ class _MeteredPolicy:
         self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
         for index, scored in self.policy.score(prompts, completions):
-            self.meter.requests += 1
+            self.meter.count(scored.error)
             self.meter.prompt_tokens += len(scored.logprobs)
             yield index, scored

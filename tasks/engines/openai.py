@@ -168,7 +168,7 @@ def _read(reply: "ChatCompletion") -> Completion:
         raise ValueError(f"finish_reason {choice.finish_reason!r}, content {choice.message.content!r}")
     per_token = [t.logprob for t in choice.logprobs.content] if choice.logprobs and choice.logprobs.content else None
     return Completion(
-        choice.message.content,
+        choice.message.content.encode("utf-8", "replace").decode(),  # JSON can hold half of a character
         int(reply.usage.completion_tokens) if reply.usage else len(per_token or ()),
         int(reply.usage.prompt_tokens) if reply.usage else 0,
         choice.finish_reason,

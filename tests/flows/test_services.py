@@ -105,7 +105,12 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
             "--watch",
         ]
         done = subprocess.run(
-            command, env=os.environ | {"PREFECT_API_URL": server}, capture_output=True, text=True, check=False
+            command,
+            env=os.environ | {"PREFECT_API_URL": server},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
         )
         assert done.returncode == 0, (made / ".flywheel/logs/prefect-worker.log").read_text()[-3000:]
 
