@@ -237,8 +237,9 @@ def _is_full(place: Path, error: BaseException) -> bool:
     """Whether it was for want of room: the writers of weights and checkpoints do not raise OSError for that."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    unknown = isinstance(error, Exception) and not isinstance(error, FlywheelError)
-    return unknown and shutil.disk_usage(place).free < LEAST_ROOM
+    if not isinstance(error, Exception) or isinstance(error, FlywheelError):
+        return False
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(place).free < LEAST_ROOM
 
 
 def recover(place: Path) -> None:

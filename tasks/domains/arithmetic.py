@@ -168,9 +168,11 @@ class Arithmetic(Domain):
         return [i for k, n, rng in zip(levels, wanted, rngs, strict=True) for i in _level(rng, split, k, n)]
 
     def parse(self, text: str) -> Item | None:
-        """A story with its level; None for a text that `read` cannot take apart. Its answer is not worked out."""
+        """A story with its level; None for a text that `read` cannot take apart, and for a story in which there are
+        less than none or more than LARGEST: nobody has -3 pens. The answer stays unsaid.
+        """
         story = read(text)
-        return Item(text.strip(), len(story.steps)) if story else None
+        return Item(text.strip(), len(story.steps)) if story and all(map(_fits, story.values())) else None
 
     def structure(self, problem: str) -> str:
         """The problem's numbers and operations, as `12+5/2`; a text that is no problem stands for itself."""

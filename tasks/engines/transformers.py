@@ -516,10 +516,14 @@ class _Batch:
         if self.padded:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.rows), 1)], -1)
         out = self.network(
-            self.next[:, None], attention_mask=self.mask if self.padded else None,
+            self.next[:, None], attention_mask=self._mask() if self.padded else None,
             position_ids=self.positions + step, past_key_values=self.cache, use_cache=True,
         )  # fmt: skip
         self.logits = out.logits[:, -1]
+
+    def _mask(self) -> "Tensor":
+        """For plain layers already as wide as attention wants it (rows, 1, 1, positions), which saves making it."""
+        return self.mask[:, None, None].bool() if _is_plain(self.cache) else self.mask
 
     def drawn(self) -> list[_Drawn]:
         stats = self.stats.double().cpu().numpy()
@@ -547,8 +551,8 @@ def _prefill(network: Any, prompts: list[_Prompt]) -> tuple[Any, "Tensor", "Tens
 
 def _at_once(network: Any, ids: "Tensor") -> int:
     """Prompts to read at once: a few on a CPU; all where the layers are not of the kind that can be joined."""
-    joined = all(isinstance(layer, _growing()) for layer in _cache(network).layers)
-    return max(1, PREFILL_TOKENS // ids.shape[1]) if joined and network.device.type == "cpu" else len(ids)
+    joined = _is_plain(_cache(network)) and network.device.type == "cpu"
+    return max(1, PREFILL_TOKENS // ids.shape[1]) if joined else len(ids)
 
 
 def _read(network: Any, ids: "Tensor", mask: "Tensor", positions: "Tensor") -> tuple[Any, "Tensor"]:
@@ -592,6 +596,11 @@ def _cache(network: Any) -> Any:
     cache = DynamicCache(config=network.config)
     cache.layers = [_growing()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether every layer attends to all that came before."""
+    return all(isinstance(layer, _growing()) for layer in cache.layers)
 
 
 @once

@@ -39,6 +39,14 @@ def test_refuses_what_is_no_problem(text):
     assert DOMAIN.verify(text, ANSWER).passed is None
 
 
+@pytest.mark.parametrize("days", ["Day 1: doubled\nDay 2: doubled", "Day 1: 5 lost\nDay 2: halved\nDay 3: 5 lost"])
+def test_a_story_that_leaves_the_range_is_not_well_formed(days):
+    problem = f"Tom has 9 pens.\n{days}\nHow many?"
+    assert read(problem)
+    assert DOMAIN.parse(problem) is None
+    assert DOMAIN.verify(problem, "Answer: 1").passed is False
+
+
 def test_other_words_for_the_same_numbers_are_near_duplicates():
     story = read(PROBLEM)
     texts = {tell(story, random.Random(n)) for n in range(30)}
