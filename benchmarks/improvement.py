@@ -40,12 +40,14 @@ EVALUATE = {
 def _random(block: dict[str, Any]) -> None:
     """One answer of each prompt, chosen by lot."""
     block["judge"] = {"panel": {"random": {}}, "reward": "random"}
-    block["filter"] |= {"least": 0.0, "rank_by": None}
+    block["filter"] |= {"least": 0.0, "require": {}}
     block["critique"] = {"strategy": "none"}
 
 
 def _verifier(block: dict[str, Any]) -> None:
+    """The likeliest right answer of each prompt that has one."""
     block["judge"]["reward"] = "verifier"
+    block["filter"] |= {"require": {}}
 
 
 def _dpo(block: dict[str, Any]) -> None:
@@ -60,7 +62,7 @@ def project(root: Path, arm: str, seed: int, rounds: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     cache = root.parent / "cache"  # r0 answers the same evaluation in every project: once is enough
     cache.mkdir(exist_ok=True)
-    for name, target in {n: HERE / n for n in ("tasks", "data/base", "data/seeds")} | {"data/cache": cache}.items():
+    for name, target in ({n: HERE / n for n in ("tasks", "data/base", "data/seeds")} | {"data/cache": cache}).items():
         (root / name).parent.mkdir(exist_ok=True)
         if not (root / name).is_symlink():
             (root / name).symlink_to(target)

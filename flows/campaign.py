@@ -5,6 +5,7 @@ that is appended waits for the gate of the one before, because the gate's decisi
 """
 
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from prefect import get_run_logger
 from flows.connection import HereFlow
 from flows.round import bring_up_to_date, publish, run_round
 from tasks import store
-from tasks.params import Pipeline, add_round, load_params
+from tasks.params import add_round, load_params, read
 
 
 @partial(HereFlow, name="campaign", flow_run_name="{rounds} rounds")
@@ -35,7 +36,7 @@ def run_campaign(
         The names of the rounds.
     """
     root = Path()
-    names = list(load_params(root).rounds)[:rounds]
+    names = in_order(root)[:rounds]
     bring_up_to_date(names, concurrency, retries)
     while len(names) < rounds and (parent := next_parent(root, on_refusal)):
         names.append(append(root, parent))
@@ -45,21 +46,21 @@ def run_campaign(
     return names
 
 
+def in_order(root: Path) -> list[str]:
+    """The rounds as params.yaml lists them (its validated form puts parents first)."""
+    load_params(root)
+    return list(read(root).get("rounds") or {})
+
+
 def next_parent(root: Path, on_refusal: Literal["branch", "stop"]) -> str | None:
     """The round or base that the next round starts from; None where a refused round stops the campaign."""
-    params = load_params(root)
-    if not params.rounds:
-        return next(iter(params.blocks))
-    last = list(params.rounds)[-1]
-    if on_refusal == "stop" and not promoted(root, last):
+    names = in_order(root)
+    if not names:
+        return next(iter(load_params(root).blocks))
+    if on_refusal == "stop" and not promoted(root, names[-1]):
         return None
-    return last_promoted(root, params)
-
-
-def last_promoted(root: Path, params: Pipeline) -> str:
-    """The last round that its gate let pass, else the base of the last round."""
-    passed = [name for name in params.rounds if promoted(root, name)]
-    return passed[-1] if passed else params.rounds[list(params.rounds)[-1]].base
+    passed = [name for name in names if promoted(root, name)]
+    return passed[-1] if passed else load_params(root).block(names[-1]).base
 
 
 def promoted(root: Path, name: str) -> bool:
@@ -70,8 +71,7 @@ def promoted(root: Path, name: str) -> bool:
 
 def append(root: Path, parent: str) -> str:
     """Appends a round like the last one to params.yaml, with the given parent; gives its name."""
-    params = load_params(root)
-    last = list(params.rounds)[-1] if params.rounds else None
-    name = next(n for i in range(1, len(params.blocks) + 2) if (n := f"r{i}") not in params.blocks)
-    add_round(root, name, parent, [], like=last)
+    known, names = load_params(root).blocks, in_order(root)
+    name = next(n for i in count(1) if (n := f"r{i}") not in known)
+    add_round(root, name, parent, [], like=names[-1] if names else None)
     return name

@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.settings.legacy import Setting
 
@@ -29,7 +31,12 @@ class HereFlow(Flow[P, R]):
         if FlowRunContext.get():
             return super().__call__(*args, **kwargs)
         with connected(Path()):
-            return super().__call__(*args, **kwargs)
+            try:
+                return super().__call__(*args, **kwargs)
+            finally:
+                # Logs and events are sent from the background: all must be there before the server may be ended.
+                APILogHandler().flush()
+                EventsWorker.drain_all(timeout=5)
 
 
 @contextmanager

@@ -4,11 +4,10 @@ import sys
 import time
 from pathlib import Path
 
-from tasks.report import show
-
 from tasks import plan
 from tasks.errors import FlywheelError
 from tasks.params import load_params
+from tasks.report import show
 
 ROUNDS = 3
 NEXT = """

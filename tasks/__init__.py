@@ -1,0 +1,1 @@
+"""What a round is made of: stages, their strategies, tables, and what runs and records them."""

@@ -55,7 +55,7 @@ def campaign(tmp_path_factory, apart) -> Path:
     root = projects.make(tmp_path_factory.mktemp("campaign"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        projects.run_all(root)
+        projects.run_all()
         with projects.dvc(root) as repo:
             repo.commit(force=True)
     projects.commit(root, "three models")

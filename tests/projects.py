@@ -100,11 +100,11 @@ def commit(root: Path, message: str) -> None:
     git(root, "commit", "--quiet", "--message", message)
 
 
-def run_all(root: Path) -> None:
-    """Runs every stage of every round in this process, whose working directory is the project."""
-    for name, block in load_params(root).blocks.items():
+def run_all() -> None:
+    """Runs every stage of every round of the project that is the working directory, in this process."""
+    for name, block in load_params(Path()).blocks.items():
         for stage in stages_of(block):
-            run_stage(root, name, stage.name)
+            run_stage(Path(), name, stage.name)
 
 
 def digests(root: Path) -> dict[str, str]:

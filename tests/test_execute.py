@@ -59,7 +59,7 @@ def test_a_base_writes_empty_what_a_round_may_ask_of_it(made):
 def test_the_same_again_gives_the_same_bytes(made):
     before = projects.digests(made)
     for stage in ("prompts", "generate", "judge", "critique", "train", "evaluate", "gate"):
-        run_stage(made, "r2", stage)
+        run_stage(Path(), "r2", stage)
     after = projects.digests(made)
     assert {p for p in after if after[p] != before[p]} == {p for p in after if "r2/manifests/" in p} - {
         "data/round=r2/manifests/filter.json", "data/round=r2/manifests/pair.json"}  # fmt: skip
@@ -67,17 +67,17 @@ def test_the_same_again_gives_the_same_bytes(made):
 
 def test_names_that_nothing_answers_to(made):
     with pytest.raises(UnknownName, match=r"r2 \(a round\): there is no stage 'jugde'; did you mean 'judge'"):
-        run_stage(made, "r2", "jugde")
+        run_stage(Path(), "r2", "jugde")
     with pytest.raises(UnknownName, match=r"r0 \(a base\): there is no stage 'generate'; known: base, evaluate"):
-        run_stage(made, "r0", "generate")
+        run_stage(Path(), "r0", "generate")
     with pytest.raises(UnknownName, match="there is no round or base 'r3'"):
-        run_stage(made, "r3", "judge")
+        run_stage(Path(), "r3", "judge")
 
 
 def test_what_has_not_been_made_is_named(project):
     root = project(git=False)
     with pytest.raises(StoreError, match="r0 has no 'prompts' yet; `flywheel run r0`"):
-        run_stage(root, "r1", "prompts")
+        run_stage(Path(), "r1", "prompts")
     assert projects.digests(root) == {}
 
 
@@ -89,7 +89,7 @@ def test_a_stage_that_fails_leaves_the_old_version(made, monkeypatch):
 
     replaced(monkeypatch, "filter", broken)
     with pytest.raises(ZeroDivisionError):
-        run_stage(made, "r2", "filter")
+        run_stage(Path(), "r2", "filter")
     assert projects.digests(made) == before
     assert not list((made / "data/round=r2/.staging/filter").glob("new/*"))
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_told_whoever_met_it(made, monkeypatch, says):
     room = store.shutil.disk_usage(made)
     monkeypatch.setattr(store.shutil, "disk_usage", lambda _: room._replace(free=4096 if "failed" in says else 10**9))
     with pytest.raises(StoreError, match="filter@r2: the disk is full .* Nothing already made is lost"):
-        run_stage(made, "r2", "filter")
+        run_stage(Path(), "r2", "filter")
     assert projects.digests(made) == before
 
 
@@ -114,16 +114,16 @@ def test_rows_that_break_a_check_are_not_written(made, monkeypatch):
     row = {"id": "x", "prompt_id": "p", "kept": True, "reason": "odd"}
     replaced(monkeypatch, "filter", lambda **_: tables.frame(tables.filtered, [row]))
     with pytest.raises(StoreError, match="filtered: rows x break the check 'kept or a reason'"):
-        run_stage(made, "r2", "filter")
+        run_stage(Path(), "r2", "filter")
     assert projects.digests(made) == before
 
 
 def test_what_a_stage_does_not_give_is_written_empty(made, monkeypatch):
     replaced(monkeypatch, "critique", lambda **_: None)
-    done = run_stage(made, "r2", "critique")
+    done = run_stage(Path(), "r2", "critique")
     assert {n: o.rows for n, o in done.outputs.items()} == {"critiques": 0, "refinements": 0}
     replaced(monkeypatch, "evaluate", lambda **_: Result({}, {"greedy": 0.5}, {"levels": pl.DataFrame({"level": [2]})}))
-    done = run_stage(made, "r2", "evaluate")
+    done = run_stage(Path(), "r2", "evaluate")
     assert done.metrics["greedy"] == 0.5
     assert (made / "data/round=r2/plots/levels.csv").read_text() == "level\n2\n"
 
@@ -144,7 +144,7 @@ def test_the_scratch_folder_survives_a_failure_and_belongs_to_what_was_asked(mad
         elif edit:
             projects.rewrite(made, lambda c: c["rounds"]["r2"]["train"].update(epochs=3))
         with pytest.raises(KeyboardInterrupt):
-            run_stage(made, "r2", "train")
+            run_stage(Path(), "r2", "train")
     assert seen[0] == seen[1]
     assert len(set(seen)) == 3
     assert all((w / "checkpoint").exists() for w in seen)
@@ -155,7 +155,7 @@ def test_the_scratch_folder_survives_a_failure_and_belongs_to_what_was_asked(mad
         return Result({})
 
     replaced(monkeypatch, "train", finishes)
-    run_stage(made, "r2", "train")
+    run_stage(Path(), "r2", "train")
     assert not seen[-1].exists()
     assert seen[0].exists()
 
@@ -165,17 +165,17 @@ def test_an_engine_that_answers_nothing_is_an_error_and_one_that_answers_little_
     before = projects.digests(made)
     projects.rewrite(made, lambda c: c["rounds"]["r2"]["engine"].update(error_rate=rate))
     if not fails:
-        assert run_stage(made, "r2", "generate").metrics["response_errors"] > 20
+        assert run_stage(Path(), "r2", "generate").metrics["response_errors"] > 20
         return
     with pytest.raises(EngineError, match="engine fake: none of 36 requests was answered; the last one said: the fake engine failed"):
-        run_stage(made, "r2", "generate")
+        run_stage(Path(), "r2", "generate")
     assert projects.digests(made) == before
 
 
 def test_a_few_failures_alone_are_rows(made):
     projects.rewrite(made, lambda c: c["rounds"]["r2"]["engine"].update(error_rate=1.0))
     projects.rewrite(made, lambda c: c["rounds"]["r2"]["critique"].update(limit=2))
-    done = run_stage(made, "r2", "critique")
+    done = run_stage(Path(), "r2", "critique")
     assert 0 < done.tokens["requests"] < MANY
     assert done.metrics["critique_errors"] == done.tokens["requests"]
 
@@ -184,7 +184,7 @@ def test_an_engine_that_is_down_leaves_everything_as_it_was(made):
     before = projects.digests(made)
     projects.rewrite(made, lambda c: c["rounds"]["r2"]["engine"].update(down=True))
     with pytest.raises(EngineError, match=r"set engine\.down to false"):
-        run_stage(made, "r2", "evaluate")
+        run_stage(Path(), "r2", "evaluate")
     assert projects.digests(made) == before
 
 
@@ -194,4 +194,4 @@ def test_an_input_that_was_damaged_is_refused(made):
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     with pytest.raises(StoreError, match=r"responses/part-00000.parquet is not what was written"):
-        run_stage(made, "r2", "judge")
+        run_stage(Path(), "r2", "judge")

@@ -2,6 +2,7 @@
 
 The rules, in the order in which they speak; the first that objects is the reason:
 - `error` it failed; `format` it has no answer, or was cut off; `short`, `long` in tokens; `unjudged` it has no reward;
+- the name of a judge whose score it also needs (`require`);
 - the strategy's own rule on the reward (`score`);
 - `duplicate` of a better response to the same prompt; `rank` enough better ones for its prompt were kept;
 - whatever the strategy adds.
@@ -28,6 +29,9 @@ class Selection(Strategy):
     """Most responses kept a prompt."""
     rank_by: str | None = None
     """Judge that ranks responses of equal reward; null ranks by mean log-probability: the likeliest first."""
+    require: dict[str, float] = {}
+    """Least scores that other judges must have given too, as in `{self_judge: 0.5}`: a response that such a judge scored
+    lower, or did not score, is dropped with the judge's name as the reason."""
     shortest: NonNegativeInt = 1
     """Fewest tokens."""
     longest: PositiveInt | None = None
@@ -54,16 +58,20 @@ def scored(params: Selection, responses: pl.LazyFrame, judgments: pl.LazyFrame) 
     if params.rank_by is None:
         rows = rows.with_columns(rank="mean_logprob")
     else:
-        _known(params.rank_by, judgments)
+        _known(params.rank_by, judgments, "filter.rank_by")
         ranks = given.filter(pl.col("judge") == params.rank_by).select("id", rank="score")
         rows = rows.join(ranks, on="id", how="left")
+    for judge in params.require:
+        _known(judge, judgments, "filter.require")
+        theirs = given.filter(pl.col("judge") == judge).select("id", pl.col("score").alias(f"by {judge}"))
+        rows = rows.join(theirs, on="id", how="left")
     return rows.with_columns(reason=pl.lit(None, pl.String), margin=NO_MARGIN)
 
 
-def _known(judge: str, judgments: pl.LazyFrame) -> None:
+def _known(judge: str, judgments: pl.LazyFrame, where: str) -> None:
     names = judgments.select(pl.col("judge").unique()).collect()["judge"].to_list()
     if names and judge not in names:
-        raise UnknownName("judge", judge, names, "filter.rank_by")
+        raise UnknownName("judge", judge, names, where)
 
 
 def drop(rows: pl.LazyFrame, rules: Mapping[str, tuple[pl.Expr, pl.Expr]]) -> pl.LazyFrame:
@@ -77,7 +85,7 @@ def drop(rows: pl.LazyFrame, rules: Mapping[str, tuple[pl.Expr, pl.Expr]]) -> pl
 
 
 def usable(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
-    """Drops what failed, has the wrong form or length, or has no reward."""
+    """Drops what failed, has the wrong form or length, has no reward, or another judge refused."""
     tokens, cut = pl.col("tokens"), pl.lit(params.finished) & (pl.col("finish_reason") == "length")
     longest = pl.lit(params.longest, pl.Int64)
     return drop(
@@ -88,8 +96,14 @@ def usable(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
             "short": (tokens < params.shortest, params.shortest - tokens),
             "long": (tokens > longest, tokens - longest),
             "unjudged": (pl.col("score").is_null(), NO_MARGIN),
+            **{judge: _refused(judge, least) for judge, least in params.require.items()},
         },
     )
+
+
+def _refused(judge: str, least: float) -> tuple[pl.Expr, pl.Expr]:
+    score = pl.col(f"by {judge}")
+    return score.is_null() | (score < least), least - score
 
 
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:

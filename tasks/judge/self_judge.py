@@ -30,17 +30,28 @@ class SelfJudge(Strategy):
     """0 is greedy."""
     max_tokens: PositiveInt = 192
     """Longest judgment, in tokens."""
+    likeliest: PositiveInt | None = None
+    """Judge only so many different answers of each prompt, those with the highest mean log-probability; the others get
+    no row. Null judges all, which costs about as much as writing them did."""
 
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores in [0, 1]; no verdict that can be read is an error. `rationale` is the first text that came."""
         assert case.policy is not None
-        asked = case.asked().select("id", "prompt_id", "problem", "response").sort("id").collect()
+        asked = self._some(case.asked()).select("id", "prompt_id", "problem", "response").sort("id").collect()
         different = sorted(set(asked.drop_nulls("problem").select("problem", "response").iter_rows()))
         opinions = self._judge(different, case.policy, case.domain, case.seed)
         lost = graded([ORPHAN])
         given = [opinions.get(row, lost) for row in asked.select("problem", "response").iter_rows()]
         rows = asked.select(pl.col("id").alias("response_id"), "prompt_id", pl.Series("opinion", given, dtype=OPINION))
         return rows.lazy().unnest("opinion")
+
+    def _some(self, asked: pl.LazyFrame) -> pl.LazyFrame:
+        if self.likeliest is None:
+            return asked
+        best = pl.col("mean_logprob").max().over("prompt_id", "response")  # equal answers stay together
+        ranked = asked.with_columns(best=best).sort("best", "response", "id", descending=[True, False, False], nulls_last=True)
+        place = pl.col("response").rle_id().over("prompt_id")
+        return ranked.filter(place < self.likeliest)
 
     def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
         requests = [

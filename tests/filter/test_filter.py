@@ -47,6 +47,16 @@ def kept(decisions: dict) -> list[str]:
     return [name for name, (reason, _) in decisions.items() if reason is None]
 
 
+def test_what_another_judge_refuses_is_dropped_with_its_name_before_the_best_is_chosen():
+    rows = [response("a1", logprob=-0.1), response("a2", logprob=-0.2), response("b1")]
+    decisions = run(Threshold(require={"critic": 0.5}), rows, {"critic": {"a1": 0.25, "a2": 0.75}})
+    assert decisions["a1"] == ("critic", 0.25)
+    assert decisions["a2"][0] is None
+    assert decisions["b1"] == ("critic", None)  # the judge said nothing of it
+    with pytest.raises(UnknownName, match=r"filter\.require.*critic"):
+        run(Threshold(require={"critics": 0.5}), rows, {"critic": {"a1": 1.0}})
+
+
 def test_of_a_majority_the_likeliest_is_kept():
     """Votes: `a` 5 of 8 for one answer, `b` 3 of 8 at most."""
     rows = [

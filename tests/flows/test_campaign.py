@@ -1,8 +1,8 @@
 import pytest
 
-from flows.campaign import append, last_promoted, next_parent, promoted
+from flows.campaign import append, in_order, next_parent, promoted
 from tasks import store
-from tasks.params import load_params
+from tasks.params import add_round, load_params
 
 
 @pytest.fixture
@@ -38,7 +38,15 @@ def test_a_refused_round_is_branched_around_or_stops_the_campaign(made, decide):
 def test_when_all_were_refused_the_base_is_the_parent(made, decide):
     decide(r1=False, r2=False)
     assert next_parent(made, "branch") == "r0"
-    assert last_promoted(made, load_params(made)) == "r0"
+
+
+def test_the_last_round_is_the_last_of_the_file_whatever_its_parent(made, decide):
+    add_round(made, "r3", "r0", ["generate.samples=5"])
+    decide(r1=True, r2=True)
+    assert in_order(made) == ["r1", "r2", "r3"]
+    assert next_parent(made, "stop") is None
+    assert append(made, "r1") == "r4"
+    assert load_params(made).block("r4").stages["generate"].samples == 5
 
 
 def test_a_round_without_a_decision_is_not_promoted(made):

@@ -183,6 +183,12 @@ def test_the_self_judge_asks_once_for_equal_answers():
     assert asked == [Arithmetic().judge(PROBLEM, f"Answer: {a}")[-1]["content"] for a in "89"]
 
 
+def test_the_self_judge_judges_only_the_likeliest_different_answers_of_each_prompt():
+    rows = [a | {"mean_logprob": m} for a, m in zip(answered("8", "9", "7", "9"), (-0.3, -0.1, -0.2, -0.4), strict=True)]
+    judged = run({"j": SelfJudge(likeliest=2)}, rows, Fake.scripted(lambda messages, seed: "Verdict: correct"))
+    assert set(column(judged)) == {"p1", "p2", "p3"}  # both answers 9 and the 7
+
+
 def test_the_seeds_of_judgments_are_hashes_of_what_is_judged():
     def seeds(*answers: str) -> dict[str, set[int]]:
         seen: dict[str, set[int]] = {}
