@@ -13,8 +13,8 @@ from prefect import get_run_logger
 
 from flows.connection import HereFlow
 from flows.round import bring_up_to_date, publish, run_round
-from tasks import store
-from tasks.params import add_round, load_params, read
+from tasks import plan, store
+from tasks.params import add_round, load_params
 
 
 @partial(HereFlow, name="campaign", flow_run_name="{rounds} rounds")
@@ -36,7 +36,7 @@ def run_campaign(
         The names of the rounds.
     """
     root = Path()
-    names = in_order(root)[:rounds]
+    names = plan.rounds(root)[:rounds]
     bring_up_to_date(names, concurrency, retries)
     while len(names) < rounds and (parent := next_parent(root, on_refusal)):
         names.append(append(root, parent))
@@ -46,15 +46,9 @@ def run_campaign(
     return names
 
 
-def in_order(root: Path) -> list[str]:
-    """The rounds as params.yaml lists them (its validated form puts parents first)."""
-    load_params(root)
-    return list(read(root).get("rounds") or {})
-
-
 def next_parent(root: Path, on_refusal: Literal["branch", "stop"]) -> str | None:
     """The round or base that the next round starts from; None where a refused round stops the campaign."""
-    names = in_order(root)
+    names = plan.rounds(root)
     if not names:
         return next(iter(load_params(root).blocks))
     if on_refusal == "stop" and not promoted(root, names[-1]):
@@ -71,7 +65,7 @@ def promoted(root: Path, name: str) -> bool:
 
 def append(root: Path, parent: str) -> str:
     """Appends a round like the last one to params.yaml, with the given parent; gives its name."""
-    known, names = load_params(root).blocks, in_order(root)
+    known, names = load_params(root).blocks, plan.rounds(root)
     name = next(n for i in count(1) if (n := f"r{i}") not in known)
     add_round(root, name, parent, [], like=names[-1] if names else None)
     return name

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tasks import plan
 from tasks.errors import FlywheelError
-from tasks.params import load_params
 from tasks.report import show
 
 ROUNDS = 3
@@ -26,9 +25,9 @@ def demo(root: Path) -> None:
     Raises:
         FlywheelError: in all its kinds; what was already made stays, and the next call goes on from there.
     """
-    rounds = list(load_params(root).rounds)[:ROUNDS]
+    rounds = plan.rounds(root)[:ROUNDS]
     stale = plan.stale(root, *rounds)
-    if stale:
+    if stale or len(rounds) < ROUNDS:
         _run(root, len(stale))
     else:
         print("All is up to date: there is nothing to run.")

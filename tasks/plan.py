@@ -14,12 +14,18 @@ from typing import Any, NamedTuple
 
 from tasks import store
 from tasks.errors import Busy, FlywheelError
-from tasks.params import Block, Pipeline, load_params, stages_of
+from tasks.params import Block, Pipeline, load_params, read, stages_of
 from tasks.pipeline import address, written
 from tasks.stage import Stage, load, names, stages
 
 Graph = dict[str, set[str]]
 """Addresses of stages (`judge@r2`) by the addresses that must come before them."""
+
+
+def rounds(root: Path) -> list[str]:
+    """The rounds in the order of params.yaml (its validated form puts parents first)."""
+    load_params(root)
+    return list(read(root).get("rounds") or {})
 
 
 def graph(params: Pipeline, names: Iterable[str]) -> Graph:

@@ -195,7 +195,7 @@ def save(
 
 @torch.no_grad()
 def _blend(policy: nn.Module, old: dict[str, torch.Tensor], share: float) -> None:
-    for name, weight in policy.state_dict().items():
+    for name, weight in policy.named_parameters():  # each once: the state dict names tied weights twice
         weight.copy_(old[name].lerp(weight, share))
 
 

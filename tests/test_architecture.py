@@ -12,13 +12,27 @@ import pytest
 
 from tasks.stage import names, stages
 
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "vllm", "mlflow", "prefect", "sklearn", "scipy", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "vllm",
+    "mlflow",
+    "prefect",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+)
 SHARED = "does not make stages stale"
 BIN = Path(sys.executable).parent
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=projects.HERE).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=projects.HERE
+    ).stdout
 
 
 def test_the_linters_contracts():
@@ -44,7 +58,14 @@ def test_the_help_answers_at_once_and_imports_nothing_but_typer():
                   "try: app()\nfinally: print('modules:', *sys.modules)")  # fmt: skip
     told, _, loaded = done.partition("modules:")
     assert "campaign" in told
-    assert not {m.partition(".")[0] for m in loaded.split()} & {*HEAVY, "polars", "duckdb", "pyarrow", "pydantic", "dvc"}
+    assert not {m.partition(".")[0] for m in loaded.split()} & {
+        *HEAVY,
+        "polars",
+        "duckdb",
+        "pyarrow",
+        "pydantic",
+        "dvc",
+    }
 
 
 def test_the_help_of_the_command_itself():
@@ -109,7 +130,9 @@ def test_what_a_strategy_runs_makes_it_stale_or_says_that_it_does_not(stage, nam
     for path in reached(own) | imported(own) | reached(tasks / stage / "__init__.py"):
         relative = path.relative_to(tasks)
         if relative.parts[0] == stage:
-            assert path in (own, tasks / stage / "__init__.py") or stages()[stage].is_panel, f"{stage}/{name} runs {relative}"
+            assert path in (own, tasks / stage / "__init__.py") or stages()[stage].is_panel, (
+                f"{stage}/{name} runs {relative}"
+            )
         elif relative.parts[0] in ("domains", "engines") and relative.stem in names(relative.parts[0]):
             assert relative.parts[0][:-1] in stages()[stage].context, f"{stage}/{name} runs {relative}"
         else:

@@ -38,13 +38,29 @@ def chat(*texts: str) -> list[dict[str, str]]:
 
 
 def prompt(name: str, **more: Any) -> dict[str, Any]:
-    made = {"id": name, "problem": STORY, "prompt": chat(STORY), "level": 2, "source": "model", "parents": ["s"], "model": "m"}
+    made = {
+        "id": name,
+        "problem": STORY,
+        "prompt": chat(STORY),
+        "level": 2,
+        "source": "model",
+        "parents": ["s"],
+        "model": "m",
+    }
     return made | more
 
 
 def response(name: str, of: str, text: str | None, answer: str | None, **more: Any) -> dict[str, Any]:
     stats = {"logprob": -2.0, "mean_logprob": -0.2, "entropy": 0.5, "self_certainty": 3.0, "finish_reason": "stop"}
-    made = {"id": name, "prompt_id": of, "sample": int(name[1:]), "seed": 1, "response": text, "answer": answer, "tokens": 10}
+    made = {
+        "id": name,
+        "prompt_id": of,
+        "sample": int(name[1:]),
+        "seed": 1,
+        "response": text,
+        "answer": answer,
+        "tokens": 10,
+    }
     return made | stats | {"prompt_tokens": 20, "hinted": False, "model": "m"} | more
 
 
@@ -59,7 +75,15 @@ def judgments(scores: dict[str, float | None]) -> list[dict[str, Any]]:
 
 
 def item(name: str, mode: str, correct: bool | None, **more: Any) -> dict[str, Any]:
-    made = {"id": f"{name}-{mode}", "item": name, "split": "heldout", "mode": mode, "sample": 0, "level": 2, "problem": STORY}
+    made = {
+        "id": f"{name}-{mode}",
+        "item": name,
+        "split": "heldout",
+        "mode": mode,
+        "sample": 0,
+        "level": 2,
+        "problem": STORY,
+    }
     return made | {"response": RIGHT, "answer": "8", "correct": correct, "mean_logprob": -0.1, "tokens": 9} | more
 
 
@@ -296,7 +320,9 @@ def test_without_any_score_nothing_is_chosen(case):
         assert (rows.filter("kept") if "kept" in rows.columns else rows).is_empty()
 
 
-@pytest.mark.parametrize("engine", [Fake(error_rate=1.0), Fake(garbage_rate=1.0), Mute()], ids=["fails", "garbage", "mute"])
+@pytest.mark.parametrize(
+    "engine", [Fake(error_rate=1.0), Fake(garbage_rate=1.0), Mute()], ids=["fails", "garbage", "mute"]
+)
 @every_strategy(asks("engine"))
 def test_whatever_the_engine_does(case, engine):
     needs = load(case.stage.name, case.name).needs

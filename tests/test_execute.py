@@ -33,7 +33,9 @@ def test_a_manifest_says_what_is_true_of_the_result(made):
     assert found.outputs["responses"].rows == 36 == len(store.scan(made, "r2", "responses")[0].collect())
     assert found.inputs["prompts"] == manifest("r2", "prompts").outputs["prompts"].digest
     assert found.inputs["parent_model"] == manifest("r1", "train").outputs["model"].digest
-    assert found.params == {k: projects.values(made)["rounds"]["r2"][k] for k in ("generate", "seed", "domain", "engine")}
+    assert found.params == {
+        k: projects.values(made)["rounds"]["r2"][k] for k in ("generate", "seed", "domain", "engine")
+    }
     assert set(found.code) == {"tasks/generate/__init__.py", "tasks/generate/sample.py", "tasks/domains/arithmetic.py", "tasks/engines/fake.py"}  # fmt: skip
     assert found.code["tasks/generate/sample.py"] == store.sha256(made / "tasks/generate/sample.py")
     assert found.tokens["requests"] == 36
@@ -94,7 +96,9 @@ def test_a_stage_that_fails_leaves_the_old_version(made, monkeypatch):
     assert not list((made / "data/round=r2/.staging/filter").glob("new/*"))
 
 
-@pytest.mark.parametrize("says", ["Error while serializing: I/O error: No space left on device (os error 28)", "file write failed"])
+@pytest.mark.parametrize(
+    "says", ["Error while serializing: I/O error: No space left on device (os error 28)", "file write failed"]
+)
 def test_a_full_disk_is_told_whoever_met_it(made, monkeypatch, says):
     before = projects.digests(made)
 
@@ -167,7 +171,9 @@ def test_an_engine_that_answers_nothing_is_an_error_and_one_that_answers_little_
     if not fails:
         assert run_stage(Path(), "r2", "generate").metrics["response_errors"] > 20
         return
-    with pytest.raises(EngineError, match="engine fake: none of 36 requests was answered; the last one said: the fake engine failed"):
+    with pytest.raises(
+        EngineError, match="engine fake: none of 36 requests was answered; the last one said: the fake engine failed"
+    ):
         run_stage(Path(), "r2", "generate")
     assert projects.digests(made) == before
 

@@ -110,7 +110,14 @@ def test_what_is_wrong_is_named_with_its_key_value_and_fix(good, edit):
 
 
 def test_all_that_is_wrong_is_told_at_once(good):
-    apart = ("rounds.r1.generate.", "rounds.r1.genrate", "campain", "rounds.r2.base", "rounds.r1.seed=-3", "rounds.r1.prompts.path=o")
+    apart = (
+        "rounds.r1.generate.",
+        "rounds.r1.genrate",
+        "campain",
+        "rounds.r2.base",
+        "rounds.r1.seed=-3",
+        "rounds.r1.prompts.path=o",
+    )
     edits = [e for e in WRONG if e.startswith(apart) and "strategy" not in e]
     told = problems(edited(good, *edits))
     assert len(told) == len(edits) == 8

@@ -19,7 +19,9 @@ def test_a_signature_says_what_is_read_and_written():
         """Some."""
 
     @stage(outputs=[tables.pairs], folders=["model"], plots={"curve": {"x": "step"}}, bases="too")
-    def example(params: Members, pairs: pl.LazyFrame, parent_evals: pl.LazyFrame, base_model: Path, model: Path, seed: int):
+    def example(
+        params: Members, pairs: pl.LazyFrame, parent_evals: pl.LazyFrame, base_model: Path, model: Path, seed: int
+    ):
         return seed
 
     assert example.inputs == (
@@ -89,7 +91,9 @@ def test_params_refuse_unknown_keys_and_changes():
         Some().size = 2
 
 
-parts = st.lists(st.one_of(st.text(st.characters(exclude_characters="\x1f", codec="utf-8")), st.integers()), min_size=1, max_size=4)
+parts = st.lists(
+    st.one_of(st.text(st.characters(exclude_characters="\x1f", codec="utf-8")), st.integers()), min_size=1, max_size=4
+)
 
 
 @given(parts, parts)

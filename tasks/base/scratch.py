@@ -248,11 +248,11 @@ class Scratch(Strategy):
         """Learning rates after so many documents: a short rise, level, a linear fall to zero in the first three phases;
         then half the peak, and in the last phase a fall from there.
         """
-        done = document / self._main
+        done = document / self._main if self._main else 1.0
         if done < 1:
             scale = max(0.0, min(1.0, done / 0.01 + 0.01, (1 - done) / self.decay))
         else:
-            scale = 0.5 * min(1.0, (self.documents - document) / self.checking)
+            scale = 0.5 * min(1.0, (self.documents - document) / max(1, self.checking))
         for group, peak in zip(optimizer.param_groups, (self.matrices, self.rest), strict=True):
             group["lr"] = peak * scale
 

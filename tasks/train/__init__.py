@@ -54,7 +54,7 @@ class Lora(Params):
 class FineTuning(Training):
     """What strategies that fine-tune on rows share: Muon on the matrices, AdamW on the rest, by TRL's SFTTrainer."""
 
-    epochs: PositiveInt = 2
+    epochs: PositiveInt = 3
     """Passes over the rows."""
     batch: PositiveInt = 48
     """Rows a step; batches hold rows of like length."""
@@ -64,7 +64,7 @@ class FineTuning(Training):
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps in which the learning rates rise; then they fall to zero, linearly."""
-    blend: float = Field(1.0, gt=0, le=1)
+    blend: float = Field(0.6, gt=0, le=1)
     """How far to go from the parent's weights to the trained ones; below 1 the two are averaged (Wortsman et al. 2022,
     arXiv:2109.01903).
     """

@@ -1,7 +1,7 @@
 import pytest
 
-from flows.campaign import append, in_order, next_parent, promoted
-from tasks import store
+from flows.campaign import append, next_parent, promoted
+from tasks import plan, store
 from tasks.params import add_round, load_params
 
 
@@ -43,7 +43,7 @@ def test_when_all_were_refused_the_base_is_the_parent(made, decide):
 def test_the_last_round_is_the_last_of_the_file_whatever_its_parent(made, decide):
     add_round(made, "r3", "r0", ["generate.samples=5"])
     decide(r1=True, r2=True)
-    assert in_order(made) == ["r1", "r2", "r3"]
+    assert plan.rounds(made) == ["r1", "r2", "r3"]
     assert next_parent(made, "stop") is None
     assert append(made, "r1") == "r4"
     assert load_params(made).block("r4").stages["generate"].samples == 5

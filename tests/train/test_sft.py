@@ -25,13 +25,13 @@ ROWS = pl.DataFrame([{"prompt": DOMAIN.solve(p), "completion": turn("Answer: 7")
 PAIRS = pl.DataFrame(
     [{"prompt": DOMAIN.solve(p), "chosen": turn("Answer: 7"), "rejected": turn("Answer: 8")} for p in PROBLEMS]
 )
-FAST = {"epochs": 3, "batch": 8, "matrices": 0.02, "rest": 0.01}
+FAST = {"epochs": 3, "blend": 1.0, "batch": 8, "matrices": 0.02, "rest": 0.01}
 
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parent")
-    tiny = Scratch(hidden=32, layers=1, ffn=64, easy=60, clean=0, noisy=0, chunk=60, batch=600)
+    tiny = Scratch(hidden=32, layers=1, ffn=64, easy=60, clean=0, noisy=0, comparing=0, checking=0, chunk=60, batch=600)
     tiny(folder / "model", folder / "work", 0, DOMAIN)
     return folder / "model"
 
@@ -65,7 +65,7 @@ def test_blend_averages_with_the_parent(parent, tmp_path):
     from safetensors.torch import load_file
 
     train(SFT(**FAST), parent, tmp_path / "all")
-    train(SFT(**FAST, blend=0.25), parent, tmp_path / "quarter")
+    train(SFT(**FAST | {"blend": 0.25}), parent, tmp_path / "quarter")
     old, new, blended = (
         load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
         for folder in (parent, tmp_path / "all" / "model", tmp_path / "quarter" / "model")
