@@ -54,7 +54,7 @@ class Lora(Params):
 class FineTuning(Training):
     """What strategies that fine-tune on rows share: Muon on the matrices, AdamW on the rest, by TRL's SFTTrainer."""
 
-    epochs: PositiveInt = 3
+    epochs: PositiveInt = 2
     """Passes over the rows."""
     batch: PositiveInt = 48
     """Rows a step; batches hold rows of like length."""
