@@ -38,7 +38,8 @@ EVALUATE = {
 
 
 def _random(block: dict[str, Any]) -> None:
-    """One answer of each prompt, chosen by lot."""
+    """One answer of each prompt, chosen by lot; of as many prompts as the default keeps an answer of."""
+    block["prompts"]["count"] = 480
     block["judge"] = {"panel": {"random": {}}, "reward": "random"}
     block["filter"] |= {"least": 0.0, "require": {}}
     block["critique"] = {"strategy": "none"}
