@@ -63,7 +63,9 @@ def project(root: Path, arm: str, seed: int, rounds: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     cache = root.parent / "cache"  # r0 answers the same evaluation in every project: once is enough
     cache.mkdir(exist_ok=True)
-    for name, target in ({n: HERE / n for n in ("tasks", "data/base", "data/seeds")} | {"data/cache/requests": cache}).items():
+    for name, target in (
+        {n: HERE / n for n in ("tasks", "data/base", "data/seeds")} | {"data/cache/requests": cache}
+    ).items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if not (root / name).is_symlink():
             (root / name).symlink_to(target)

@@ -22,14 +22,18 @@ app.add_typer(round_app, name="round")
 app.add_typer(base_app, name="base")
 
 Name = Annotated[str, typer.Argument(help="A round or base of params.yaml, such as r2.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as generate.temperature=0.9; repeatable.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, such as generate.temperature=0.9; repeatable.")
+]
 ROOT = Path()
 
 
 @app.command(rich_help_panel="Rounds")
 def run(
     round: Name,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run: stages, requests, estimated tokens.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run: stages, requests, estimated tokens.")
+    ] = False,
 ) -> None:
     """Bring a round up to date: itself and the rounds that it descends from."""
     from tasks import plan
@@ -59,7 +63,9 @@ def campaign(
 def round_add(
     name: Annotated[str, typer.Argument(help="The new round's name.")],
     parent: Annotated[str, typer.Option("--parent", help="The round or base that it starts from.")],
-    like: Annotated[str | None, typer.Option("--like", help="The round whose block is copied (default: the parent).")] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", help="The round whose block is copied (default: the parent).")
+    ] = None,
     set_: Settings = None,
 ) -> None:
     """Append a round to params.yaml; its comments stay."""
@@ -97,7 +103,9 @@ def base_add(
     from tasks.params import add_base
 
     add_base(ROOT, name, _base_block(hub, local), set_ or [])
-    typer.echo(f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it.")
+    typer.echo(
+        f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it."
+    )
 
 
 def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
@@ -136,10 +144,16 @@ def promote(round: Name) -> None:
 
 @app.command(rich_help_panel="Look")
 def sql(
-    query: Annotated[str | None, typer.Argument(help="A query, such as \"select * from metrics\"; `show tables` lists the views.")] = None,
-    format: Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How rows are printed.")] = "table",
+    query: Annotated[
+        str | None, typer.Argument(help='A query, such as "select * from metrics"; `show tables` lists the views.')
+    ] = None,
+    format: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="How rows are printed.")
+    ] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write the rows to this Parquet file instead.")] = None,
-    write_views: Annotated[Path | None, typer.Option("--write-views", help="Make a small .duckdb file of views for other clients.")] = None,
+    write_views: Annotated[
+        Path | None, typer.Option("--write-views", help="Make a small .duckdb file of views for other clients.")
+    ] = None,
 ) -> None:
     """Query the tables of all rounds with SQL (DuckDB)."""
     from tasks import catalog
@@ -235,7 +249,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _USERS:
             raise
-        typer.secho(f"flywheel: {error.filename or 'a file'}: {error.strerror}; nothing already made is lost", fg="red", err=True)
+        typer.secho(
+            f"flywheel: {error.filename or 'a file'}: {error.strerror}; nothing already made is lost",
+            fg="red",
+            err=True,
+        )
         sys.exit(1)
 
 

@@ -101,7 +101,9 @@ def _parse(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValueError as error:
-        raise StoreError(f"{path}: not a manifest ({error.__class__.__name__}); delete it and run its stage again") from error
+        raise StoreError(
+            f"{path}: not a manifest ({error.__class__.__name__}); delete it and run its stage again"
+        ) from error
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -226,7 +228,9 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
         full = _is_full(draft.staging, error)  # before what was half written is taken away
         shutil.rmtree(draft.new, ignore_errors=True)
         if full:
-            raise StoreError(f"{stage}@{name}: the disk is full ({place}); free room and run it again. {_KEPT}") from error
+            raise StoreError(
+                f"{stage}@{name}: the disk is full ({place}); free room and run it again. {_KEPT}"
+            ) from error
         raise
 
 

@@ -149,7 +149,10 @@ critiques = _table(
         "model": TEXT,
         "error": TEXT,
     },
-    checks={"successes": "successes between 0 and refinements", "errors are not kept": "not (kept and error is not null)"},
+    checks={
+        "successes": "successes between 0 and refinements",
+        "errors are not kept": "not (kept and error is not null)",
+    },
     metrics="""select 'critiques', count(*) from t union all select 'critiques_kept', coalesce(sum(kept::int), 0) from t
                union all select 'critique_errors', count(error) from t
                union all select 'refinement_success', coalesce(sum(successes) / nullif(sum(refinements), 0), 0) from t""",

@@ -12,7 +12,11 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-SMALL = {"answers": {"greedy": 14, "sampled": 14, "samples": 2, "ks": [1, 2]}, "judging": {"count": 7}, "critiques": {"count": 7, "problems": 7}}
+SMALL = {
+    "answers": {"greedy": 14, "sampled": 14, "samples": 2, "ks": [1, 2]},
+    "judging": {"count": 7},
+    "critiques": {"count": 7, "problems": 7},
+}
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,7 +34,15 @@ def clone(tmp_path_factory):
     place = tmp_path_factory.mktemp("readme") / "project"
     for name in ("tasks", "flows", "data/base", "data/seeds", "infra"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml", ".dvcignore", ".gitignore", "pyproject.toml", ".dvc/config", ".dvc/.gitignore"):
+    for name in (
+        "params.yaml",
+        "dvc.yaml",
+        ".dvcignore",
+        ".gitignore",
+        "pyproject.toml",
+        ".dvc/config",
+        ".dvc/.gitignore",
+    ):
         (place / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, place / name)
     content = YAML().load(place / "params.yaml")
@@ -40,7 +52,11 @@ def clone(tmp_path_factory):
     shutil.copytree(ROOT / "data/base", place / "path/to/model")
     shutil.copy(ROOT / "tests/readme/stories.py", place / "tasks/domains/stories.py")
     shutil.copy(ROOT / "tests/readme/mine.jsonl", place / "data/seeds/mine.jsonl")
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "start"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "start"],
+    ):
         subprocess.run(["git", *command], cwd=place, check=True)
     return place
 

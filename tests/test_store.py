@@ -19,7 +19,16 @@ NUMBERS = Table("numbers", "", pa.schema([("id", pa.string()), ("value", pa.int6
 
 
 def manifest(draft, stage="filter", **more):
-    blank = {"inputs": {}, "params": {}, "code": {}, "seed": 1, "versions": {}, "metrics": {}, "tokens": {}, "seconds": {}}
+    blank = {
+        "inputs": {},
+        "params": {},
+        "code": {},
+        "seed": 1,
+        "versions": {},
+        "metrics": {},
+        "tokens": {},
+        "seconds": {},
+    }
     return store.Manifest(round="r1", stage=stage, outputs=draft.outputs, started="", finished="", **{**blank, **more})
 
 
@@ -36,7 +45,10 @@ def write(root, frame, table=filtered, stage="filter", files=None):
 
 def rows(*ids, kept=True):
     return pl.DataFrame(
-        [{"id": i, "prompt_id": "p", "kept": kept, "reason": None if kept else "score", "margin": 0.0, "score": 1.0} for i in ids],
+        [
+            {"id": i, "prompt_id": "p", "kept": kept, "reason": None if kept else "score", "margin": 0.0, "score": 1.0}
+            for i in ids
+        ],
         schema=pl.from_arrow(filtered.schema.empty_table()).schema,
     )
 

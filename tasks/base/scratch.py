@@ -70,13 +70,8 @@ class Scratch(Strategy):
     """Trains the embedded policy from scratch on the arithmetic domain's corpus (about half an hour on one core)."""
 
     example: ClassVar[dict[str, Any]] = {
-        "hidden": 32,
-        "layers": 1,
-        "ffn": 32,
-        "easy": 20,
-        "clean": 20,
-        "noisy": 20,
-        "chunk": 30,
+        **{"hidden": 32, "layers": 1, "ffn": 32, "chunk": 30},
+        **dict.fromkeys(("easy", "clean", "noisy", "comparing", "checking"), 15),
     }
 
     hidden: PositiveInt = Field(128, multiple_of=32)

@@ -31,7 +31,7 @@ class Fake(Engine):
 
     reply: Literal["answer", "echo"] = "answer"
     """`answer`: `Answer: d`, mostly the same digit for the same messages; `echo`: the last message again."""
-    answers: dict[str, str] = {}  # noqa: RUF012  (pydantic copies defaults)
+    answers: dict[str, str] = {}
     """Scripted answers: the first key that the last message contains decides."""
     error_rate: Rate = 0.0
     """Share of requests whose completion is an error."""

@@ -50,7 +50,7 @@ class Openai(Engine):
     """Name of the environment variable that holds the key; a server that wants none needs none."""
     logprobs: bool = True
     """Ask for log-probabilities; false for a server that refuses a request that does."""
-    extra_body: dict[str, Any] = {}  # noqa: RUF012  (pydantic copies defaults)
+    extra_body: dict[str, Any] = {}
     """More fields for every request, such as vLLM's `top_k`."""
 
     @contextmanager

@@ -49,7 +49,9 @@ class SelfJudge(Strategy):
         if self.likeliest is None:
             return asked
         best = pl.col("mean_logprob").max().over("prompt_id", "response")  # equal answers stay together
-        ranked = asked.with_columns(best=best).sort("best", "response", "id", descending=[True, False, False], nulls_last=True)
+        ranked = asked.with_columns(best=best).sort(
+            "best", "response", "id", descending=[True, False, False], nulls_last=True
+        )
         place = pl.col("response").rle_id().over("prompt_id")
         return ranked.filter(place < self.likeliest)
 

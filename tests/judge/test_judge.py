@@ -184,7 +184,9 @@ def test_the_self_judge_asks_once_for_equal_answers():
 
 
 def test_the_self_judge_judges_only_the_likeliest_different_answers_of_each_prompt():
-    rows = [a | {"mean_logprob": m} for a, m in zip(answered("8", "9", "7", "9"), (-0.3, -0.1, -0.2, -0.4), strict=True)]
+    rows = [
+        a | {"mean_logprob": m} for a, m in zip(answered("8", "9", "7", "9"), (-0.3, -0.1, -0.2, -0.4), strict=True)
+    ]
     judged = run({"j": SelfJudge(likeliest=2)}, rows, Fake.scripted(lambda messages, seed: "Verdict: correct"))
     assert set(column(judged)) == {"p1", "p2", "p3"}  # both answers 9 and the 7
 

@@ -52,7 +52,9 @@ class Stories(Domain):
         rng, found = random.Random(f"{split} {seed}"), {}
         for _ in range(200 * count):
             start, level = rng.randint(1, 20), rng.randint(1, 3)
-            days = [rng.choice([f"{rng.randint(1, 5)} found", f"{rng.randint(1, 5)} lost", "halved"]) for _ in range(level)]
+            days = [
+                rng.choice([f"{rng.randint(1, 5)} found", f"{rng.randint(1, 5)} lost", "halved"]) for _ in range(level)
+            ]
             lines = [f"Day {k}: {day}" for k, day in enumerate(days, 1)]
             text = "\n".join([f"Tom has {start} pens.", *lines, "How many?"])
             if sum(map(ord, text)) % 100 in SPLITS[split] and total(text) >= 0 and len(found) < count:
