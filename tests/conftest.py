@@ -8,6 +8,10 @@ from pathlib import Path
 
 import projects
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # timings are benchmarks, never assertions
+settings.load_profile("any machine")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TEMPLATE = (

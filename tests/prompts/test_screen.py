@@ -93,7 +93,7 @@ def test_a_reworded_problem_is_a_duplicate_and_a_turned_away_one_is_not_used():
 def test_templates_are_compared_by_structure():
     told = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
     retold = "Ann has 12 eggs.\nDay 1: 5 bought\nDay 2: halved\nHow many?"
-    other = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: doubled\nHow many?"
+    other = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: 3 lost\nHow many?"
 
     assert errors(desk(Arithmetic()), told, other, retold)[:2] == [None, None]
     assert errors(desk(Arithmetic()), told, retold)[1].startswith("duplicate: of ")
