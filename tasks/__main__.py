@@ -185,7 +185,9 @@ def doctor() -> None:
 def export(round: Name, to: Annotated[Path, typer.Option("--to", help="The folder to write.")]) -> None:
     """Write a round's pairs and SFT rows as a data set that `datasets` loads, in TRL's columns."""
     from tasks.export import export as write
+    from tasks.params import load_params
 
+    load_params(ROOT).block(round)
     typer.echo(write(ROOT, round, to))
 
 

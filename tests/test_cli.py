@@ -103,6 +103,7 @@ def test_unknown_names(made, refused):
     refused("run", "r22", says=["there is no round or base 'r22'"])
     refused("run", "r22", "--dry-run", says=["there is no round or base 'r22'"])
     refused("promote", "r22", says=["there is no round or base 'r22'"])
+    refused("export", "r22", "--to", "exported", says=["there is no round or base 'r22'"])
     refused("round", "remove", "r22", says=["there is no round 'r22'"])
     refused("round", "remove", "r1", says=["r1 is the parent of r2"])
     refused("round", "add", "r3", "--parent", "r22", says=["there is no base or round 'r22'"])
