@@ -86,12 +86,17 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
 def query(root: Path, sql: str) -> pa.Table:
     """The rows of a query over all rounds; no columns where the statement gives no rows.
 
+    The digests of the tables that it names are checked first.
+
     Raises:
+        StoreError: when a file of these tables is not what was written.
         UnknownName: for a table that is not there, with the nearest names.
         FlywheelError: with DuckDB's message, for any other error in the query.
     """
     con = connect(root)
     try:
+        statements = con.extract_statements(sql)
+        _verify(root, {name.lower() for s in statements for name in con.get_table_names(s.query)})
         result = con.sql(sql)
         return result.to_arrow_table() if result is not None else pa.table({})
     except duckdb.Error as error:
@@ -178,8 +183,11 @@ def _create(con: duckdb.DuckDBPyConnection, name: str, rows: list[dict[str, Any]
 
 def _rounds(root: Path, content: dict[str, Any]) -> Rounds:
     known = [*(content.get("bases") or {}), *(content.get("rounds") or {})]
-    on_disk = sorted(p.name.removeprefix("round=") for p in (root / "data").glob("round=*"))
-    return {name: store.manifests(root, name) for name in dict.fromkeys([*known, *on_disk])}
+    return {name: store.manifests(root, name) for name in dict.fromkeys([*known, *_on_disk(root)])}
+
+
+def _on_disk(root: Path) -> list[str]:
+    return sorted(p.name.removeprefix("round=") for p in (root / "data").glob("round=*"))
 
 
 def _select(con: duckdb.DuckDBPyConnection, root: Path, table: Table, rounds: Rounds) -> str:
@@ -204,8 +212,16 @@ def _written(table: Table, rounds: Rounds) -> Iterator[tuple[str, Output]]:
                 yield name, manifest.outputs[table.name]
 
 
+def _verify(root: Path, names: set[str]) -> None:
+    """Checks the digests of every round's part of the tables with these names."""
+    rounds = {name: store.manifests(root, name) for name in _on_disk(root)}
+    for table in (t for n, t in TABLES.items() if n in names):
+        for name, output in _written(table, rounds):
+            store.verify(store.round_folder(root, name) / table.name, output)
+
+
 def _parts(root: Path, name: str, table: str, output: Output) -> Iterator[Path]:
-    """Absolute paths of a table's parts. Sizes are checked, digests are not: a query must not read every byte."""
+    """Absolute paths of a table's parts. Sizes are checked here, digests in `query`: other readers must not read every byte."""
     for part in output.parts:
         path = (store.round_folder(root, name) / table / part.file).resolve()
         size = path.stat().st_size if path.is_file() else None

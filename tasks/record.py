@@ -487,11 +487,10 @@ def curve(root: Path, name: str, stage: str) -> pl.DataFrame:
     for plot in stages()[stage].plots if stage in stages() else ():
         path = store.round_folder(root, name) / "plots" / f"{plot}.csv"
         text = path.read_text() if path.is_file() else ""
-        if {"step", "name", "value"} <= set(text.partition("\n")[0].split(",")):
+        if {"phase", "step"} <= set(text.partition("\n")[0].split(",")):
             frame = pl.read_csv(text.encode(), infer_schema=False)
-            if "phase" not in frame.columns:
-                frame = frame.with_columns(phase=pl.lit(plot))
-            frames.append(frame.select(list(columns)).cast(columns))  # type: ignore[arg-type]
+            long = frame.unpivot(index=["phase", "step"], variable_name="name")
+            frames.append(long.select(list(columns)).cast(columns))  # type: ignore[arg-type]
     return pl.concat(frames).drop_nulls().sort("phase", "name", "step")
 
 

@@ -145,6 +145,16 @@ def test_a_part_that_is_gone_or_cut_short_is_named(root: Path, harm: str) -> Non
         catalog.connect(root)
 
 
+def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path) -> None:
+    part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(StoreError, match=r"round=r1/judgments/part-00000\.parquet is not what was written"):
+        catalog.query(root, 'with j as (from main."Judgments") select count(*) from j')
+    assert catalog.query(root, "select 1; select count(*) from responses").num_rows == 1
+
+
 def test_rounds_tell_parents_strategies_and_models(root: Path) -> None:
     rounds = {r["round"]: r for r in catalog.query(root, "from rounds").to_pylist()}
     assert list(rounds) == ["r0", "r1", "r2", "x9"]

@@ -99,7 +99,7 @@ class FineTuning(Training):
 @stage(
     outputs=[tables.training],
     folders=["model"],
-    plots={"train": {"x": "step", "y": "value"}},
+    plots={"train": {"x": "step", "y": "loss"}},
 )
 def train(
     params: Training,
@@ -131,10 +131,10 @@ def train(
     preferences = pairs.sort("id").collect()
     if rows.is_empty() and not (params.learns_from_pairs and len(preferences)):
         shutil.copytree(parent_model, model, dirs_exist_ok=True)
-        return Result({"training": rows}, {"trained": 0.0}, {"train": pl.DataFrame(schema=CURVE)})
+        return Result({"training": rows}, {"trained": 0.0}, {"train": wide(pl.DataFrame(schema=CURVE))})
     place = {"parent_model": parent_model, "model": model, "work": work}
     curve = params(rows, preferences, **place, seed=seed, domain=domain)
-    return Result({"training": rows}, {"trained": 1.0} | last_values(curve), {"train": curve})
+    return Result({"training": rows}, {"trained": 1.0} | last_values(curve), {"train": wide(curve)})
 
 
 def kept_responses(prompts: pl.LazyFrame, responses: pl.LazyFrame, filtered: pl.LazyFrame) -> pl.LazyFrame:
@@ -173,6 +173,12 @@ def last_values(curve: pl.DataFrame) -> dict[str, float]:
     """The last value of each curve, by `<phase>_<name>`."""
     ends = curve.sort("phase", "name", "step").group_by("phase", "name", maintain_order=True).last()
     return {f"{row['phase']}_{row['name']}": row["value"] for row in ends.iter_rows(named=True)}
+
+
+def wide(curve: pl.DataFrame) -> pl.DataFrame:
+    """The curve with a column for each name, as plots want it; a row for each step of each phase."""
+    table = curve.pivot("name", index=["phase", "step"], values="value")
+    return table if "loss" in table.columns else table.with_columns(loss=pl.lit(None, pl.Float64))
 
 
 def _after_prompt(prompts: pl.LazyFrame, answers: pl.LazyFrame, source: str) -> pl.LazyFrame:

@@ -104,7 +104,7 @@ def test_every_source(run):
     assert rows["responses"]["completion"][0]["role"] == "assistant"
     assert params._seen[0][0].equals(result.frames["training"])
     assert result.metrics == {"trained": 1.0, "sft_loss": 1.0, "dpo_loss": 0.5}
-    assert result.plots["train"].height == 3
+    assert result.plots["train"].rows() == [("sft", 1, 2.0), ("sft", 2, 1.0), ("dpo", 1, 0.5)]
 
 
 def test_sources_can_be_left_out(run):
@@ -139,7 +139,7 @@ def test_an_empty_round_takes_the_parents_weights(run, tmp_path, given):
     assert result.frames["training"].is_empty()
     assert (tmp_path / "model/weights").read_text() == "the parent's"
     assert params._seen == []
-    assert result.plots["train"].columns == ["step", "phase", "name", "value"]
+    assert result.plots["train"].columns == ["phase", "step", "loss"]
 
 
 def test_pairs_alone_are_enough_for_who_learns_from_them(run, tmp_path):
