@@ -4,9 +4,14 @@ Only typer is imported here at the top: `flywheel --help` answers at once, each 
 """
 
 import errno
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -157,12 +162,28 @@ def sql(
 ) -> None:
     """Query the tables of all rounds with SQL (DuckDB)."""
     from tasks import catalog
+    from tasks.errors import FlywheelError
 
+    if not query and not write_views:
+        raise FlywheelError('name a query, as in `flywheel sql "show tables"`, or --write-views FILE')
     if write_views:
         catalog.write_views(ROOT, write_views)
         typer.echo(f"{write_views}: views of all rounds")
     if query:
         catalog.show(ROOT, query, format, out)
+
+
+@app.command(rich_help_panel="Look")
+def trace(
+    id: Annotated[str, typer.Argument(help="The id of a row of any table, such as a training row or a pair.")],
+    round: Annotated[
+        str | None, typer.Option("--round", help="Its round, where several have a row of that id.")
+    ] = None,
+) -> None:
+    """Everything that a row was made from: its responses, their verdicts, their prompts, the models that wrote them."""
+    from tasks.catalog import show_trace
+
+    show_trace(ROOT, id, round)
 
 
 @app.command(rich_help_panel="Look")
@@ -240,11 +261,17 @@ _USERS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES
 
 
 def main() -> None:
-    """The entry point: an error that is the user's to read is one message; exit code 75 where another try may help."""
+    """The entry point of `flywheel`."""
+    guarded(app)
+
+
+def guarded(command: Callable[[], Any]) -> None:
+    """Runs a command: an error that is the user's to read is one message; exit code 75 where another try may help."""
     from tasks.errors import EngineError, FlywheelError
 
     try:
-        app()
+        with _ended_by_signals():
+            command()
     except FlywheelError as error:
         typer.secho(f"flywheel: {error}", fg="red", err=True)
         sys.exit(75 if isinstance(error, EngineError) else 1)
@@ -257,6 +284,25 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Makes Ctrl-C, SIGTERM and SIGHUP an exit, so that what was started is ended; what `nohup` ignores stays ignored."""
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for other in heard:  # a terminal that is closed says so twice: the second must not cut the ending short
+            signal.signal(other, signal.SIG_IGN)
+        os.write(2, f"flywheel: {signal.Signals(number).name}: ending; nothing already made is lost\n".encode())
+        sys.exit(128 + number)
+
+    before = {s: signal.signal(s, leave) for s in heard}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 if __name__ == "__main__":

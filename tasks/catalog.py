@@ -15,8 +15,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import duckdb
@@ -76,7 +79,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     """A connection to a database in memory with the views over all rounds of the project at `root`.
 
     Raises:
-        StoreError: when a file that a manifest names is missing or cut short.
+        StoreError: when a file that a manifest names is missing, cut short, or no Parquet.
     """
     con = duckdb.connect()
     _build(con, root)
@@ -86,7 +89,7 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
 def query(root: Path, sql: str) -> pa.Table:
     """The rows of a query over all rounds; no columns where the statement gives no rows.
 
-    The digests of the tables that it names are checked first.
+    The digests of the tables that it names are checked first. A second column of the same name gets a number.
 
     Raises:
         StoreError: when a file of these tables is not what was written.
@@ -94,13 +97,23 @@ def query(root: Path, sql: str) -> pa.Table:
         FlywheelError: with DuckDB's message, for any other error in the query.
     """
     con = connect(root)
+    # by the words of the text: DuckDB's own list of names stops at pivots, prepared statements and views of views
+    _verify(root, {word.lower() for word in re.findall(r"\w+", sql)})
     try:
-        statements = con.extract_statements(sql)
-        _verify(root, {name.lower() for s in statements for name in con.get_table_names(s.query)})
         result = con.sql(sql)
-        return result.to_arrow_table() if result is not None else pa.table({})
+        found = pa.table({}) if result is None else result.to_arrow_table()
     except duckdb.Error as error:
         raise _explained(error) from None
+    return found.rename_columns(_unique(found.column_names))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names of which none is lost in a dict: a second `id` is `id_1`, as in a table that DuckDB makes of them."""
+    found: dict[str, None] = {}
+    for name in names:
+        others = (f"{name}_{n}" for n in count(1))
+        found[name if name not in found else next(o for o in others if o not in found)] = None
+    return list(found)
 
 
 def show(root: Path, sql: str, format: Format = "table", out: Path | None = None) -> None:
@@ -120,41 +133,40 @@ def write_views(root: Path, file: Path) -> None:
     `stages` and `metrics` are copies. Neither knows of what runs later: make the file again then.
 
     Raises:
-        FlywheelError: when the file cannot be written.
+        FlywheelError: when the file cannot be written, or when another kind of file would be lost.
     """
-    new = file.with_name(f"{file.name}.new")
-    try:
-        new.unlink(missing_ok=True)
-        with duckdb.connect(new) as con:
-            _build(con, root)
-        new.replace(file)
-    except (OSError, duckdb.IOException) as error:
-        raise FlywheelError(f"{file} cannot be written: {error}") from None
-    finally:
-        new.unlink(missing_ok=True)
+    with _replacing(file, b"DUCK") as new, duckdb.connect(new) as con:
+        _build(con, root)
 
 
-def trace(con: duckdb.DuckDBPyConnection, id: str) -> list[tuple[str, dict[str, Any]]]:
+def show_trace(root: Path, id: str, round: str | None = None) -> None:
+    """Prints everything that a row descends from, a line each: table, round, and what the row holds as JSON."""
+    for table, row in trace(connect(root), id, round):
+        told = {k: v for k, v in row.items() if v is not None and k != "round"}
+        print(table, row["round"], json.dumps(told, ensure_ascii=False, default=str))
+
+
+def trace(con: duckdb.DuckDBPyConnection, id: str, round: str | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Everything that a row descends from, nearest first, as (table, row) pairs.
 
     Follows the ids that rows carry: from a training row or pair to its responses, their prompt and the prompts that
     its author was shown, with every verdict on a response, the filter's decision, and the round whose model wrote it.
+    Equal texts have equal ids in every round, so an id is looked for in its row's own round, then in the ancestors.
 
     Raises:
-        FlywheelError: when no table has a row with that id.
+        FlywheelError: when no table has a row with that id, or when several rounds have one and `round` names none.
     """
+    parents = dict(con.sql("select round, parent from rounds").fetchall())
+    start = _start(con, id, round, list(parents))
     steps: list[tuple[str, dict[str, Any]]] = []
-    seen, queue = {id}, [id]
+    seen, queue = {(start, id)}, [(start, id)]
     while queue:
-        for table, row in _mentions(con, queue.pop(0)):
+        for table, row in _mentions(con, _lineage(queue[0][0], parents), queue[0][1]):
             steps.append((table, row))
-            fresh = [i for i in _parents(row) if i not in seen]
+            fresh = [asked for asked in _parents(row, parents) if asked not in seen]
             seen.update(fresh)
             queue += fresh
-    if not steps:
-        raise FlywheelError(
-            f"no table has a row with the id {id!r}; an id is 16 hexadecimal digits from an `id` column"
-        )
+        queue.pop(0)
     return steps + [("rounds", r) for r in _authors(con, {row.get("model") for _, row in steps})]
 
 
@@ -165,7 +177,14 @@ def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
     content = params.plain(params.read(root)) if (root / params.FILE).is_file() else {}
     rounds = _rounds(root, content)
     for table in TABLES.values():
-        con.execute(f"create view {table.name} as {_select(con, root, table, rounds)}")
+        query = _select(con, root, table, rounds)
+        try:
+            con.execute(f"create view {table.name} as {query}")
+        except duckdb.Error as error:  # it reads the files' footers
+            _verify(root, {table.name})
+            raise StoreError(
+                f"table {table.name} cannot be read: {error}; run the stage that writes it again"
+            ) from None
     _create(con, "rounds", [_round_row(root, n, m, content) for n, m in rounds.items()], ROUNDS)
     stages = [m for manifests in rounds.values() for m in sorted(manifests.values(), key=lambda m: m.finished)]
     _create(con, "stages", [_stage_row(m) for m in stages], STAGES)
@@ -293,20 +312,46 @@ def _quoted(text: str) -> str:
 # Tracing
 
 
-def _mentions(con: duckdb.DuckDBPyConnection, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows with this id; for a response also the verdicts on it."""
+def _start(con: duckdb.DuckDBPyConnection, id: str, round: str | None, known: list[str]) -> str:
+    having = [r for r in known if any(_mentions(con, [r], id))]
+    if round is not None and round not in known:
+        raise UnknownName("round or base", round, known)
+    if not having or (round is not None and round not in having):
+        where = f"; {', '.join(having)} has one" if having else ""
+        raise FlywheelError(
+            f"no table{f' of {round}' if round else ''} has a row with the id {id!r}{where}; "
+            "an id is 16 hexadecimal digits from an `id` column"
+        )
+    if round is None and len(having) > 1:
+        raise FlywheelError(f"{', '.join(having)} have a row with the id {id!r}; name one of them with --round")
+    return round or having[0]
+
+
+def _lineage(name: str | None, parents: dict[str, str | None]) -> list[str]:
+    return [] if name is None else [name, *_lineage(parents.get(name), parents)]
+
+
+def _mentions(con: duckdb.DuckDBPyConnection, rounds: list[str], id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows with this id in the first of these rounds that has any; for a response also the verdicts on it."""
+    found = []
     for table in TABLES.values():
         keys = ["id"] if "id" in table.schema.names else []
         keys += ["response_id"] if table.name == "judgments" else []
         if keys:
-            where = " or ".join(f"{k} = $id" for k in keys)
-            rows = con.sql(f"select * from {table.name} where {where} order by round, id", params={"id": id})
-            yield from ((table.name, row) for row in rows.to_arrow_table().to_pylist())
+            where = f"list_contains($rounds, round) and ({' or '.join(f'{k} = $id' for k in keys)})"
+            rows = con.sql(f"from {table.name} where {where} order by id", params={"id": id, "rounds": rounds})
+            found += [(table.name, row) for row in rows.to_arrow_table().to_pylist()]
+    there = {row["round"] for _, row in found}
+    nearest = next((r for r in rounds if r in there), None)
+    yield from ((table, row) for table, row in found if row["round"] == nearest)
 
 
-def _parents(row: dict[str, Any]) -> list[str]:
+def _parents(row: dict[str, Any], parents: dict[str, str | None]) -> list[tuple[str, str]]:
+    """What a row was made from, as (round, id); a replayed row is the parent's row of the same id."""
+    if row.get("source") == "replay" and (parent := parents.get(row["round"])):
+        return [(parent, row["id"])]
     ids = [v for k, v in row.items() if k.endswith("_id") and v]
-    return ids + (row.get("parents") or [])
+    return [(row["round"], i) for i in ids + (row.get("parents") or [])]
 
 
 def _authors(con: duckdb.DuckDBPyConnection, models: set[str | None]) -> list[dict[str, Any]]:
@@ -327,14 +372,28 @@ def _explained(error: duckdb.Error) -> FlywheelError:
 
 
 def _write_parquet(rows: pa.Table, out: Path) -> None:
-    new = out.with_name(f"{out.name}.new")
-    try:
+    with _replacing(out, b"PAR1") as new:
         pq.write_table(rows, new)
-        new.replace(out)
-    except OSError as error:
-        raise FlywheelError(f"{out} cannot be written: {error}") from None
-    finally:
-        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(file: Path, magic: bytes) -> Iterator[Path]:
+    """A place beside `file` for what takes its place once it is whole; only a file with `magic` at its start is replaced."""
+    try:
+        if file.exists() and not file.is_file():
+            raise FlywheelError(f"{file} is a folder or device; name a file")
+        if file.exists() and file.stat().st_size and magic not in _head(file):
+            raise FlywheelError(f"{file} is another kind of file and stays as it is; choose another name")
+        with TemporaryDirectory(prefix=".flywheel-", dir=file.parent) as place:
+            yield Path(place) / file.name
+            (Path(place) / file.name).replace(file)
+    except (OSError, duckdb.IOException) as error:
+        raise FlywheelError(f"{file} cannot be written: {error}") from None
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(12)
 
 
 def _print_table(rows: pa.Table) -> None:

@@ -5,8 +5,8 @@
 <to>/preference/train-00000.parquet             prompt, chosen, rejected      for trl.DPOTrainer
 """
 
-import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
@@ -82,16 +82,17 @@ def export(root: Path, round: str, to: Path) -> str:
     if not any(counts.values()):
         raise FlywheelError(f"{round} has neither training rows nor pairs; export a round that was trained")
     _refuse_others(to)
-    new = to.with_name(f"{to.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
     try:
-        for config in (c for c, count in counts.items() if count):
-            _write(new / config, config, frames[config])
-        (new / "README.md").write_text(_card(root, round, counts), encoding="utf-8")
-        shutil.rmtree(to, ignore_errors=True)
-        new.rename(to)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".flywheel-", dir=to.parent) as place:
+            new, old = Path(place) / "new", Path(place) / "old"
+            for config in (c for c, count in counts.items() if count):
+                _write(new / config, config, frames[config])
+            (new / "README.md").write_text(_card(root, round, counts), encoding="utf-8")
+            if to.exists():
+                to.rename(old)
+            new.rename(to)
     except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
         raise FlywheelError(f"{to} cannot be written: {error}") from None
     return f"{to}: {counts['sft']} SFT rows, {counts['preference']} preference pairs of {round}"
 

@@ -152,7 +152,26 @@ def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path)
     part.write_bytes(content)
     with pytest.raises(StoreError, match=r"round=r1/judgments/part-00000\.parquet is not what was written"):
         catalog.query(root, 'with j as (from main."Judgments") select count(*) from j')
+    for sql in (
+        "create view v as from JUDGMENTS; from v",
+        "from (pivot judgments on judge using count(*))",
+        "from query_table('judgments')",
+    ):
+        with pytest.raises(StoreError, match="is not what was written"):
+            catalog.query(root, sql)
     assert catalog.query(root, "select 1; select count(*) from responses").num_rows == 1
+
+
+def test_a_damaged_footer_is_told_with_its_file_whatever_is_asked(root: Path, tmp_path: Path) -> None:
+    part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-4] + b"????")
+    told = r"round=r1/judgments/part-00000\.parquet is not what was written .*dvc checkout --force"
+    for act in (
+        lambda: catalog.query(root, "select 1"),
+        lambda: catalog.write_views(root, tmp_path / "views.duckdb"),
+    ):
+        with pytest.raises(StoreError, match=told):
+            act()
 
 
 def test_rounds_tell_parents_strategies_and_models(root: Path) -> None:
@@ -291,14 +310,44 @@ def test_another_client_reads_the_views_from_anywhere(
 
 def test_views_that_cannot_be_written_leave_the_old_file(root: Path, tmp_path: Path) -> None:
     file = tmp_path / "views.duckdb"
-    file.write_bytes(b"old")
+    catalog.write_views(root, file)
+    old = file.read_bytes()
     (root / "data" / "round=r1" / "prompts" / "part-00000.parquet").unlink()
     with pytest.raises(StoreError):
         catalog.write_views(root, file)
-    assert file.read_bytes() == b"old"
+    assert file.read_bytes() == old
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
     with pytest.raises(FlywheelError, match="cannot be written"):
         catalog.write_views(tmp_path / "it's=here" / "none", tmp_path / "absent" / "views.duckdb")
+
+
+def test_no_file_of_another_kind_is_replaced(root: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "params.yaml"
+    beside = tmp_path / "views.duckdb.new"
+    for file in (mine, beside):
+        file.write_text("mine")
+    for act in (
+        lambda file: catalog.write_views(root, file),
+        lambda file: catalog.show(root, "select 1", out=file),
+    ):
+        with pytest.raises(FlywheelError, match=r"params\.yaml is another kind of file and stays as it is"):
+            act(mine)
+        with pytest.raises(FlywheelError, match="is a folder"):
+            act(Path())
+    catalog.write_views(root, tmp_path / "views.duckdb")
+    assert [f.read_text() for f in (mine, beside)] == ["mine", "mine"]
+
+
+def test_columns_of_equal_name_are_all_there(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sql = "select p.id, r.id, 5 as id_1 from prompts p join responses r on p.id = r.prompt_id order by all limit 1"
+    catalog.show(root, sql, "json")
+    assert json.loads(capsys.readouterr().out) == [{"id": "p1", "id_1": "a1", "id_1_1": 5}]
+    catalog.show(root, sql, "csv")
+    assert capsys.readouterr().out == "id,id_1,id_1_1\np1,a1,5\n"
+    catalog.show(root, sql)
+    assert "a1" in capsys.readouterr().out
+    catalog.show(root, sql, out=tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").num_columns == 3
 
 
 # Tracing
@@ -315,6 +364,31 @@ def test_a_training_row_is_walked_back_to_the_first_prompt(root: Path) -> None:
         ("prompts", "p0"),
         ("rounds", "r0"),
     ]
+
+
+def test_a_trace_stays_in_the_row_s_own_rounds(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal texts have equal ids: r2 asked the prompt of r1 again, and replays a row of r1's."""
+    write(root, "r2", "prompts", {"prompts": [PROMPT | {"source": "seed", "parents": []}]})
+    write(root, "r2", "generate", {"responses": [{"id": "a3", "sample": 0, "prompt_id": "p1", "response": "2"}]})
+    rows = [{"id": "t2", "prompt_id": "p1", "response_id": "a3", "source": "responses"}]
+    rows += [{"id": "t1", "prompt_id": "p1", "response_id": "a1", "source": "replay"}]
+    write(root, "r2", "train", {"training": [r | {"prompt": CHAT, "completion": CHAT} for r in rows]})
+
+    def steps(id: str, round: str | None = None) -> list[tuple[str, str, str]]:
+        found = catalog.trace(catalog.connect(root), id, round)
+        return [(r["round"], t, r["id"]) for t, r in found if t != "rounds"]
+
+    assert steps("t2") == [("r2", "training", "t2"), ("r2", "prompts", "p1"), ("r2", "responses", "a3")]
+    assert steps("t1", "r2")[:3] == [("r2", "training", "t1"), ("r1", "training", "t1"), ("r1", "prompts", "p1")]
+    assert ("r2", "prompts", "p1") not in steps("t1", "r2")
+    with pytest.raises(FlywheelError, match=r"r1, r2 have a row with the id 'p1'; name one of them with --round"):
+        steps("p1")
+    with pytest.raises(FlywheelError, match=r"no table of r1 has a row with the id 'a3'; r2 has one"):
+        steps("a3", "r1")
+    with pytest.raises(UnknownName, match="there is no round or base 'r7'"):
+        steps("t2", "r7")
+    catalog.show_trace(root, "t2")
+    assert capsys.readouterr().out.startswith('training r2 {"id": "t2", "prompt_id": "p1"')
 
 
 def test_an_id_that_nothing_has_is_told(root: Path) -> None:

@@ -113,6 +113,13 @@ def test_equal_tables_give_equal_bytes_and_replace_an_earlier_export(tmp_path: P
 
 def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
     root, to = project(tmp_path, 1, 1), tmp_path / "mine"
+    beside = tmp_path / "exported.new"
+    beside.mkdir()
+    (beside / "thesis.tex").write_text("mine")
+    for _ in range(2):
+        export(root, "r1", tmp_path / "exported")
+    assert (beside / "thesis.tex").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["data", "exported", "exported.new"]
     to.mkdir()
     (to / "README.md").write_text("mine")
     with pytest.raises(FlywheelError, match="not empty"):
