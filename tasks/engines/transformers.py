@@ -5,10 +5,11 @@ into batches of equal prompts' length, a prompt that is asked K times is read on
 buffer instead of being copied at every step, rows that are done leave the batch, and the statistics are computed where
 the logits are.
 
-**The plan.** The requests that the cache does not know are sorted by (prompt length, prompt, key) and cut into batches
-of `batch_size`; what happens in a batch depends on nothing but the batch. A batch is also what the cache commits at
-once. So after a kill whole batches are missing, the rest is cut into the very same batches, and the bytes are the same
-as those of an undisturbed run. When other requests are missing (a partial hit after an edit), batches are composed
+**The plan.** Prompts that do not fit the context are told at once and are part of no batch, for the cache does not keep
+errors. The other requests that it does not know are sorted by (prompt length, prompt, key) and cut into batches of
+`batch_size`; what happens in a batch depends on nothing but the batch. A batch is also what the cache commits at once.
+So after a kill whole batches are missing, the rest is cut into the very same batches, and the bytes are the same as
+those of an undisturbed run. When other requests are missing (a partial hit after an edit), batches are composed
 differently: tokens are equal but for near-ties, and log-probabilities equal within 1e-4 in float32.
 
 **The draw.** A request's seed keys a counter-based generator (Philox; Salmon et al. 2011), whose n-th number picks the
@@ -20,7 +21,7 @@ Torch and transformers are imported when a model is opened, so that params can b
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from functools import cache as once
 from importlib.metadata import version
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Messages = tuple[tuple[str, str], ...]
+_Row = tuple[int, tuple[int, ...], tuple[int, ...]]
+"""What is to be scored: index, prompt ids, completion ids."""
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key; raise it when an edit of this file changes answers."""
 TINY = 20_000_000
 """Parameters below which a second thread costs more than it brings."""
@@ -53,15 +56,16 @@ ROOM = 16
 """Positions by which the buffers of keys and values grow; with much empty room attention reads memory more slowly."""
 PREFILL_TOKENS = 2560
 """Prompt tokens read at once on a CPU: what fits into its caches is up to twice as fast."""
-SCORE_TOKENS = 8192
-"""Tokens, padding included, scored at once."""
+SCORE_TOKENS = 64
+"""Tokens, padding included, scored at once for each completion of `batch_size`."""
 
 
 class Transformers(Engine):
     """Any causal language model that transformers can load, in this process (Wolf et al. 2020, arXiv:1910.03771)."""
 
     batch_size: PositiveInt = 128
-    """Completions generated at once. Also the unit of resume: a kill costs at most this many."""
+    """Completions generated at once. Also the unit of resume: a kill costs at most this many. Given text is scored 64
+    times as many tokens at once."""
     threads: PositiveInt | None = None
     """CPU threads; null takes one for a model below 20M parameters, on which more are slower, else every core."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -74,12 +78,8 @@ class Transformers(Engine):
         """Loads the model. Raises ModelRefused for a folder that is incomplete or unsafe."""
         models.check(model)
         digest, folder = models.digest(model), models.resolve(model)
-        with _loaded(self, folder) as (network, tokenizer):
-            answers = RequestCache(cache)
-            try:
-                yield _Policy(self, network, tokenizer, digest, answers)
-            finally:
-                answers.close()
+        with _threads_put_back(), closing(_Policy(self, *_loaded(self, folder), digest, RequestCache(cache))) as policy:
+            yield policy
 
     def problems(self) -> list[str]:
         """A GPU that was asked for and is not there."""
@@ -95,24 +95,27 @@ class Transformers(Engine):
 
 
 @contextmanager
-def _loaded(engine: Transformers, folder: Path) -> Iterator[tuple[Any, Any]]:
-    """The model and its tokenizer; the number of threads is put back afterwards and GPU memory freed."""
+def _threads_put_back() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    device = _device(engine)
     try:
-        torch.set_num_threads(engine.threads or 1)  # tiny tensors load faster on one
-        network, tokenizer = _load(engine, folder, device)
-        if device == "cpu" and network.num_parameters() < TINY:
-            network.set_attn_implementation(_small_attention())
-        torch.set_num_threads(engine.threads or _threads(network.num_parameters()))
-        yield network, tokenizer
+        yield
     finally:
         torch.set_num_threads(before)
-        network = None
-        if device == "cuda":
-            torch.cuda.empty_cache()
+
+
+def _loaded(engine: Transformers, folder: Path) -> tuple[Any, Any]:
+    """The model and its tokenizer, and as many threads as it wants."""
+    import torch
+
+    device = _device(engine)
+    torch.set_num_threads(engine.threads or 1)  # tiny tensors load faster on one
+    network, tokenizer = _load(engine, folder, device)
+    if device == "cpu" and network.num_parameters() < TINY and network.config._attn_implementation == "sdpa":
+        network.set_attn_implementation(_small_attention())
+    torch.set_num_threads(engine.threads or _threads(network.num_parameters()))
+    return network, tokenizer
 
 
 def _device(engine: Transformers) -> str:
@@ -162,17 +165,25 @@ def _dtype(engine: Transformers, device: str) -> str:
 
 def _network(folder: Path, dtype: str) -> Any:
     """The model, with every weight from the folder: transformers itself would fill a gap with random numbers."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     network, told = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-        attn_implementation="sdpa", output_loading_info=True,
+        attn_implementation=_attention(config), output_loading_info=True,
     )  # fmt: skip
     if missing := sorted(told["missing_keys"]):
         raise ModelRefused(f"{folder}: the weights lack {', '.join(missing[:5])}; copy them from where they came from")
     return network
+
+
+def _attention(config: Any) -> str | None:
+    """The plain implementation for a model that caps attention scores, which torch's fused one silently leaves out; else
+    transformers' choice: the fused one, or the plain one for an architecture that the fused one cannot do.
+    """
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 # Requests and their order
@@ -188,6 +199,11 @@ class _Prompt:
     request: Request
     limit: int
     """Most tokens to generate: what was asked for, or what the context has room for."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is something to complete and room to do so."""
+        return self.limit > 0 and bool(self.ids)
 
     @property
     def order(self) -> tuple[int, str, bytes]:
@@ -207,16 +223,27 @@ class _Policy:
         self._context = _context(network)
         self._named = ("transformers", VERSION, version("transformers"), version("torch"), digest, str(network.dtype))
 
+    def close(self) -> None:
+        """Lets go of the model, whoever still holds this policy, and of the cache's file; frees the GPU's memory."""
+        import torch
+
+        self._answers.close()
+        self._network = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """What the cache knows comes first, then batch by batch; see the module's docstring for the order."""
+        """What the cache knows comes first, then what cannot be asked, then batch by batch; the order is the module's."""
         places, prompts = self._prepare(requests)
         known = self._answers.get(list(places))
         yield from ((i, Completion(*known[k])) for k in known for i in places[k])
-        unknown = sorted((p for k, p in prompts.items() if k not in known), key=lambda p: p.order, reverse=True)
-        for start in range(0, len(unknown), self._engine.batch_size):
-            batch = unknown[start : start + self._engine.batch_size]
+        unknown = [p for k, p in prompts.items() if k not in known]
+        yield from ((i, self._misfit(p)) for p in unknown if not p.fits for i in places[p.key])
+        fitting = sorted((p for p in unknown if p.fits), key=lambda p: p.order, reverse=True)
+        for start in range(0, len(fitting), self._engine.batch_size):
+            batch = fitting[start : start + self._engine.batch_size]
             done = self._generate(batch)
-            self._answers.put({p.key: astuple(c) for p, c in zip(batch, done, strict=True) if c.error is None})
+            self._answers.put({p.key: astuple(c) for p, c in zip(batch, done, strict=True)})
             yield from ((i, c) for p, c in zip(batch, done, strict=True) for i in places[p.key])
 
     def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
@@ -227,9 +254,11 @@ class _Policy:
         yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
         wanted = [(i, texts[prompts[i]], completions[i]) for i, k in enumerate(keys) if k not in known]
         rows = self._rows(wanted)
-        for batch in _packed(rows, SCORE_TOKENS):
+        misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
+        yield from ((row[0], misfit) for row in rows if not self._fits(row))
+        for batch in _packed([row for row in rows if self._fits(row)], SCORE_TOKENS * self._engine.batch_size):
             done = self._score(batch)
-            self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True) if not s.error})
+            self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True)})
             yield from ((row[0], s) for row, s in zip(batch, done, strict=True))
 
     def _prepare(self, requests: Sequence[Request]) -> tuple[dict[bytes, list[int]], dict[bytes, _Prompt]]:
@@ -277,11 +306,9 @@ class _Policy:
     # Generation
 
     def _generate(self, batch: list[_Prompt]) -> list[Completion]:
-        """Completions of a batch; one whose prompt fills the context is an error."""
-        fitting = [p for p in batch if p.limit > 0 and p.ids]
         with _out_of_memory("batch_size"):
-            done = iter(_decode(self._network, self._ends, fitting, self._stopped) if fitting else ())
-        return [self._completion(p, next(done)) if p.limit > 0 and p.ids else self._misfit(p) for p in batch]
+            done = _decode(self._network, self._ends, batch, self._stopped)
+        return [self._completion(p, row) for p, row in zip(batch, done, strict=True)]
 
     def _misfit(self, prompt: _Prompt) -> Completion:
         size = len(prompt.ids)
@@ -308,23 +335,23 @@ class _Policy:
 
     # Scoring
 
-    def _rows(self, wanted: list[tuple[int, str, str]]) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
+    def _rows(self, wanted: list[tuple[int, str, str]]) -> list[_Row]:
         """(index, prompt ids, completion ids), longest first."""
         befores = self._ids([before for _, before, _ in wanted])
         afters = self._ids([after for _, _, after in wanted])
         rows = [(w[0], before, after) for w, before, after in zip(wanted, befores, afters, strict=True)]
         return sorted(rows, key=lambda r: (len(r[1]) + len(r[2]), r[1], r[2], r[0]), reverse=True)
 
-    def _score(self, batch: list[tuple[int, tuple[int, ...], tuple[int, ...]]]) -> list[Scored]:
-        fits = [bool(before) and len(before) + len(after) <= self._context for _, before, after in batch]
+    def _fits(self, row: _Row) -> bool:
+        _, before, after = row
+        return bool(before) and len(before) + len(after) <= self._context
+
+    def _score(self, batch: list[_Row]) -> list[Scored]:
         with _out_of_memory("batch_size"):
-            rows = [(before, after) for (_, before, after), fit in zip(batch, fits, strict=True) if fit]
-            done = iter(_forced(self._network, rows) if rows else ())
-        misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
-        return [Scored(next(done)) if fit else misfit for fit in fits]
+            return [Scored(line) for line in _forced(self._network, [(before, after) for _, before, after in batch])]
 
 
-def _packed(rows: list[tuple[int, Any, Any]], tokens: int) -> Iterator[list[tuple[int, Any, Any]]]:
+def _packed(rows: list[_Row], tokens: int) -> Iterator[list[_Row]]:
     """Batches of at most `tokens` with padding. Rows come longest first, so a batch depends on its first row alone."""
     start = 0
     while start < len(rows):
@@ -476,6 +503,7 @@ class _Batch:
         self.stats = torch.zeros(3, len(prompts), self.steps, device=self.device)
         self.cache, self.logits, self.mask = _prefill(network, prompts)
         self.padded = not bool(self.mask.all())
+        self.wide = _is_plain(self.cache) and network.config._attn_implementation in ("sdpa", "small")
         self.positions = self.mask.sum(-1, keepdim=True)
 
     def draw(self, step: int) -> None:
@@ -522,8 +550,8 @@ class _Batch:
         self.logits = out.logits[:, -1]
 
     def _mask(self) -> "Tensor":
-        """For plain layers already as wide as attention wants it (rows, 1, 1, positions), which saves making it."""
-        return self.mask[:, None, None].bool() if _is_plain(self.cache) else self.mask
+        """Where attention takes it as it is, already as wide as it wants it (rows, 1, 1, positions): saves making it."""
+        return self.mask[:, None, None].bool() if self.wide else self.mask
 
     def drawn(self) -> list[_Drawn]:
         stats = self.stats.double().cpu().numpy()

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from tasks.engines.transformers import Transformers, _packed
 from tasks.errors import EngineError, ModelRefused
 
 TOLERANCE = 1e-4
+TOO_LONG = (("user", "a b c d " * 300),)
 
 
 def chat(text, *more):
@@ -283,6 +285,7 @@ def die():
 @pytest.mark.parametrize("batches", [1, 3])
 def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(tiny_model, tmp_path, monkeypatch, batches):
     wanted = requests(10, 5, max_tokens=60, temperature=1.5)
+    wanted[7:7] = [Request(TOO_LONG, Sampling(), seed) for seed in range(3)]  # errors: the cache never knows them
     with opened(tiny_model, tmp_path / "undisturbed") as policy:
         undisturbed = ask(policy, wanted)
     child = os.fork()
@@ -297,7 +300,54 @@ def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(tiny_model, tm
     with opened(tiny_model, tmp_path / "killed") as policy:
         resumed = ask(policy, wanted)
     assert resumed == undisturbed
+    assert sum(c.error is not None for c in resumed) == 3
     assert rows_in(tmp_path / "killed") == 50
+
+
+def test_scores_cut_off_and_resumed_are_the_bytes_of_an_undisturbed_run(tiny_model, tmp_path, monkeypatch):
+    chats = [r.messages for r in requests(12, 4)]
+    texts = [f"Answer: {i}" * (1 + i % 5) for i in range(len(chats))]
+    chats[5:5], texts[5:5] = [TOO_LONG] * 2, ["8", "9"]
+    cut, score = [], engine_file._Policy._score
+    monkeypatch.setattr(engine_file._Policy, "_score", lambda self, batch: cut.append(batch) or score(self, batch))
+    with opened(tiny_model, tmp_path / "undisturbed") as policy:
+        undisturbed = dict(policy.score(chats, texts))
+    whole = cut.copy()
+    assert len(whole) > 3
+    with opened(tiny_model, tmp_path / "cut") as policy:
+        some = policy.score(chats, texts)
+        while rows_in(tmp_path / "cut") == 0:
+            next(some)
+        some.close()
+    cut.clear()
+    with opened(tiny_model, tmp_path / "cut") as policy:
+        assert dict(policy.score(chats, texts)) == undisturbed
+    assert [[row[0] for row in batch] for batch in cut] == [[row[0] for row in batch] for batch in whole[1:]]
+    assert {i for i, s in undisturbed.items() if s.error} == {5, 6}
+
+
+def test_a_smaller_batch_size_scores_less_at_once(tiny_model, monkeypatch):
+    forced = engine_file._forced
+
+    def widest(size):
+        seen = []
+        monkeypatch.setattr(engine_file, "_forced", lambda n, rows: seen.append(len(rows)) or forced(n, rows))
+        with opened(tiny_model, None, size) as policy:
+            list(policy.score([chat("How many?")] * 40, [f"Answer: {i:02}" for i in range(40)]))
+        return max(seen)
+
+    assert widest(2) < widest(8)
+
+
+def test_a_full_gpu_is_an_error_that_names_what_helps(policy, monkeypatch):
+    import torch
+
+    def full(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(engine_file, "_forced", full)
+    with pytest.raises(EngineError, match=r"lower engine\.batch_size"):
+        list(policy.score([chat("hi")], ["8"]))
 
 
 def test_the_cache_answers_without_the_model(tiny_model, tmp_path, monkeypatch):
@@ -402,6 +452,60 @@ def test_layers_with_a_sliding_window_work_too(tiny_model, tmp_path):
             ids = prompt_ids((model, tokenizer), request.messages)
             theirs = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
             assert ours.text == tokenizer.decode(theirs, skip_special_tokens=True)
+
+
+def built(tiny_model, folder, kind, **config):
+    """A random model of another architecture with the same tokenizer, saved in `folder`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    made = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), initializer_range=0.4, pad_token_id=0, eos_token_id=1, bos_token_id=None, **config
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(made, attn_implementation="eager").eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+OTHERS = {
+    "capped attention": ("gemma2", {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "sliding_window": 8, "max_position_embeddings": 128, "attn_logit_softcapping": 0.5,
+    }),
+    "capped attention without windows": ("gemma2", {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8,
+        "num_key_value_heads": 2, "layer_types": ["full_attention"], "max_position_embeddings": 128,
+        "attn_logit_softcapping": 0.5,
+    }),
+    "no fused attention": ("codegen", {"n_positions": 128, "n_ctx": 128, "n_embd": 32, "n_layer": 2, "n_head": 4,
+                                       "rotary_dim": 4}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "config"), OTHERS.values(), ids=OTHERS)
+def test_attention_that_the_fused_kernel_cannot_do_is_done_plainly(tiny_model, tmp_path, kind, config):
+    theirs = built(tiny_model, tmp_path / "model", kind, **config)
+    wanted = requests(6, 2, temperature=0.0)
+    with opened(tmp_path / "model", None, 16) as policy:
+        together = ask(policy, wanted)
+        scores = [s.logprobs for _, s in sorted(policy.score([r.messages for r in wanted], ["8 pens"] * len(wanted)))]
+    for request, ours, scored in zip(wanted, together, scores, strict=True):
+        ids = prompt_ids(theirs, request.messages)
+        drawn = theirs[0].generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :].tolist()
+        assert ours.text == theirs[1].decode(drawn, skip_special_tokens=True)
+        assert ours.logprob == pytest.approx(naive(theirs, request.messages, drawn)[0], abs=TOLERANCE)
+        after = theirs[1]("8 pens", add_special_tokens=False)["input_ids"]
+        assert sum(scored) == pytest.approx(naive(theirs, request.messages, after)[0], abs=TOLERANCE)
+
+
+def test_a_closed_engine_lets_go_of_the_model(tiny_model):
+    with Transformers().open(tiny_model) as policy:
+        network = weakref.ref(policy._network)
+        ask(policy, requests(2, 2))
+    assert network() is None  # although `policy` is still in scope
 
 
 def test_validating_params_needs_neither_torch_nor_transformers():
