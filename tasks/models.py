@@ -1,7 +1,8 @@
 """Model folders: what may be loaded, where it really lies, and its digest.
 
 A folder is a whole model (config, safetensors, tokenizer), a LoRA adapter that names its base, or holds nothing but
-`pointer.json`, which says where the model lies and the sha256 of each of its files, so that weights are never copied.
+`pointer.json`, which says where the model lies (a folder; or repository and revision of the hub, whose cache is elsewhere
+on every machine) and the sha256 of each of its files, so that weights are never copied.
 Only safetensors are read and no code that comes with a model is run: what would need either is refused.
 
 Code shared by several stages: an edit of this file does not make stages stale.
@@ -23,6 +24,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "t
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 """The files that a model consists of; everything else in its folder (model card, logs) is not part of its digest."""
+SNAPSHOT: dict[str, Any] = {"allow_patterns": [*PATTERNS], "ignore_patterns": ["*/*"]}
+"""The same to the hub, whose patterns' * matches folders too: copies for other runtimes lie in some."""
 
 
 def resolve(folder: Path) -> Path:
@@ -34,12 +37,41 @@ def resolve(folder: Path) -> Path:
     if not (folder / POINTER).is_file():
         return folder
     told = _json(folder / POINTER)
-    if not isinstance(told.get("path"), str) or not isinstance(told.get("files"), dict):
-        raise ModelRefused(f"{folder / POINTER}: needs `path` and `files`; add the base again to write it anew")
-    target = Path(told["path"])
+    if not isinstance(told.get("files"), dict) or not (_names_a_path(told) or _names_a_repository(told)):
+        again = "add the base again to write it anew"
+        raise ModelRefused(f"{folder / POINTER}: needs `files`, and `path` or `repo` and `revision`; {again}")
+    target = Path(told["path"]) if _names_a_path(told) else _cached(told["repo"], told["revision"], folder)
     for name, recorded in told["files"].items():
         _verify(target / name, recorded, folder)
+    if (target / ADAPTER).is_file() and digest(target) != told.get("digest"):
+        raise ModelRefused(
+            f"{adapter_base(target)}: the base of the adapter {target} is not the one that {folder} recorded; restore "
+            "it, or add the adapter again under a new name"
+        )
     return target
+
+
+def _names_a_path(told: dict[str, Any]) -> bool:
+    return isinstance(told.get("path"), str)
+
+
+def _names_a_repository(told: dict[str, Any]) -> bool:
+    return isinstance(told.get("repo"), str) and isinstance(told.get("revision"), str)
+
+
+def _cached(repo: str, revision: str, folder: Path) -> Path:
+    """Where the hub's cache of this machine keeps a model."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True, **SNAPSHOT))
+    except LocalEntryNotFoundError as error:
+        name = folder.absolute().parent.name.partition("=")[2] or "NAME"
+        raise ModelRefused(
+            f"{folder}: points to {repo} at {revision[:12]}…, which is not whole in the hub's cache of this machine; fetch it "
+            f"with `flywheel stage base {name}`"
+        ) from error
 
 
 def _verify(path: Path, recorded: str, pointer: Path) -> None:
@@ -52,10 +84,13 @@ def _verify(path: Path, recorded: str, pointer: Path) -> None:
         )
 
 
-def pointer(path: Path) -> dict[str, Any]:
-    """What `pointer.json` says of the model in `path`: where it lies, its digest and the sha256 of each file."""
+def pointer(path: Path, source: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `pointer.json` says of the model in `path`: where it lies (`source`, where that is no path), its digest and
+    the sha256 of each file.
+    """
     check(path)
-    return {"path": str(path), "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
+    where = source or {"path": str(path)}
+    return {**where, "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
 
 
 def digest(folder: Path) -> str:
@@ -143,13 +178,18 @@ def _model_problems(folder: Path) -> Iterator[str]:
         yield "config.json is missing; copy it from where the model came from"
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield "there is no tokenizer (tokenizer.json); copy it from where the model came from"
-    yield from _weight_problems(folder, _shards(folder))
+    shards = _shards(folder)
+    if not shards:
+        yield f"{INDEX} names no weights: `weight_map` must give a file for each; copy it from where the model came from"
+    yield from _weight_problems(folder, shards)
 
 
 def _shards(folder: Path) -> list[str]:
+    """The files with the weights; none when the index is not one."""
     if not (folder / INDEX).is_file():
         return ["model.safetensors"]
-    return sorted(set(_json(folder / INDEX).get("weight_map", {}).values()))
+    named = _json(folder / INDEX).get("weight_map")
+    return sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
 
 
 def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
@@ -167,6 +207,9 @@ def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        told = json.loads(path.read_text())
+    except ValueError as error:
         raise ModelRefused(f"{path}: is not a JSON object ({error}); copy it again") from error
+    if not isinstance(told, dict):
+        raise ModelRefused(f"{path}: is not a JSON object but a {type(told).__name__}; copy it again")
+    return told

@@ -63,11 +63,7 @@ def test_the_digest_is_of_contents_not_of_places(model, tmp_path):
 
 def test_a_changed_file_behind_a_pointer_is_refused(model, tmp_path):
     folder = point(tmp_path / "base", models.pointer(model))
-    weights = model / "model.safetensors"
-    raw, times = bytearray(weights.read_bytes()), weights.stat()
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
-    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    flip(model / "model.safetensors")
     with pytest.raises(ModelRefused, match=r"model\.safetensors: sha256 is .* recorded"):
         models.resolve(folder)
 
@@ -79,11 +75,29 @@ def test_a_missing_file_behind_a_pointer_is_refused(model, tmp_path):
         models.resolve(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{", '{"path": 3}', '{"path": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[1]", "{", '{"path": 3}', '{"path": "x"}', '{"files": {}}', '{"files": {}, "repo": "a/b"}']
+)
 def test_a_broken_pointer_is_refused(tmp_path, text):
     (tmp_path / "pointer.json").write_text(text)
     with pytest.raises(ModelRefused, match=r"pointer\.json"):
         models.resolve(tmp_path)
+
+
+def flip(path):
+    """Changes one bit; a file system's clock may be coarser than a test is fast."""
+    raw, times = bytearray(path.read_bytes()), path.stat()
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+
+
+def test_a_changed_base_behind_a_pointer_to_an_adapter_is_refused(adapter, model, tmp_path):
+    folder = point(tmp_path / "base", models.pointer(adapter))
+    assert models.resolve(folder) == adapter
+    flip(model / "model.safetensors")
+    with pytest.raises(ModelRefused, match=rf"{model}: the base of the adapter .* is not the one"):
+        models.resolve(folder)
 
 
 def lose(name):
@@ -109,6 +123,10 @@ SPOILT = {
     "code in config": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
     "code in tokenizer": (lambda f: edit(f / "tokenizer_config.json", auto_map={"A": "x.Y"}), "auto_map"),
     "absent shard": (index("model.safetensors", "model-2.safetensors"), r"model-2\.safetensors is missing"),
+    "no shards": (index(), "names no weights"),
+    "shards in a list": (lambda f: (f / models.INDEX).write_text('{"weight_map": []}'), "names no weights"),
+    "a shard without a name": (lambda f: (f / models.INDEX).write_text('{"weight_map": {"w": 3}}'), "3 is missing"),
+    "no index": (lambda f: (f / models.INDEX).write_text("[]"), "not a JSON object"),
     "shard elsewhere": (index("../model/model.safetensors"), "is missing"),
     **{f"a .{end}": (lambda f, end=end: (f / f"x.{end}").touch(), f"x.{end}: pickled") for end in ("bin", "pt", "pkl")},
 }

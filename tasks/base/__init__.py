@@ -18,15 +18,16 @@ def base(params: Strategy, model: Path, work: Path, seed: int, domain: Domain) -
     return Result({})
 
 
-def write_pointer(model: Path, place: Path) -> str:
-    """Makes `model` a pointer to the model in `place`, and gives the digest of what it points to.
+def write_pointer(model: Path, place: Path, source: dict[str, str] | None = None) -> str:
+    """Makes `model` a pointer to the model in `place`, and gives the digest of what it points to. `source` says how
+    another machine finds it, where that is not by its path.
 
     Raises:
         ModelRefused: when that model is incomplete, not in safetensors, or wants to run code of its own.
     """
     from tasks.models import POINTER, pointer
 
-    told = pointer(place)
+    told = pointer(place, source)
     model.mkdir(parents=True, exist_ok=True)
     (model / POINTER).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     return str(told["digest"])

@@ -13,7 +13,7 @@ from tasks.stage import Strategy
 
 class Hub(Strategy):
     """Starts from a model of the hub. Its safetensors, configs and tokenizer go to the hub's cache on this machine
-    (`HF_HOME`), once, and are pointed to; pickled weights and code are not downloaded.
+    (`HF_HOME`), once, and are pointed to by repository and revision; pickled weights and code are not downloaded.
     """
 
     example: ClassVar[dict[str, Any]] = {"repo": "someone/some-model", "revision": "0" * 40}
@@ -30,17 +30,15 @@ class Hub(Strategy):
             FlywheelError: when it cannot be downloaded, with what the hub said.
             ModelRefused: when it is incomplete, not in safetensors, or wants to run code of its own.
         """
-        write_pointer(model, self._download())
+        write_pointer(model, self._download(), {"repo": self.repo, "revision": self.revision})
 
     def _download(self) -> Path:
         from huggingface_hub import snapshot_download
 
-        from tasks.models import PATTERNS
+        from tasks.models import SNAPSHOT
 
-        # a pattern's * matches folders too: copies for other runtimes lie in some
-        wanted = {"allow_patterns": list(PATTERNS), "ignore_patterns": ["*/*"]}
         try:
-            return Path(snapshot_download(self.repo, revision=self.revision, **wanted))
+            return Path(snapshot_download(self.repo, revision=self.revision, **SNAPSHOT))
         except Exception as error:  # the hub's client has a dozen kinds without a common base
             said = next(iter(str(error).strip().splitlines()), "")
             raise FlywheelError(

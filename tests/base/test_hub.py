@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -120,6 +121,22 @@ def test_offline_is_one_clear_error_and_what_is_cached_still_works(hub, tmp_path
     with pytest.raises(FlywheelError, match="cannot be downloaded") as caught:
         run(Hub(repo="ann/tiny", revision=REVISION), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_it_is_found_on_a_machine_whose_cache_lies_elsewhere(hub, tiny, tmp_path, monkeypatch):
+    model = run(Hub(repo="ann/tiny", revision=REVISION), tmp_path / "data" / "round=qwen")
+    assert str(tmp_path) not in (model / "pointer.json").read_text()
+    shutil.move(tmp_path / "hub", tmp_path / "other")
+    with pytest.raises(ModelRefused, match=r"ann/tiny at 0123.*`flywheel stage base qwen`"):
+        models.resolve(model)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    asked = len(hub.asked)
+    assert models.resolve(model).is_relative_to(tmp_path / "other")
+    assert models.digest(model) == models.digest(tiny)
+    assert len(hub.asked) == asked  # looking is not asking the hub
+    (models.resolve(model) / "tokenizer.json").unlink()
+    with pytest.raises(ModelRefused, match="is not whole"):
+        models.resolve(model)
 
 
 @pytest.mark.parametrize(
