@@ -19,7 +19,7 @@ import psutil
 
 from tasks import pipeline, store
 from tasks.engines import Metered
-from tasks.errors import UnknownName
+from tasks.errors import StoreError, UnknownName
 from tasks.params import Block, load_params, stages_of
 from tasks.stage import Input, Result, Stage, content_id
 from tasks.tables import TABLES
@@ -69,6 +69,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             started=started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        _unchanged(root, stage, block, digests)
         draft.commit(manifest)
         if "work" in arguments:
             shutil.rmtree(arguments["work"])
@@ -111,14 +112,29 @@ def _identity(stage: Stage, block: Block, digests: dict[str, str], code: dict[st
     return content_id(json.dumps([asked, digests, code], sort_keys=True))
 
 
+def _owner(need: Input, block: Block) -> str:
+    return str(block.raw[need.ancestor]) if need.ancestor else block.name
+
+
 def _read(root: Path, need: Input, block: Block) -> tuple[Any, str]:
-    owner = str(block.raw[need.ancestor]) if need.ancestor else block.name
+    owner = _owner(need, block)
     if need.name in TABLES:
         return store.scan(root, owner, need.name)
     from tasks.models import resolve
 
     place, digest = store.folder(root, owner, need.name)
     return resolve(place), digest
+
+
+def _unchanged(root: Path, stage: Stage, block: Block, digests: dict[str, str]) -> None:
+    """Inputs were checked before they were read, and frames are read late: were they replaced in between?"""
+    for need in stage.inputs:
+        owner = _owner(need, block)
+        if store.find(root, owner, need.name)[1].digest != digests[need.argument]:
+            raise StoreError(
+                f"{stage.name}@{block.name}: {need.name} of {owner} was replaced while it was being read; "
+                "run it again. Nothing was written; the old version stays"
+            )
 
 
 def _as_result(stage: Stage, given: Any) -> Result:

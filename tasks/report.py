@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +16,6 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tasks import store
-from tasks.errors import StoreError
 from tasks.params import Block, Pipeline, load_params, stages_of
 from tasks.stage import stages
 
@@ -151,11 +149,7 @@ def _facts(root: Path, block: Block) -> Facts:
 
 
 def _rows(root: Path, name: str, table: str) -> Iterable[dict[str, object]]:
-    try:
-        frame = store.scan(root, name, table)[0].collect()
-    except StoreError:
-        frame = pl.DataFrame()
-    return frame.iter_rows(named=True)
+    return store.scan(root, name, table)[0].collect().iter_rows(named=True) if store.has(root, name, table) else ()
 
 
 def _percent(row: dict[str, object]) -> Cell:

@@ -21,7 +21,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +119,11 @@ def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
     raise StoreError(f"{name} has no {output!r} yet; `flywheel run {name}` makes what is missing")
 
 
+def has(root: Path, name: str, output: str) -> bool:
+    """Whether a stage of the round has written an output, damaged since or not."""
+    return any(output in manifest.outputs for manifest in manifests(root, name).values())
+
+
 def verify(place: Path, output: Output) -> None:
     """Checks every part against its digest.
 
@@ -140,7 +146,7 @@ def scan(root: Path, name: str, table: str) -> tuple[pl.LazyFrame, str]:
     place, output = find(root, name, table)
     verify(place, output)
     files = [place / p.file for p in output.parts]
-    return pl.scan_parquet(files), output.digest
+    return pl.scan_parquet(files, glob=False), output.digest
 
 
 def folder(root: Path, name: str, output: str) -> tuple[Path, str]:
@@ -165,6 +171,7 @@ class Draft:
         self.place, self.stage = place, stage
         self.staging = place / ".staging" / stage
         self.new = self.staging / "new"
+        self.address = f"{stage}@{place.name.partition('=')[2]}"
         self.outputs: dict[str, Output] = {}
 
     def table(self, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> dict[str, float]:
@@ -176,7 +183,7 @@ class Draft:
         to = self.new / table.name
         to.mkdir(parents=True)
         _write_parts(to, table, frame)
-        check(table, to)
+        check(table, to, self.address)
         self.outputs[table.name] = _describe(to, "table")
         return _metrics(table, to)
 
@@ -197,7 +204,17 @@ class Draft:
         self.outputs[name] = _describe(self.new / name, "folder")
 
     def commit(self, manifest: Manifest) -> None:
-        """Puts everything in force at once: the manifest closes it."""
+        """Puts everything in force at once: the manifest closes it.
+
+        Raises:
+            StoreError: for a metric that is not finite, which no reader of JSON could read back.
+        """
+        for name, value in manifest.metrics.items():
+            if not isfinite(value):
+                raise StoreError(
+                    f"{self.address}: the metric {name} is {value}; leave out what could not be measured. "
+                    "Nothing was written; the old version stays"
+                )
         self.file(f"manifests/{self.stage}.json", manifest.model_dump_json(indent=1))
         _sync(self.new)
         self.new.rename(self.staging / "ready")
@@ -216,22 +233,24 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
     place = round_folder(root, name)
     draft = Draft(place, stage)
     draft.staging.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(draft.staging / "lock", timeout=0):
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(draft.staging / "lock", timeout=0))
+        except Timeout as error:
+            raise Busy(f"{draft.address} is being run by another process; wait for it, or end it") from error
+        try:
             _roll_forward(place, draft.staging)
             shutil.rmtree(draft.new, ignore_errors=True)
             draft.new.mkdir()
             yield draft
-    except Timeout as error:
-        raise Busy(f"{stage}@{name} is being run by another process; wait for it, or end it") from error
-    except BaseException as error:
-        full = _is_full(draft.staging, error)  # before what was half written is taken away
-        shutil.rmtree(draft.new, ignore_errors=True)
-        if full:
-            raise StoreError(
-                f"{stage}@{name}: the disk is full ({place}); free room and run it again. {_KEPT}"
-            ) from error
-        raise
+        except BaseException as error:
+            full = _is_full(draft.staging, error)  # before what was half written is taken away
+            shutil.rmtree(draft.new, ignore_errors=True)  # with the lock held: later it may be the next run's
+            if full:
+                raise StoreError(
+                    f"{draft.address}: the disk is full ({place}); free room and run it again. {_KEPT}"
+                ) from error
+            raise
 
 
 _KEPT = "Nothing already made is lost."
@@ -303,8 +322,8 @@ def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table
         yield held.combine_chunks()
 
 
-def check(table: Table, place: Path) -> None:
-    """Runs a table's checks over its parts.
+def check(table: Table, place: Path, address: str) -> None:
+    """Runs a table's checks over its parts. A check must be true: null is not, as it would be in SQL's own constraints.
 
     Raises:
         CheckFailed: naming the check and up to three rows that break it.
@@ -312,13 +331,16 @@ def check(table: Table, place: Path) -> None:
     con = _view(place)
     key = ", ".join(f'"{k}"' for k in table.key)
     twice = f"select {key} from t group by {key} having count(*) > 1 limit 3"
+    checks = {f"{table.key[0]} is not null": f'"{table.key[0]}" is not null'} | table.checks
     queries = {f"unique {key}": twice} | {
-        name: f"select {key} from t where not ({predicate}) limit 3" for name, predicate in table.checks.items()
+        name: f"select {key} from t where ({predicate}) is not true limit 3" for name, predicate in checks.items()
     }
     for name, query in queries.items():
         if rows := con.execute(query).fetchall():
             shown = ", ".join("/".join(map(str, r)) for r in rows)
-            raise CheckFailed(f"table {table.name}: rows {shown} break the check '{name}'; the old version stays")
+            raise CheckFailed(
+                f"{address}, table {table.name}: rows {shown} break the check '{name}'; the old version stays"
+            )
 
 
 def _metrics(table: Table, place: Path) -> dict[str, float]:
@@ -327,7 +349,7 @@ def _metrics(table: Table, place: Path) -> dict[str, float]:
 
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False})
-    con.from_parquet(f"{place}/*.parquet").create_view("t")
+    con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is no pattern
     return con
 
 

@@ -32,7 +32,9 @@ class Table:
     doc: str
     schema: pa.Schema
     key: tuple[str, ...] = ("id",)
+    """No two rows share it; its first column is never null (a measure over all levels has no `level`)."""
     checks: dict[str, str] = field(default_factory=dict)
+    """By what it says: a predicate that is true of every row. Where null is allowed, it says so itself."""
     metrics: str | None = None
     """A SELECT over the table that gives rows of (metric name, value); runs when a stage has written it."""
 

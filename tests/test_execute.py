@@ -113,6 +113,26 @@ def test_a_full_disk_is_told_whoever_met_it(made, monkeypatch, says):
     assert projects.digests(made) == before
 
 
+def test_an_input_that_is_replaced_while_it_is_read_is_told(made, monkeypatch):
+    before = projects.digests(made)
+
+    def slow(**_):
+        with store.writing(made, "r2", "judge") as draft:  # another process judges anew meanwhile
+            draft.table(tables.judgments, store.empty(tables.judgments))
+            draft.commit(manifest("r2", "judge").model_copy(update={"outputs": draft.outputs}))
+
+    replaced(monkeypatch, "filter", slow)
+    with pytest.raises(
+        StoreError, match="filter@r2: judgments of r2 was replaced while it was being read; run it again"
+    ):
+        run_stage(Path(), "r2", "filter")
+    after = projects.digests(made)
+    assert {p for p in after if after[p] != before[p]} == {
+        "data/round=r2/judgments/part-00000.parquet",
+        "data/round=r2/manifests/judge.json",
+    }
+
+
 def test_rows_that_break_a_check_are_not_written(made, monkeypatch):
     before = projects.digests(made)
     row = {"id": "x", "prompt_id": "p", "kept": True, "reason": "odd"}

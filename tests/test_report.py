@@ -7,7 +7,8 @@ import pytest
 import synthetic
 from rich.console import Console
 
-from tasks import report
+from tasks import report, store
+from tasks.errors import StoreError
 
 NAMES = ("r0", "r1", "r2", "r3")
 PLAN = synthetic.pipeline(*NAMES[1:])
@@ -88,6 +89,17 @@ def test_the_tree_shows_what_was_made_of_each_round(made):
     assert [line.lstrip(" └─")[:2] for line in text.strip().split("\n")] == list(NAMES)
     assert "9 of 9 stages · pass@1 61.0 59.0–63.0 · held back" in text
     assert "2 of 9 stages" in text
+
+
+def test_a_damaged_table_is_not_shown_as_absent(tmp_path):
+    synthetic.make(tmp_path, PLAN, "r0", only={"base"})
+    assert "r0" in printed(tmp_path, 80), "not evaluated yet"
+    synthetic.make(tmp_path, PLAN, "r0")
+    place, output = store.find(tmp_path, "r0", "measures")
+    (place / output.parts[0].file).write_bytes(b"torn")
+    for show in (report.show, report.show_tree):
+        with pytest.raises(StoreError, match="measures/part-00000.parquet has 4 bytes"):
+            printed(tmp_path, 80, show)
 
 
 def test_without_rounds_it_says_what_to_do(tmp_path):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks import store
 from tasks.errors import Busy, CheckFailed, StoreError
-from tasks.tables import Table, filtered
+from tasks.tables import Table, filtered, measures
 
 NUMBERS = Table("numbers", "", pa.schema([("id", pa.string()), ("value", pa.int64())]))
 
@@ -132,6 +132,51 @@ def test_a_full_disk_leaves_the_old_version(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="the disk is full .*Nothing already made is lost"):
         write(tmp_path, rows("b"))
     assert store.scan(tmp_path, "r1", "filtered")[0].collect()["id"].to_list() == ["a"]
+
+
+def test_a_failing_run_leaves_the_next_run_s_draft_alone(tmp_path, monkeypatch):
+    class Lock(store.FileLock):
+        """The next run starts in the very moment in which the lock is free."""
+
+        def _release(self):
+            super()._release()
+            (tmp_path / "data/round=r1/.staging/filter/new/theirs").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(store, "FileLock", Lock)
+    with pytest.raises(ZeroDivisionError), store.writing(tmp_path, "r1", "filter"):
+        raise ZeroDivisionError
+    assert (tmp_path / "data/round=r1/.staging/filter/new/theirs").is_dir()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_metric_that_is_no_number_leaves_the_old_version(tmp_path, value):
+    write(tmp_path, rows("a"))
+    with pytest.raises(StoreError, match=r"filter@r1: the metric sft_loss is (inf|nan)"):
+        with store.writing(tmp_path, "r1", "filter") as draft:
+            draft.table(filtered, rows("b"))
+            draft.commit(manifest(draft, metrics={"sft_loss": value}))
+    assert store.manifests(tmp_path, "r1")["filter"].metrics == {}
+    assert store.scan(tmp_path, "r1", "filtered")[0].collect()["id"].to_list() == ["a"]
+
+
+def test_a_check_that_is_null_is_broken(tmp_path):
+    with pytest.raises(CheckFailed, match=r"filter@r1, table filtered: rows x break the check 'kept or a reason'"):
+        write(tmp_path, rows("x").with_columns(kept=pl.lit(None, pl.Boolean)))
+    with pytest.raises(CheckFailed, match="break the check 'id is not null'"):
+        write(tmp_path, rows("x").with_columns(id=pl.lit(None, pl.String)))
+    assert not store.has(tmp_path, "r1", "filtered")
+
+
+def test_a_measure_over_all_levels_has_no_level(tmp_path):
+    row = {"name": "greedy", "level": None, "value": 0.5, "low": None, "high": None, "count": 1}
+    write(tmp_path, pl.DataFrame([row], schema=pl.DataFrame(measures.schema.empty_table()).schema), measures)
+    assert store.has(tmp_path, "r1", "measures")
+
+
+def test_a_project_s_path_is_no_pattern(tmp_path):
+    root = tmp_path / "mine [old]*"
+    write(root, rows("a"))
+    assert store.scan(root, "r1", "filtered")[0].collect()["id"].to_list() == ["a"]
 
 
 def test_a_second_writer_is_told_that_it_is_busy(tmp_path):
