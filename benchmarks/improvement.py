@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from scipy.stats import wilcoxon
 
 from tasks import store
 from tasks.execute import run_stage
-from tasks.params import load_params, plain, stages_of
+from tasks.params import Block, load_params, plain, stages_of
 
 HERE = Path(__file__).resolve().parents[1]
 LEVELS = range(2, 9)
@@ -56,6 +57,7 @@ def _dpo(block: dict[str, Any]) -> None:
 
 
 ARMS = {"label_free": lambda block: None, "random": _random, "verifier": _verifier, "dpo": _dpo}
+Arm = StrEnum("Arm", list(ARMS))
 
 
 def project(root: Path, arm: str, seed: int, rounds: int) -> None:
@@ -80,13 +82,22 @@ def project(root: Path, arm: str, seed: int, rounds: int) -> None:
 
 
 def run(root: Path) -> None:
-    """Runs every stage of a project whose manifest is missing or was made with other params."""
+    """Runs the first stage that was not made with these params and this code, and all that come after it. The gate
+    decides nothing here: each round goes on from the one before.
+    """
+    stale = False
     for block in load_params(root).blocks.values():
-        for stage in stages_of(block):
-            done = store.manifests(root, block.name).get(stage.name)
-            if done is None or any(done.params[k] != block.raw.get(k) for k in done.params):
+        for stage in (s for s in stages_of(block) if s.name != "gate"):
+            stale = stale or _stale(root, block, store.manifests(root, block.name).get(stage.name))
+            if stale:
                 run_stage(root, block.name, stage.name)
                 print(f"{root.name}: {stage.name}@{block.name}", flush=True)
+
+
+def _stale(root: Path, block: Block, done: store.Manifest | None) -> bool:
+    if done is None or any(done.params[k] != block.raw.get(k) for k in done.params):
+        return True
+    return any(store.sha256(root / file) != digest for file, digest in done.code.items())
 
 
 def read(root: Path, arm: str, seed: int) -> list[dict[str, Any]]:
@@ -150,7 +161,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(
-    arm: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(ARMS)}; repeatable; default all.")] = None,
+    arm: Annotated[list[Arm] | None, typer.Option(help="Repeatable; default all.")] = None,
     seeds: int = 3,
     rounds: int = 3,
     jobs: Annotated[int, typer.Option(help="Projects made at once, a process each.")] = 2,
@@ -161,7 +172,7 @@ def main(
     if only:
         run(Path(only))
         return
-    cells = [(a, s) for s in range(1, seeds + 1) for a in arm or ARMS]
+    cells = [(str(a), s) for s in range(1, seeds + 1) for a in arm or Arm]
     for a, s in cells:
         project(place / f"{a}-{s}", a, s, rounds)
     with ThreadPoolExecutor(jobs) as pool:
