@@ -32,7 +32,7 @@ from rich.text import Text
 from tasks import models, pipeline, store
 from tasks.errors import FlywheelError
 from tasks.params import Pipeline, load_params
-from tasks.record import tracking_uri
+from tasks.record import masked, tracking_uri
 from tasks.stage import load, names
 
 LOCK = Path("infra/requirements.lock")
@@ -333,13 +333,12 @@ def _is_held(path: Path) -> bool:
 def mlflow(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     """Whether MLflow's store can be reached, without importing MLflow."""
     uri = tracking_uri(root)
-    shown = re.sub(r"//[^@/]*@", "//", uri)
     if uri.startswith(("http:", "https:")):
-        yield _answering("mlflow", shown, f"{uri.rstrip('/')}/health", "start it, or unset MLFLOW_TRACKING_URI")
+        yield _answering("mlflow", uri, f"{uri.rstrip('/')}/health", "start it, or unset MLFLOW_TRACKING_URI")
     elif uri.startswith("sqlite:///"):
         yield _database(root / uri.removeprefix("sqlite:///"))
     else:
-        yield ok("mlflow", f"at {shown}; not looked at")
+        yield ok("mlflow", f"at {masked(uri)}; not looked at")
 
 
 def _database(path: Path) -> Finding:
@@ -375,9 +374,10 @@ def _started(root: Path) -> str | None:
         return None
 
 
-def _answering(what: str, shown: str, url: str, mend: str) -> Finding:
+def _answering(what: str, server: str, url: str, mend: str) -> Finding:
     import httpx
 
+    shown = masked(server)
     try:
         answer = httpx.get(url, timeout=3, trust_env=False)
     except httpx.HTTPError as error:

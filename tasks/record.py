@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from filelock import FileLock
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tasks import store
-from tasks.errors import FlywheelError, StoreError
+from tasks.errors import FlywheelError
 from tasks.models import resolve
-from tasks.params import Block, Pipeline, load_params, stages_of
+from tasks.params import Block, Pipeline, load_params, lock, stages_of
 from tasks.stage import stages
 from tasks.tables import TABLES
 
@@ -66,7 +65,7 @@ def record(root: Path) -> str:
         FlywheelError: when MLflow cannot be reached, or its experiment was deleted.
     """
     pipeline = load_params(root)
-    with _lock(root, "record"), _reached(tracking_uri(root)):
+    with lock(root, "record"), _reached(tracking_uri(root)):
         book = _Book(root, pipeline)
         for block in pipeline.blocks.values():
             book.add(block)
@@ -125,7 +124,7 @@ def _client(root: Path) -> Any:
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     own = root / "mlflow.db"
-    with _lock(root, "mlflow"):
+    with lock(root, "mlflow"):
         missing = not own.exists()
         client = MlflowClient(tracking_uri(root))
         client.search_experiments(max_results=1)
@@ -141,14 +140,6 @@ def _write_ahead(database: Path) -> None:
 
 
 @contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
-    place = root / ".flywheel"
-    place.mkdir(exist_ok=True)
-    with FileLock(place / f"{name}.lock"):
-        yield
-
-
-@contextmanager
 def _reached(uri: str) -> Iterator[None]:
     """Turns what MLflow and its store raise into one message."""
     try:
@@ -158,16 +149,18 @@ def _reached(uri: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("mlflow", "sqlalchemy", "sqlite3", "requests"):
             raise
-        line = _shown(str(error).strip().split("\n")[0])
+        line = masked(str(error).strip().split("\n")[0])
+        if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+            raise FlywheelError(f"MLflow at {masked(uri)} refuses what it was given: {line}") from error
         raise FlywheelError(
-            f"MLflow at {_shown(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
+            f"MLflow at {masked(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
             "then run `flywheel record`: nothing is lost, all of it is in the manifests"
         ) from error
 
 
-def _shown(uri: str) -> str:
-    """A URI without its password."""
-    return re.sub(r"//[^@/]*@", "//", uri)
+def masked(uri: str) -> str:
+    """A URI, or a text with URIs, without users and passwords."""
+    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 def _write(root: Path, chosen: Decision) -> None:
@@ -214,11 +207,25 @@ def consistent(root: Path, block: Block) -> dict[str, store.Manifest]:
 
 
 def last_promoted(root: Path, pipeline: Pipeline) -> str | None:
-    """The last round, in the order of params.yaml, that its gate promoted; else the first base that has been made."""
+    """The last round, in the order of params.yaml, that its gate promoted; else the first base that has been made.
+
+    A decision counts as long as it is about what is there: the round and those that it descends from were made with
+    their params of now, from what their ancestors hold now.
+    """
     made = {name: consistent(root, block) for name, block in pipeline.blocks.items()}
-    promoted = [n for n, found in made.items() if "gate" in found and found["gate"].metrics.get("promoted") == 1]
+    holds = {n: {k: o.digest for m in found.values() for k, o in m.outputs.items()} for n, found in made.items()}
+    stands = {name: _stands(block, made[name], holds) for name, block in pipeline.blocks.items()}
+    decided = [n for n, found in made.items() if "gate" in found and all(stands[b.name] for b in pipeline.lineage(n))]
+    promoted = [n for n in decided if made[n]["gate"].metrics.get("promoted") == 1]
     bases = [n for n, found in made.items() if pipeline.blocks[n].is_base and _model(found)]
     return (promoted[-1:] or bases[:1] or [None])[0]
+
+
+def _stands(block: Block, found: dict[str, store.Manifest], holds: dict[str, dict[str, str]]) -> bool:
+    """Whether a round was made with its params of now, from what its ancestors hold now."""
+    needs = [(m, n) for s, m in found.items() for n in stages()[s].inputs if n.ancestor]
+    read = all(m.inputs.get(n.argument) == holds[block.raw[n.ancestor]].get(n.name) for m, n in needs)
+    return read and all(block.raw.get(k) == v for m in found.values() for k, v in m.params.items())
 
 
 def _model(found: dict[str, store.Manifest]) -> store.Output | None:
@@ -425,7 +432,7 @@ class _Book:
     def summary(self) -> str:
         """What was new."""
         told = [f"{count} {what}" for what, count in self.new.items() if count]
-        where = f"MLflow experiment {self.name} at {_shown(tracking_uri(self.root))}"
+        where = f"MLflow experiment {self.name} at {masked(tracking_uri(self.root))}"
         return f"{where}: {', '.join(told)} new" if told else f"{where} was up to date"
 
 
@@ -571,10 +578,9 @@ def _by_level(root: Path, block: Block) -> dict[str, pl.DataFrame]:
     """Measures by level of a round, of its parent and of its base, as far as they are there."""
     found = {}
     for name in dict.fromkeys([block.name, block.parent or block.name, block.base]):
-        try:
-            frame = store.scan(root, name, "measures")[0].collect()
-        except StoreError:
+        if not store.has(root, name, "measures"):
             continue
+        frame = store.scan(root, name, "measures")[0].collect()
         frame = frame.filter(pl.col("level").is_not_null()).sort("level")
         if len(frame):
             found[name] = frame

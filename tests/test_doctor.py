@@ -150,6 +150,8 @@ def test_a_prefect_server_that_is_down(root, monkeypatch):
     assert findings(root, "broken")[0][2] == "`flywheel down`, then `flywheel up`"
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert "unset PREFECT_API_URL" in findings(root, "broken")[0][2]
+    monkeypatch.setenv("PREFECT_API_URL", "http://someone:secret@127.0.0.1:9/api")
+    assert findings(root, "broken")[0][1] == "http://127.0.0.1:9/api does not answer (ConnectError)"
 
 
 def test_packages_that_differ_from_the_lock(tmp_path):

@@ -220,6 +220,28 @@ def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
     assert "secret" not in str(caught.value)
 
 
+def test_what_mlflow_refuses_is_told_as_such(root, monkeypatch):
+    plan = synthetic.Pipeline(synthetic.Campaign.model_construct(name="tom's"), PLAN.blocks)
+    monkeypatch.setattr(record, "load_params", lambda root: plan)
+    with pytest.raises(FlywheelError, match="mlflow.db refuses what it was given: .*name = 'tom's"):
+        record.record(root)
+
+
+def test_a_decision_about_a_parent_that_is_gone_crowns_nobody(root, monkeypatch):
+    for name in ("r0", "r1", "r2"):
+        synthetic.make(root, PLAN, name)
+    assert record.last_promoted(root, PLAN) == "r2"
+    edited = synthetic.pipeline("r1", "r2")
+    edited.blocks["r2"].raw["filter"] = {"strategy": "other"}
+    assert record.last_promoted(root, edited) == "r1", "r2 has not been made with these params"
+    synthetic.make(root, PLAN, "r1", salt="x")
+    assert record.last_promoted(root, PLAN) == "r1", "r2 was compared with another r1"
+    synthetic.make(root, PLAN, "r2")
+    assert record.last_promoted(root, PLAN) == "r2"
+    synthetic.make(root, PLAN, "r0", salt="x")
+    assert record.last_promoted(root, PLAN) == "r0"
+
+
 def test_a_store_that_is_damaged_is_one_message(root):
     (root / "mlflow.db").write_bytes(b"no database at all" * 1000)
     with pytest.raises(FlywheelError, match="mlflow.db does not answer.*not a database"):
