@@ -66,10 +66,6 @@ class Panel(Params):
     """The members by name; one file of the stage's folder each."""
 
 
-class Metrics(dict[str, float]):
-    """Numbers that a stage measured, by name; `name/level_3` where they are by level."""
-
-
 @dataclass(frozen=True)
 class Result:
     """What a stage gives back when one table is not all: frames by table name, metrics, curves to plot."""

@@ -31,6 +31,10 @@ def _object(line: str, where: str, wanted: str) -> dict[str, Any]:
         value = json.loads(line)
     except ValueError as error:
         raise FlywheelError(f"{where}: {line.strip()[:80]!r} is not JSON ({error}); {wanted}") from None
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # an escape such as \ud83d, which is half a character
+        raise FlywheelError(f"{where}: holds {error.object[error.start]!a}, half a character; {wanted}") from None
     if not isinstance(value, dict):
         raise FlywheelError(f"{where}: {line.strip()[:80]!r} is not an object; {wanted}")
     return value

@@ -50,6 +50,7 @@ def test_splits_are_disjoint_stay_when_lines_are_added_and_are_drawn_by_seed(cha
         ("{", "is not JSON"),
         ('"text"', "is not an object"),
         ({"prompt": ""}, "'prompt' is ''"),
+        ({"prompt": "Half of a smile: \ud83d"}, r"holds '\ud83d', half a character"),
         ({"text": "Say hello."}, "'instruction' is None"),
         ({"instruction": "Do.", "instances": {"input": "x"}}, "expected a list"),
         ({"instruction": "Do.", "instances": ["x"]}, "expected a list"),
