@@ -1,20 +1,34 @@
+import asyncio
 import json
 import os
+import random
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import urllib.request
+from collections import Counter
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
 from tasks.engines import Completion, Request, Sampling
-from tasks.engines.openai import Openai
+from tasks.engines import _endpoints as endpoints_file
+from tasks.engines import openai as engine_file
+from tasks.engines._endpoints import TIRED, Endpoint
+from tasks.engines.openai import Openai, _pause
 from tasks.engines.transformers import Transformers
 from tasks.errors import EngineError
 
@@ -91,6 +105,9 @@ def replying(*replies):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.do_GET()
+
+        def do_GET(self):
             status, text = left.pop(0) if len(left) > 1 else left[0]
             self.send_response(status)
             self.send_header("content-type", "application/json")
@@ -114,9 +131,18 @@ def reply(text="Answer: 8", finish="stop", **more):
     )
 
 
+def told(*logprobs):
+    return {"content": [{"token": "x", "logprob": p, "top_logprobs": []} for p in logprobs]}
+
+
+@pytest.mark.parametrize("logprobs", [None, told(), told(-0.25, -0.5), told(-0.25, -0.5, 0.0, -1.0)])
+def test_log_probabilities_of_another_number_of_tokens_are_none(logprobs):
+    with replying((200, reply(logprobs=logprobs))) as (url, _):
+        assert ask(Openai(base_url=url, model="m"), wanted(1))[0] == Completion("Answer: 8", 3, 5, "stop")
+
+
 def test_a_reply_with_log_probabilities_is_read_whole():
-    tokens = [{"token": t, "logprob": p, "top_logprobs": []} for t, p in (("Answer", -0.25), (": 8", -0.5))]
-    with replying((200, reply(logprobs={"content": tokens}))) as (url, bodies):
+    with replying((200, reply(logprobs=told(-0.25, -0.5, 0.0)))) as (url, bodies):
         answer = ask(Openai(base_url=url, model="m"), wanted(1, stop=("\n",), min_p=0.1, top_p=0.9, max_tokens=7))[0]
     assert answer == Completion("Answer: 8", 3, 5, "stop", -0.75)
     assert bodies == [
@@ -151,8 +177,6 @@ GARBAGE = [
     '"x"',
     '{"choices": []}',
     '{"choices": 3}',
-    reply(None),
-    reply("x", "content_filter"),
 ]
 
 
@@ -166,6 +190,15 @@ def test_a_garbage_reply_is_a_row_with_an_error_and_is_not_cached(tmp_path, text
         assert ask(engine, wanted(1), tmp_path)[0].text == "Answer: 8"
 
 
+@pytest.mark.parametrize("text", [reply(None), reply("x", "content_filter")])
+def test_a_reply_without_an_answer_is_a_row_with_an_error_and_not_asked_for_again(text):
+    with replying((200, text)) as (url, bodies):
+        broken = ask(Openai(base_url=url, model="m"), wanted(1))[0]
+    assert (broken.text, broken.finish_reason) == ("", "error")
+    assert "cannot be used: finish_reason" in broken.error
+    assert len(bodies) == 1
+
+
 def test_a_busy_server_is_asked_again_and_a_failing_one_is_a_row():
     with replying((503, "{}"), (200, reply())) as (url, bodies):
         assert ask(Openai(base_url=url, model="m", max_retries=1), wanted(1))[0].text == "Answer: 8"
@@ -174,12 +207,30 @@ def test_a_busy_server_is_asked_again_and_a_failing_one_is_a_row():
         assert "HTTP 500" in ask(Openai(base_url=url, model="m", max_retries=0), wanted(1))[0].error
 
 
-@pytest.mark.parametrize(("status", "message"), [(401, "MY_KEY"), (403, "MY_KEY"), (404, "has no model 'm'")])
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "refuses the key.*MY_KEY"), (403, "MY_KEY"), (404, "has no model 'm'")]
+)
 def test_what_no_request_can_pass_is_an_engine_error_without_the_key(monkeypatch, status, message):
     monkeypatch.setenv("MY_KEY", "very secret")
-    with replying((status, "{}")) as (url, _), pytest.raises(EngineError, match=message) as caught:
+    echo = json.dumps({"error": {"message": "wrong: very secret"}})
+    with replying((status, echo)) as (url, _), pytest.raises(EngineError, match=message) as caught:
         ask(Openai(base_url=url, model="m", api_key_env="MY_KEY"), wanted(1))
-    assert "very secret" not in str(caught.value)
+    assert "very secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_error_that_echoes_the_key_is_a_row_without_it(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "very secret")
+    with replying((400, '{"error": {"message": "very secret is no good"}}')) as (url, bodies):
+        broken = ask(Openai(base_url=url, model="m", api_key_env="MY_KEY"), wanted(1))[0].error
+    assert broken.startswith("HTTP 400")
+    assert "very secret" not in broken
+    assert len(bodies) == 1  # what is wrong with it stays wrong
+
+
+def test_a_key_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with replying((401, "{}")) as (url, _), pytest.raises(EngineError, match="MY_KEY, which is not set"):
+        ask(Openai(base_url=url, model="m", api_key_env="MY_KEY"), wanted(1))
 
 
 def test_a_server_that_is_down_is_a_clear_error_and_loses_nothing(tmp_path):
@@ -197,6 +248,295 @@ def test_it_says_that_it_cannot_score():
         policy.score([()], [""])
 
 
-def test_an_url_is_one():
-    with pytest.raises(ValidationError, match="base_url"):
-        Openai(base_url="localhost:8000", model="m")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000", "ftp://x/v1", "http://", "http://x:port/v1", "http://x:70000/v1", "http://me:pass@x/v1",
+        "http://me@x/v1", "http://x/v1?key=1",
+    ],
+)  # fmt: skip
+def test_an_url_is_one(url):
+    for given in ({"base_url": url}, {"base_urls": ["http://y/v1", url]}):
+        with pytest.raises(ValidationError, match="base_url") as caught:
+            Openai(**given, model="m")
+        assert "pass" not in caught.value.errors()[0]["msg"].replace("password", "")
+
+
+def test_endpoints_are_named_once_and_in_one_place():
+    pool = ["http://x/v1", "http://y:1/v1"]
+    assert Openai(base_urls=pool, model="m").urls == tuple(pool)
+    assert Openai(model="m").urls == ("http://127.0.0.1:8000/v1",)
+    with pytest.raises(ValidationError, match="both base_url and base_urls"):
+        Openai(base_url=pool[0], base_urls=pool, model="m")
+    with pytest.raises(ValidationError, match="twice"):
+        Openai(base_urls=[pool[0]] * 2, model="m")
+
+
+# What doctor asks
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "problem"),
+    [
+        (200, '{"object": "list", "data": []}', None),
+        (404, "{}", None),
+        (401, "{}", "MY_KEY, which is not set"),
+        (503, "{}", "answers HTTP 503"),
+        (200, "<html>hello</html>", "does not speak OpenAI's protocol"),
+    ],
+)
+def test_problems_are_what_the_server_says(monkeypatch, status, text, problem):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with replying((status, text)) as (url, _):
+        found = Openai(base_url=url, model="m", api_key_env="MY_KEY").problems()
+    assert found == [] if problem is None else (len(found) == 1 and found[0].startswith(url) and problem in found[0])
+
+
+def test_a_dead_endpoint_is_a_problem_for_each_url():
+    dead = [f"http://127.0.0.1:{free_port()}/v1" for _ in range(2)]
+    found = Openai(base_urls=dead, model="m").problems()
+    assert [f.partition(": ")[0] for f in found] == dead
+    assert all("no server answers" in f for f in found)
+
+
+# Pools, before servers that fail
+
+
+@dataclass
+class Faulty:
+    """A server on several ports that answers each prompt with itself; `fault(prompt, time)` names what goes wrong."""
+
+    fault: Callable[[str, int], str | None] = lambda prompt, time: None
+    work: float = 0.0
+    """Seconds that an answer takes."""
+    after: str = "0.2"
+    """What it says in Retry-After."""
+    urls: list[str] = field(default_factory=list)
+    asked: Counter[str] = field(default_factory=Counter)
+    by_port: Counter[int] = field(default_factory=Counter)
+    busy: Counter[int] = field(default_factory=Counter)
+    busiest: Counter[int] = field(default_factory=Counter)
+    times: list[float] = field(default_factory=list)
+
+    async def serve(self, reader, writer):
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                size = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+                await self.answer(json.loads(await reader.readexactly(size)), writer)
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):  # its client or the test is over
+            pass
+        finally:
+            writer.close()
+
+    async def answer(self, body, writer):
+        port, prompt = writer.get_extra_info("sockname")[1], body["messages"][-1]["content"]
+        self.asked[prompt] += 1
+        self.by_port[port] += 1
+        self.times.append(time.monotonic())
+        self.busy[port] += 1
+        self.busiest[port] = max(self.busiest[port], self.busy[port])
+        try:
+            await asyncio.sleep(self.work)
+            await self.put(writer, prompt, self.fault(prompt, self.asked[prompt]))
+        finally:
+            self.busy[port] -= 1
+
+    async def put(self, writer, prompt, fault):
+        status, text, head = 200, reply(prompt), ""
+        match fault:
+            case "busy":
+                status, text = 429, "{}"
+            case "busy, says when":
+                status, text, head = 429, "{}", f"Retry-After: {self.after}\r\n"
+            case "broken":
+                status, text = 500, "{}"
+            case "garbage":
+                text = text[: len(text) // 2]
+            case "slow":
+                await asyncio.sleep(30)
+            case "drip":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\nContent-Type: application/json\r\n\r\n")
+                while not writer.is_closing():
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+        about = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n{head}"
+        raw = f"HTTP/1.1 {status} X\r\n{about}\r\n{text}".encode()
+        if fault == "half-closed":
+            writer.write(raw[:-9])
+            await writer.drain()
+            raise ConnectionError
+        writer.write(raw)
+        await writer.drain()
+
+
+@contextmanager
+def serving(ports=1, **how):
+    """The faulty server, in a thread."""
+    faulty = Faulty(**how)
+
+    async def run(task_status):
+        servers = [await asyncio.start_server(faulty.serve, "127.0.0.1", 0) for _ in range(ports)]
+        faulty.urls += [f"http://127.0.0.1:{s.sockets[0].getsockname()[1]}/v1" for s in servers]
+        task_status.started()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for server in servers:
+                server.close()
+
+    with start_blocking_portal() as portal:
+        running, _ = portal.start_task(run)
+        try:
+            yield faulty
+        finally:
+            running.cancel()
+
+
+FAULTS = ("busy", "busy, says when", "broken", "garbage", "half-closed", "slow")
+
+
+def sometimes(prompt, time):
+    """A fault in 30 of 100 requests, the same ones in every run."""
+    rng = random.Random(f"{prompt} {time}")
+    return rng.choice(FAULTS) if rng.random() < 0.3 else None
+
+
+@pytest.mark.timeout(900)
+def test_with_faults_none_is_lost_and_none_doubled(monkeypatch):
+    """`FAULTY_REQUESTS=10000 pytest tests/engines/test_openai.py -k faults` asks the full number."""
+    count = int(os.environ.get("FAULTY_REQUESTS", "1000"))
+    monkeypatch.setattr(engine_file, "PAUSE", 0.05)
+    requests = wanted(count)
+    with serving(3, fault=sometimes) as server:
+        with Openai(base_urls=server.urls, model="m", concurrency=32, timeout=2).open(NOWHERE) as policy:
+            answers = list(policy.sample(requests))
+    assert sorted(i for i, _ in answers) == list(range(count))
+    failed = {i for i, c in answers if c.error is not None}
+    assert all(c.text == requests[i].messages[0][1] for i, c in answers if i not in failed)
+    hopeless = {i for i, r in enumerate(requests) if all(sometimes(r.messages[0][1], t) for t in range(1, 6))}
+    assert hopeless <= failed
+    assert len(failed) <= len(hopeless) + count // 200  # a machine that stands still for 2 s fails some more
+    assert server.asked.total() <= 1.5 * count
+    assert min(server.by_port.values()) > 0.2 * server.asked.total()
+
+
+def test_each_endpoint_has_its_own_limit_and_the_least_busy_comes_first():
+    with serving(3, work=0.05) as server:
+        answers = ask(Openai(base_urls=server.urls, model="m", concurrency=4), wanted(60))
+    assert all(c.error is None for c in answers)
+    assert len(server.busiest) == 3
+    assert all(2 <= most <= 4 for most in server.busiest.values())
+
+
+def test_a_pause_that_is_asked_for_is_kept_by_all():
+    with serving(1, fault=lambda _, time: "busy, says when" if len(server.times) == 1 else None, after="1") as server:
+        answers = ask(Openai(base_url=server.urls[0], model="m", concurrency=1), wanted(3))
+    assert all(c.error is None for c in answers)
+    first, second, *_ = server.times
+    assert second - first >= 1.0
+
+
+def test_a_pause_beyond_the_deadline_ends_it_at_once():
+    with serving(1, fault=lambda *_: "busy, says when", after="3600") as server:
+        with pytest.raises(EngineError, match=r"nothing can be sent for another 3\d\d\d s.*engine\.deadline is 60 s"):
+            ask(Openai(base_url=server.urls[0], model="m", deadline=60), wanted(3))
+
+
+def test_a_pause_is_seconds_or_a_date():
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert [_pause(said) for said in ("2", "0.5", "-3", "", "soon")] == [2.0, 0.5, 0.0, 0.0, 0.0]
+    assert 55 < _pause(in_a_minute) <= 60
+
+
+@pytest.mark.parametrize("limit", [{"timeout": 0.4}, {"deadline": 0.4}])
+def test_an_answer_that_drips_in_is_late(limit):
+    with serving(1, fault=lambda *_: "drip") as server:
+        clock = time.monotonic()
+        answers = ask(Openai(base_url=server.urls[0], model="m", max_retries=1, **limit), wanted(2))
+        assert time.monotonic() - clock < 8
+    assert all("no answer within" in c.error for c in answers)
+
+
+def test_the_work_of_a_dead_or_broken_endpoint_is_done_by_another():
+    with serving(2, fault=lambda prompt, _: "broken" if "0" in prompt else None) as server, serving(1) as sound:
+        dead = f"http://127.0.0.1:{free_port()}/v1"
+        engine = Openai(base_urls=[dead, sound.urls[0]], model="m", concurrency=2)
+        assert all(c.error is None for c in ask(engine, wanted(200)))
+        assert server.asked.total() == 0
+    with serving(1, fault=lambda *_: "broken") as broken, serving(1, work=0.01) as sound:
+        engine = Openai(base_urls=broken.urls + sound.urls, model="m", concurrency=2)
+        assert all(c.error is None for c in ask(engine, wanted(200)))
+    assert TIRED <= broken.asked.total() < 30
+
+
+def leaves_at_once(requests, engine, kind):
+    """Whether an error of this kind ends it although requests are in flight."""
+    clock = time.monotonic()
+    with pytest.raises(kind):
+        ask(engine, requests)
+    return time.monotonic() - clock < 10
+
+
+def test_an_interrupt_waits_for_nothing():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    press = threading.Timer(1.5, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    try:
+        with serving(1, fault=lambda *_: "slow") as server:
+            press.start()
+            assert leaves_at_once(wanted(3), Openai(base_url=server.urls[0], model="m"), KeyboardInterrupt)
+    finally:
+        press.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_error_waits_for_nothing():
+    with serving(1, fault=lambda *_: "slow") as server, replying((401, "{}")) as (url, _):
+        assert leaves_at_once(wanted(8), Openai(base_urls=[server.urls[0], url], model="m"), EngineError)
+
+
+# An endpoint's own books
+
+
+def test_the_budget_of_tokens_holds_in_every_minute():
+    endpoint = Endpoint("http://x", 10, tokens_per_minute=100)
+    now = time.monotonic()
+    assert endpoint.takes(500, now)  # alone, even what is too large
+    with endpoint.asked(90) as first, endpoint.asked(10):
+        assert not endpoint.takes(1, now)
+        first.tokens = 40  # the server's count
+        assert endpoint.takes(50, now)
+        assert not endpoint.takes(51, now)
+    assert not endpoint.takes(51, now + 59)
+    assert endpoint.takes(100, now + 61)
+
+
+def test_a_budget_slows_requests_down(monkeypatch):
+    monkeypatch.setattr(endpoints_file, "MINUTE", 1.0)
+    with serving(1) as server:  # 8 tokens each, 5 + 12 when they are sent
+        engine = Openai(base_url=server.urls[0], model="m", tokens_per_minute=40)
+        assert all(c.error is None for c in ask(engine, wanted(12, max_tokens=10)))
+    for start in server.times:
+        assert sum(start <= t < start + 0.9 for t in server.times) <= 5
+
+
+def test_an_endpoint_rests_longer_the_longer_it_fails_and_is_tried_alone(monkeypatch):
+    endpoint = Endpoint("http://x", 10)
+    clock = [100.0]
+    monkeypatch.setattr(endpoints_file.time, "monotonic", lambda: clock[0])
+    for _ in range(TIRED - 1):
+        endpoint.failed(heard=True)
+    assert endpoint.takes(1, clock[0])
+    endpoint.failed(heard=True)
+    endpoint.failed(heard=True)  # was in flight
+    assert not endpoint.takes(1, clock[0] + 0.9)
+    clock[0] += 1.1
+    with endpoint.asked(1):
+        assert not endpoint.takes(1, clock[0])  # one request at a time
+    assert endpoint.takes(1, clock[0])
+    endpoint.failed(heard=True)
+    assert not endpoint.takes(1, clock[0] + 1.9)
+    clock[0] += 2.1
+    endpoint.answered()
+    with endpoint.asked(1):
+        assert endpoint.takes(1, clock[0])
