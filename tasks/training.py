@@ -70,10 +70,12 @@ class MuonAdamW(torch.optim.Optimizer):
         self._share_groups()
 
 
-def check_finite(loss: float, step: int, first: float = math.inf) -> None:
-    """Raises Diverged when a loss has left the finite numbers, or is far above the `first` one."""
-    if not math.isfinite(loss) or loss > max(1.0, EXPLODED * first):
-        raise Diverged(f"the loss is {loss} at step {step}: lower the learning rate. The weights saved before it stay.")
+def check_finite(value: float, step: int, first: float = math.inf, name: str = "loss") -> None:
+    """Raises Diverged when a value of the log has left the finite numbers, or is far above the `first` one."""
+    if not math.isfinite(value) or value > max(1.0, EXPLODED * first):
+        raise Diverged(
+            f"the {name} is {value} at step {step}: lower the learning rate. The weights saved before it stay."
+        )
 
 
 def save_atomic(state: dict[str, Any], path: Path) -> None:
@@ -109,12 +111,13 @@ def load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     return policy, AutoTokenizer.from_pretrained(folder)
 
 
-def peft(policy: "PreTrainedModel", adapter: Any) -> "PreTrainedModel":
-    """The policy with a low-rank adapter on all its linear layers, or itself when `adapter` is None."""
+def peft(policy: "PreTrainedModel", adapter: Any, seed: int) -> "PreTrainedModel":
+    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None."""
     if adapter is None:
         return policy
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(seed % 2**32)  # the trainer seeds torch too, but only after the adapter was drawn
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -166,7 +169,8 @@ def in_order(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> list
 def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
     """Runs a trainer, from its last whole checkpoint if there is one, and gives its curve in rows of `train.CURVE`.
 
-    Raises Diverged at the first loss that is not finite or that exploded; what was saved before it stays.
+    Raises Diverged at the first value of the curve that is not finite, or loss that exploded; what was saved before it
+    stays.
     """
     from transformers import PrinterCallback
 
@@ -176,7 +180,7 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
     return [
         {"step": entry["step"], "phase": phase, "name": name, "value": round(float(value), 6)}
         for entry in trainer.state.log_history
-        for name, value in entry.items()
+        for name, value in sorted(entry.items())  # as a checkpoint has them: a resumed run gives the same rows
         if name in PLOTTED
     ]
 
@@ -184,11 +188,19 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
 def save(
     policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: Path, model: Path, blend: float
 ) -> None:
-    """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones."""
+    """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones.
+
+    Raises Diverged when a weight is not finite, as the last step can leave it, which no loss follows.
+    """
     if hasattr(policy, "merge_and_unload"):
         policy = policy.merge_and_unload()
     if blend < 1:
         _blend(policy, load(parent)[0].state_dict(), blend)
+    broken = [name for name, weight in policy.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise Diverged(
+            f"the trained weights are not finite, first in {broken[0]}: lower the learning rate. Nothing was saved."
+        )
     policy.save_pretrained(model)
     tokenizer.save_pretrained(model)
 
@@ -208,12 +220,13 @@ def _watch() -> "TrainerCallback":
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
-        """Stops at a loss that left the finite numbers; marks checkpoints that were written to their end."""
+        """Stops where the curve leaves the finite numbers; marks checkpoints that were written to their end."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-            if "loss" in logs:
-                losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
-                check_finite(logs["loss"], state.global_step, losses[0])
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            for name in sorted(PLOTTED & logs.keys()):
+                first = losses[0] if name == "loss" else math.inf
+                check_finite(logs[name], state.global_step, first, name)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()

@@ -85,7 +85,7 @@ class FineTuning(Training):
         data = Dataset.from_list(rows.select("prompt", "completion").to_dicts())
         steps = -(-len(rows) * self.epochs // self.batch)
         config = SFTConfig(max_length=self.max_length, **arguments(work, steps, self.batch, seed, self.warmup))
-        policy = peft(policy, self.adapter)
+        policy = peft(policy, self.adapter, seed)
         optimizer = MuonAdamW(policy, self.matrices, self.rest)
         trainer = SFTTrainer(
             policy, config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)

@@ -88,10 +88,13 @@ class SFTThenDPO(FineTuning):
         )
         if hasattr(policy, "merge_and_unload"):
             policy = policy.merge_and_unload()
-        policy = peft(policy, self.adapter)
+        policy = peft(policy, self.adapter, seed)
         optimizer = MuonAdamW(policy, self.pairs_matrices, self.pairs_rest)
         data = Dataset.from_list([wanted[i] for i in order])
         trainer = DPOTrainer(
             policy, args=config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)
         )
+        if "ref" in getattr(policy, "peft_config", {}):
+            # TRL's copy of the fresh adapter has done its work, and a checkpoint with two is resumed from this one
+            policy.delete_adapter("ref")
         return trainer.model, fit(trainer, "dpo")

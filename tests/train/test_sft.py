@@ -1,10 +1,14 @@
 """Fine-tuning through TRL: rows are learnt, pairs are preferred, a kill changes nothing, NaN stops it."""
 
 import multiprocessing
+import signal
 import time
+from math import inf, nan
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
+import torch
 
 from tasks.base.scratch import Scratch
 from tasks.domains.arithmetic import Arithmetic
@@ -12,6 +16,7 @@ from tasks.errors import Diverged
 from tasks.train import Lora
 from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
+from tasks.training import PLOTTED, WHOLE, _watch, load, save
 
 DOMAIN = Arithmetic()
 PROBLEMS = [item.problem for item in DOMAIN.items("train", 42, 0)]
@@ -79,25 +84,72 @@ def test_an_adapter_is_merged(parent, tmp_path):
     assert b"lora" not in weights(tmp_path)
 
 
-def test_killed_while_it_trains_it_ends_in_the_same_bytes(parent, tmp_path):
+def test_an_adapter_is_drawn_by_the_seed(parent, tmp_path):
+    params = SFTThenDPO(**FAST | {"epochs": 1}, pairs_batch=8, adapter=Lora(rank=4, dropout=0.1))
+    for name, before in (("one", 1), ("again", 2)):
+        torch.manual_seed(before)
+        train(params, parent, tmp_path / name)
+    assert weights(tmp_path / "one") == weights(tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("params", "phase"),
+    [
+        (SFT(**FAST), "sft"),
+        (SFTThenDPO(**FAST | {"epochs": 1}, pairs_batch=8, pairs_epochs=3, adapter=Lora(rank=4)), "dpo"),
+    ],
+    ids=["sft", "dpo"],
+)
+def test_killed_after_a_checkpoint_it_ends_in_the_same_bytes(parent, tmp_path, params, phase):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    first = train(SFT(**FAST), parent, calm)
-    fork = multiprocessing.get_context("fork")
-    for seconds in (0.6, 1.1, 1.7):
-        child = fork.Process(target=train, args=(SFT(**FAST), parent, killed))
+    first = train(params, parent, calm)
+    # not forked from here: where a backward pass has run already, it hangs in a forked child
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "tasks.training"])
+    seen: set[int] = set()
+    for _ in range(2):
+        child = server.Process(target=train, args=(params, parent, killed))
         child.start()
-        time.sleep(seconds)
+        late = time.monotonic() + 120
+        while child.is_alive() and checkpoints(killed, phase) <= seen and time.monotonic() < late:
+            time.sleep(0.002)
         child.kill()
         child.join()
-    second = train(SFT(**FAST), parent, killed)
+        assert child.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+        assert checkpoints(killed, phase) - seen, "it was killed before it had a checkpoint to go on from"
+        seen |= checkpoints(killed, phase)
+    second = train(params, parent, killed)
     assert weights(calm) == weights(killed)
     assert first.equals(second)
+
+
+def checkpoints(folder, phase):
+    """Steps of the checkpoints that were written to their end."""
+    whole = (folder / "work" / phase).glob(f"checkpoint-*/{WHOLE}")
+    return {int(path.parent.name.rpartition("-")[2]) for path in whole}
 
 
 def test_nan_stops_it_and_writes_no_model(parent, tmp_path):
     with pytest.raises(Diverged):
         train(SFT(**FAST | {"matrices": 1e30, "rest": 1e30}), parent, tmp_path)
     assert not (tmp_path / "model").exists()
+
+
+def test_weights_that_the_last_step_broke_are_not_saved(parent, tmp_path):
+    policy, tokenizer = load(parent)
+    policy.lm_head.weight.data[3, 4] = nan
+    with pytest.raises(Diverged, match=r"weights are not finite, first in .*embed_tokens.*lower the learning rate"):
+        save(policy, tokenizer, parent, tmp_path / "model", blend=0.5)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", sorted(PLOTTED))
+def test_no_value_of_the_curve_may_leave_the_finite_numbers(name):
+    state = SimpleNamespace(log_history=[{"loss": 2.0}], global_step=3)
+    for value in (inf, nan):
+        with pytest.raises(Diverged, match=f"the {name} is {value} at step 3"):
+            _watch().on_log(None, state, None, {"loss": 1.0, name: value})
+    _watch().on_log(None, state, None, {"loss": 1.0, name: 1.5})
 
 
 def test_dpo_prefers_the_chosen(parent, tmp_path):
