@@ -18,15 +18,15 @@ import pytest
 from tasks import execute, store, tables
 from tasks.domains import Domain, Item, Verdict
 from tasks.domains.arithmetic import Arithmetic
-from tasks.engines import Completion, Engine
+from tasks.engines import MANY, Completion, Engine, Metered
 from tasks.engines.fake import GARBAGE, Fake
-from tasks.errors import FlywheelError
+from tasks.errors import EngineError, FlywheelError
 from tasks.stage import Stage, load, names, seed_of, stages
 
-# A round: p1 has right, wrong, failed and unjudged answers; p2 was turned away; p3 has only failures; p4 no answers.
+# A round: p1 has right, wrong, failed, unjudged and unreadable answers; p2 was turned away; p3 has only failures; p4 no answers.
 
-FAILED, UNJUDGED = {"r4", "r5", "f2"}, {"r6", "r7"}
-UNUSABLE = FAILED | UNJUDGED
+FAILED, UNJUDGED, UNREADABLE = {"r4", "r5", "f2"}, {"r6", "r7"}, {"r8"}
+UNUSABLE = FAILED | UNJUDGED | UNREADABLE
 STORY = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
 RIGHT = "Day 1: 12+5=17\nDay 2: 17/2=8\nAnswer: 8"
 WRONG = "Day 1: 12+5=18\nDay 2: 18/2=9\nAnswer: 9"
@@ -320,15 +320,49 @@ def test_without_any_score_nothing_is_chosen(case):
         assert (rows.filter("kept") if "kept" in rows.columns else rows).is_empty()
 
 
-@pytest.mark.parametrize(
-    "engine", [Fake(error_rate=1.0), Fake(garbage_rate=1.0), Mute()], ids=["fails", "garbage", "mute"]
-)
+GOOD = {
+    "prompts": pl.col("error").is_null(),
+    "responses": pl.col("answer").is_not_null(),
+    "judgments": pl.col("score").is_not_null(),
+    "critiques": pl.col("kept"),
+    "refinements": pl.col("success"),
+    "evals": pl.col("correct"),
+    "audits": (pl.col("judge") != "logprob") & pl.col("score").is_not_null(),  # text that was given can be scored
+}
+"""Rows of each table from which something follows."""
+
+
+@pytest.mark.parametrize("fault", ["error_rate", "garbage_rate"])
 @every_strategy(asks("engine"))
-def test_whatever_the_engine_does(case, engine):
+def test_nothing_follows_from_an_engine_that_fails_or_babbles(case, fault):
+    meter = Metered(Fake(**{fault: 1.0}))
+    made = case.run(ROUND, meter)
+    if not load(case.stage.name, case.name).needs:
+        assert meter.requests == 0
+        return
+    assert meter.requests > 0
+    for table in {t.name for t in case.stage.tables} & GOOD.keys():
+        assert case.written(made, table).filter(GOOD[table]).is_empty(), table
+    if fault == "garbage_rate":
+        return
+    if "evals" in case.stage.outputs:
+        assert case.written(made, "evals")["correct"].drop_nulls().is_empty()  # least of all is it wrong
+    assert meter.failed > 0
+    if meter.failed == meter.requests >= MANY:
+        with pytest.raises(EngineError, match="engine fake: none of .* requests was answered"):
+            meter.check()
+
+
+@every_strategy(asks("engine"))
+def test_an_engine_that_says_no_more_than_the_text(case):
     needs = load(case.stage.name, case.name).needs
-    if not needs or ("scores" in needs and not engine.scores):
+    if not needs or ("scores" in needs and not Mute.scores):
         return  # it asks nothing, or params.yaml would refuse this engine
-    case.run(ROUND, engine)
+    made = case.run(ROUND, Mute())
+    for table in case.stage.tables:
+        rows = case.written(made, table.name)
+        statistics = {"logprob", "mean_logprob", "entropy", "self_certainty"} & set(rows.columns)
+        assert all(rows[column].null_count() == len(rows) for column in statistics)
 
 
 @every_strategy(asks("domain"))

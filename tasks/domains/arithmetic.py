@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.domains import Domain, Item, Message, Split, Verdict
 
@@ -159,6 +159,12 @@ class Arithmetic(Domain):
     hardest: int = Field(8, ge=1, le=9)
     """Most steps of a problem in the sets; the embedded model has seen up to 8."""
 
+    @model_validator(mode="after")
+    def _some_levels(self) -> "Arithmetic":
+        if self.easiest > self.hardest:
+            raise ValueError(f"easiest is {self.easiest}, which is above hardest ({self.hardest}); swap them")
+        return self
+
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Stories of the levels `easiest` … `hardest`, equally many each as far as a level has so many."""
         levels = range(self.easiest, self.hardest + 1)
@@ -186,11 +192,14 @@ class Arithmetic(Domain):
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
         """Right when every step follows from the problem and from what the answer said before, and so does the
-        `Answer:` line, which counts as the step after the last.
+        `Answer:` line, which counts as the step after the last. A response without an answer, such as one that was cut
+        off, is an error and not a fail.
         """
         story = read(problem)
         if story is None:
             return Verdict(None, error="the problem cannot be read")
+        if self.answer(response) is None:
+            return Verdict(None, error="no answer in the response")
         wrong = first_wrong(story, response)
         return Verdict(wrong is None, wrong)
 

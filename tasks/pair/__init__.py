@@ -1,6 +1,7 @@
 """Pair: preference pairs, the chosen and the rejected completion of one prompt, in TRL's columns.
 
-Both scores are the reward's. A response that failed or has no reward is in no pair, least of all as the rejected one.
+Both scores are the reward's. A response that failed, was cut off, or has no answer or no reward is in no pair, least of
+all as the rejected one: nobody knows that it was wrong.
 """
 
 import polars as pl
@@ -42,7 +43,8 @@ def pair(
 
 def _rated(responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
     reward = judgments.filter("reward").drop_nulls("score").select(pl.col("response_id").alias("id"), "score")
-    return responses.filter(pl.col("error").is_null()).join(reward, on="id")
+    whole = pl.col("answer").is_not_null() & pl.col("finish_reason").ne_missing("length")
+    return responses.filter(pl.col("error").is_null() & whole).join(reward, on="id")
 
 
 def _turn(column: str) -> pl.Expr:

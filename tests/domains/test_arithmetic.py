@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tasks.domains import Split
 from tasks.domains.arithmetic import Arithmetic, Role, Story, criticism, draw, first_wrong, judgment, read, tell, work
@@ -64,15 +65,27 @@ def test_other_words_for_the_same_numbers_are_near_duplicates():
         (ANSWER.replace("+5", "+4"), 1),
         (ANSWER.replace("17/2", "16/2"), 2),
         (ANSWER.replace("Answer: 8", "Answer: 9"), 3),
-        (ANSWER.replace("\nAnswer: 8", ""), 3),
         (ANSWER + "\nAnswer: 8", 3),
         ("Answer: 8", 1),
-        ("", 1),
     ],
 )
 def test_verifies_the_answer_and_every_step(response, wrong):
     verdict = DOMAIN.verify(PROBLEM, response)
     assert (verdict.passed, verdict.wrong_step) == (wrong is None, wrong)
+
+
+@pytest.mark.parametrize(
+    "response", ["", "garbage", "Day 1: 12+", ANSWER.removesuffix("\nAnswer: 8"), ANSWER + "\nHm."]
+)
+def test_a_response_without_an_answer_is_an_error_and_no_fail(response):
+    verdict = DOMAIN.verify(PROBLEM, response)
+    assert (verdict.passed, verdict.wrong_step, verdict.error) == (None, None, "no answer in the response")
+
+
+def test_levels_the_wrong_way_round_are_refused():
+    with pytest.raises(ValidationError, match=r"easiest is 8, which is above hardest \(2\)"):
+        Arithmetic(easiest=8, hardest=2)
+    assert Arithmetic(easiest=3, hardest=3).items("seeds", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +166,7 @@ def test_no_text_breaks_a_parser(text):
     DOMAIN.parse(text)
     DOMAIN.answer(text)
     assert DOMAIN.structure(text) is not None
-    assert DOMAIN.verify(PROBLEM, text).passed is False
+    assert DOMAIN.verify(PROBLEM, text).passed is (None if DOMAIN.answer(text) is None else False)
     DOMAIN.verdict(text)
 
 
@@ -164,4 +177,4 @@ def test_no_mixture_of_lines_breaks_a_parser(lines):
     text = "\n".join(lines)
     DOMAIN.parse(text)
     DOMAIN.verdict(text)
-    assert DOMAIN.verify(PROBLEM, text).passed is (text.strip() == ANSWER)
+    assert DOMAIN.verify(PROBLEM, text).passed is (None if DOMAIN.answer(text) is None else text.strip() == ANSWER)

@@ -89,11 +89,14 @@ def test_of_equal_ones_the_likeliest_then_the_first():
     assert pairs(BestWorst(), rows) == [("a2", "a6", 1.0, 0.0)]
 
 
-def test_what_failed_or_has_no_reward_is_never_rejected():
+def test_what_failed_was_cut_off_or_has_no_answer_or_reward_is_in_no_pair():
     rows = [
         response("a1", 1.0),
         response("a2", None),
         response("a3", 0.0, error="time-out", answer=None),
+        response("a5", 0.0, answer=None),
+        response("a6", 0.0, finish_reason="length"),
+        response("a7", 2.0, finish_reason="length"),
         response("a4", 0.5),
     ]
 
