@@ -1,7 +1,8 @@
 """Registers the flows with a Prefect server: `python -m flows.deploy`, or `python -m flows.deploy --serve`.
 
 Deployed flows run as processes of the pool `flywheel` in this very folder (`prefect deployment run round/local -p
-round=r2`); served ones run for as long as this process does. `infra/prefect.yaml` is the same for `prefect deploy`.
+round=r2`); served ones (`round/served`) for as long as this process does. `infra/prefect.yaml` is the first kind for
+`prefect deploy`.
 """
 
 import sys
@@ -16,7 +17,8 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from flows.services import POOL
 
-NAME = "local"
+NAME, SERVED = "local", "served"
+"""Deployments of the two kinds are told apart by name: one must not take the other's place."""
 FLOWS = {
     "flows/round.py:run_round": "Bring one round up to date.",
     "flows/campaign.py:run_campaign": "Run rounds, one from the other.",
@@ -45,7 +47,7 @@ def _deploy(root: Path, entrypoint: str, text: str) -> str:
 def serve_here(root: Path) -> None:
     """Serves both flows from this process until it is ended."""
     flows: list[Any] = [Flow.from_source(str(root.resolve()), entrypoint) for entrypoint in FLOWS]
-    serve(*(flow.to_deployment(NAME, description=text) for flow, text in zip(flows, FLOWS.values(), strict=True)))
+    serve(*(flow.to_deployment(SERVED, description=text) for flow, text in zip(flows, FLOWS.values(), strict=True)))
 
 
 if __name__ == "__main__":

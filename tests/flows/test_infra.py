@@ -1,5 +1,7 @@
 import importlib
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,63 @@ def test_a_refusal_is_chosen_from_a_list():
     assert run_campaign.parameters.properties["on_refusal"]["enum"] == ["branch", "stop"]
 
 
+def test_the_command_of_the_file_says_where_the_project_is():
+    """What prefect.yaml takes from the environment is empty where it is not set."""
+    text = (INFRA / "prefect.yaml").read_text()
+    taken = set(re.findall(r"{{ \$(\w+) }}", text))
+    [command] = re.findall(r"^#   (.*prefect .*deploy.*)$", text, re.MULTILINE)
+    assert taken == {"FLYWHEEL_ROOT"}
+    assert command.startswith("FLYWHEEL_ROOT=$PWD ")
+
+
+def test_what_git_ignores_is_not_in_the_image():
+    root = INFRA.parent
+    own = (root / ".gitignore").read_text().splitlines() + [
+        f".dvc{line}" for line in (root / ".dvc/.gitignore").read_text().splitlines()
+    ]
+    ignored = {line.strip("/").removeprefix("**/") for line in own if line and not line.startswith("#")}
+    left_out = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    assert ignored - {line.removeprefix("**/") for line in left_out} == set()
+    assert {".git", "**/.env*", "**/*.duckdb"} <= set(left_out)
+
+
+def test_a_volume_gets_the_project_once_and_the_code_of_every_image(tmp_path):
+    image, volume = tmp_path / "image", tmp_path / "volume"
+    volume.mkdir()
+    for name in ("tasks", "flows", "recipes", "data"):
+        (image / name).mkdir(parents=True)
+        (image / name / "file").write_text("1")
+    for name in ("params.yaml", "dvc.yaml"):
+        (image / name).write_text("1")
+        (image / name).chmod(0o444)
+
+    def start() -> dict[str, str]:
+        subprocess.run(["sh", INFRA / "k8s/volume.sh", image, volume], check=True)
+        return {str(p.relative_to(volume)): p.read_text() for p in volume.rglob("*") if p.is_file()}
+
+    shutil.copy(image / "params.yaml", volume)  # all that a first start had copied when it was cut short
+    assert set(start()) == {f"{n}/file" for n in ("tasks", "flows", "recipes", "data")} | {
+        "params.yaml",
+        "dvc.yaml",
+        ".filled",
+    }
+    (volume / "params.yaml").chmod(0o644)
+    (volume / "params.yaml").write_text("mine")
+    (volume / "data/file").write_text("mine")
+    (image / "tasks/file").rename(image / "tasks/other")
+    (image / "dvc.yaml").chmod(0o644)
+    (image / "dvc.yaml").write_text("2")
+    found = start()
+    assert found["params.yaml"] == found["data/file"] == "mine"
+    assert found["dvc.yaml"] == "2"
+    assert "tasks/other" in found and "tasks/file" not in found
+
+
+def test_the_image_is_a_git_repository_which_dvc_wants():
+    text = (INFRA / "Dockerfile").read_text()
+    assert text.index("COPY --chown=flywheel . .") < text.index("git init") < text.index("commit --quiet")
+
+
 @pytest.mark.parametrize("name", sorted(p.name for p in (INFRA / "k8s").glob("*.yaml")))
 def test_kubernetes_manifests_have_what_every_object_has(name):
     for item in load(f"k8s/{name}"):
@@ -67,4 +126,5 @@ def test_compose_services_are_whole():
 
 def test_no_password_is_written_down():
     text = (INFRA / "compose.yaml").read_text()
+    assert "PASSWORD" not in "".join(str(s.get("command")) for s in load("compose.yaml")[0]["services"].values())
     assert all(m.startswith("${") for m in re.findall(r"PASSWORD: \"?(\S+)", text))
