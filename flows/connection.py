@@ -5,7 +5,6 @@ ephemeral one, which keeps its database under the project and forgets part of a 
 A flow that a worker runs does not come here: the worker's server is the one.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,12 +57,9 @@ def connected(root: Path) -> Iterator[None]:
 
 
 def ephemeral(root: Path) -> dict[Setting, Any]:
-    """Settings of an ephemeral server with its database under the project."""
-    from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+    """Settings of an ephemeral server, with its database under the project unless another one is set."""
+    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, PREFECT_SERVER_DATABASE_CONNECTION_URL
 
-    own = (
-        {}
-        if "PREFECT_API_DATABASE_CONNECTION_URL" in os.environ
-        else {PREFECT_API_DATABASE_CONNECTION_URL: services.database(root)}
-    )
+    url = services.database(root).get(services.DATABASE[0])
+    own = {PREFECT_SERVER_DATABASE_CONNECTION_URL: url} if url else {}
     return own | {PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}

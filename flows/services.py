@@ -1,10 +1,11 @@
 """The local services that a person looks at: Prefect server and worker, MLflow UI; on loopback, each in a group of its own.
 
-    .flywheel/services.json    who was started: pid and start time, so that `down` ends these processes and no others
+    .flywheel/services.json    who was started: pid, start time and command, so that `down` ends these and no others
     .flywheel/prefect.db       Prefect's database: flow runs, task runs, artifacts
     .flywheel/logs/            what the services print
 
-Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000).
+Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000). Where a person has
+set another home or database for Prefect, that one is used.
 """
 
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -27,10 +29,15 @@ from tasks.record import prepare, tracking_uri
 
 POOL = "flywheel"
 HOST = "127.0.0.1"
+LOOPBACK = (HOST, "localhost", "::1")
+DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
+"""What Prefect calls the setting of its database, now and before."""
 PATIENCE = 120.0
 """Seconds until a service that does not answer counts as broken."""
 GRACE = 10.0
 """Seconds between asking a service to end and killing it."""
+SLACK = 2.0
+"""Seconds by which the start time of one process may differ between two looks: the system's clock is corrected."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Started:
 
     pid: int
     created: float
+    command: list[str]
     url: str
 
     @property
@@ -60,10 +68,11 @@ class Started:
         """The process, if it is still the one that was started."""
         try:
             process = psutil.Process(self.pid)
-            alive = process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+            # For a moment after its start a process has no command line yet.
+            same = abs(process.create_time() - self.created) < SLACK and process.cmdline() in ([], self.command)
+        except psutil.Error:
             return None
-        return process if alive else None
+        return process if same else None
 
 
 # What there is to start
@@ -73,34 +82,14 @@ def prefect_server(root: Path) -> Service:
     """Prefect's server with its UI, and its database under the project."""
     port = _port("PREFECT_SERVER_API_PORT", 4200)
     url = f"http://{HOST}:{port}"
-    env = {
-        "PREFECT_HOME": str(home(root) / "prefect"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": database(root),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        str(port),
-        "--analytics-off",
-    ]
+    env = prefect_home(root) | database(root) | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     return Service("prefect server", command, lambda: answers(f"{url}/api"), url, port, "PREFECT_SERVER_API_PORT", env)
 
 
 def worker(root: Path, api: str) -> Service:
     """A worker that runs deployed flows as processes of this machine."""
-    env = {
-        "PREFECT_API_URL": api,
-        "PREFECT_HOME": str(home(root) / "prefect"),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET",
-    }
+    env = prefect_home(root) | {"PREFECT_API_URL": api, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
     return Service("prefect worker", command, lambda: _polls(api), env=env)
 
@@ -112,11 +101,15 @@ def mlflow_ui(root: Path) -> Service | None:
         return None
     port = _port("MLFLOW_PORT", 5000)
     url = f"http://{HOST}:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", store, "--workers", "1"]
-    # Its job runners would be eight more processes, for features that nobody uses here.
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_TRACKING_URI": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return Service("mlflow", command, lambda: _responds(f"{url}/health"), url, port, "MLFLOW_PORT", env)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    env = {
+        "MLFLOW_BACKEND_STORE_URI": store,  # which may hold a password: every user of the machine sees command lines
+        # Its job runners would be eight more processes, for features that nobody uses here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_TRACKING_URI": "",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return Service("mlflow", command, lambda: _asked("GET", f"{url}/health") is not None, url, port, "MLFLOW_PORT", env)
 
 
 def home(root: Path) -> Path:
@@ -124,10 +117,17 @@ def home(root: Path) -> Path:
     return root.resolve() / ".flywheel"
 
 
-def database(root: Path) -> str:
-    """Where Prefect keeps its history, as SQLAlchemy names it."""
+def prefect_home(root: Path) -> dict[str, str]:
+    """The setting of where Prefect keeps its files, unless it is set."""
+    return {} if "PREFECT_HOME" in os.environ else {"PREFECT_HOME": str(home(root) / "prefect")}
+
+
+def database(root: Path) -> dict[str, str]:
+    """The setting of where Prefect keeps its history, unless it is set."""
+    if any(name in os.environ for name in DATABASE):
+        return {}
     home(root).mkdir(exist_ok=True)
-    return f"sqlite+aiosqlite:///{home(root) / 'prefect.db'}"
+    return {DATABASE[0]: f"sqlite+aiosqlite:///{home(root) / 'prefect.db'}"}
 
 
 def _port(variable: str, default: int) -> int:
@@ -141,20 +141,25 @@ def _port(variable: str, default: int) -> int:
 
 
 def answers(api: str) -> bool:
-    """Whether a Prefect server answers at an API URL."""
-    return _responds(f"{api.rstrip('/')}/health")
-
-
-def _responds(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=3, trust_env=False).status_code < 500
-    except httpx.HTTPError:
-        return False
+    """Whether a Prefect server answers at an API URL; not just any server that listens there."""
+    # A workspace of Prefect Cloud (`…/api/accounts/…`) has no health of its own.
+    found = _asked("GET", f"{api.partition('/accounts/')[0].rstrip('/')}/health")
+    return found is not None and found.text.strip() == "true"
 
 
 def _polls(api: str) -> bool:
-    found = httpx.post(f"{api}/work_pools/{POOL}/workers/filter", json={}, timeout=3, trust_env=False)
-    return found.is_success and any(w["status"] == "ONLINE" for w in found.json())
+    found = _asked("POST", f"{api}/work_pools/{POOL}/workers/filter", json={})
+    return found is not None and any(w["status"] == "ONLINE" for w in found.json())
+
+
+def _asked(method: str, url: str, json: Any = None) -> httpx.Response | None:
+    """The answer to a request, if there is a good one. A proxy is for what is not on this machine."""
+    try:
+        trust_env = httpx.URL(url).host not in LOOPBACK
+        found = httpx.request(method, url, json=json, timeout=3, trust_env=trust_env)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+    return found if found.status_code == httpx.codes.OK else None
 
 
 def running(root: Path) -> dict[str, Started]:
@@ -183,6 +188,15 @@ def up(root: Path) -> None:
         FlywheelError: for a busy port, and for a service that does not come up (with the end of its log).
     """
     there = running(root)
+    with _ended_on_error(root):
+        api = _start_missing(root, there)
+    for name, started in running(root).items():
+        print(f"{name:<16}{started.url or f'polls the pool {POOL!r}'}")
+    print(f"`export PREFECT_API_URL={api}` is for `prefect` commands of yours, such as `prefect deployment run`;")
+    print("`flywheel down` ends the services; their logs are in .flywheel/logs")
+
+
+def _start_missing(root: Path, there: dict[str, Started]) -> str:
     server = prefect_server(root)
     first = [s for s in (server, mlflow_ui(root)) if s and s.name not in there]
     for service in first:
@@ -196,16 +210,24 @@ def up(root: Path) -> None:
     if "prefect worker" not in there:
         _deploy(root, api)
         _start(root, worker(root, api))
-    for name, started in running(root).items():
-        print(f"{name:<16}{started.url or f'polls the pool {POOL!r}'}")
-    print("`flywheel down` ends them; their logs are in .flywheel/logs")
+    return api
+
+
+@contextmanager
+def _ended_on_error(root: Path) -> Iterator[None]:
+    """Ends what was started in the block when the block ends early, be it by Ctrl-C."""
+    before = running(root)
+    try:
+        yield
+    except BaseException:
+        _stop(root, *(name for name in running(root) if name not in before))
+        raise
 
 
 def down(root: Path) -> None:
     """Ends exactly what `up` started; does nothing when that has ended already."""
     there = running(root)
-    _end(*there.values())
-    _forget(root, *there)
+    _stop(root, *there)
     print(f"ended: {', '.join(there)}" if there else "nothing is running that `flywheel up` started")
 
 
@@ -220,6 +242,8 @@ def server(root: Path) -> Iterator[str]:
     """
     configured = os.environ.get("PREFECT_API_URL")
     found = configured if configured and answers(configured) else running_server(root)
+    if configured and found != configured:
+        print(f"PREFECT_API_URL={configured}: no Prefect server answers there; {found or 'one for this run'} is used")
     with nullcontext(found) if found else _own_server(root) as url, _environment("PREFECT_API_URL", url):
         yield url
 
@@ -232,7 +256,7 @@ def _own_server(root: Path) -> Iterator[str]:
         _start(root, service)
         yield f"{service.url}/api"
     finally:
-        _stop(root, service)
+        _stop(root, service.name)
 
 
 @contextmanager
@@ -253,7 +277,7 @@ def _start(root: Path, service: Service) -> None:
 def _launch(root: Path, service: Service) -> None:
     logs = home(root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"DO_NOT_TRACK": "1"} | service.env
+    environment = os.environ | service.env
     environment = {k: v for k, v in environment.items() if v and (k != "PREFECT_API_URL" or k in service.env)}
     with _log(root, service).open("w") as log:
         process = subprocess.Popen(
@@ -265,7 +289,8 @@ def _launch(root: Path, service: Service) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _remember(root, service.name, Started(process.pid, psutil.Process(process.pid).create_time(), service.url))
+    created = psutil.Process(process.pid).create_time()
+    _remember(root, service.name, Started(process.pid, created, service.command, service.url))
 
 
 def _log(root: Path, service: Service) -> Path:
@@ -279,13 +304,12 @@ def _wait(root: Path, service: Service) -> None:
             return
         time.sleep(0.2)
     log = _log(root, service).read_text().strip().splitlines()[-15:]
-    _stop(root, service)
     raise FlywheelError(f"{service.name} did not come up; the end of its log:\n" + "\n".join(log))
 
 
-def _stop(root: Path, service: Service) -> None:
-    _end(*(s for name, s in running(root).items() if name == service.name))
-    _forget(root, service.name)
+def _stop(root: Path, *names: str) -> None:
+    _end(*(s for name, s in running(root).items() if name in names))
+    _forget(root, *names)
 
 
 def _end(*services: Started) -> None:

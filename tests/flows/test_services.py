@@ -3,14 +3,18 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import httpx
+import projects
 import psutil
 import pytest
 
 from flows import services
+from flows.connection import ephemeral
 from tasks.errors import FlywheelError
-from tasks.params import set_values
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -59,10 +63,13 @@ def test_down_without_up_does_nothing(tmp_path, capsys):
 def test_a_process_that_has_the_pid_of_a_service_by_now_is_left_alone(tmp_path):
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
         services.home(tmp_path).mkdir()
-        entry = {"pid": other.pid, "created": psutil.Process(other.pid).create_time() - 100, "url": ""}
-        (services.home(tmp_path) / "services.json").write_text(json.dumps({"mlflow": entry}))
-        services.down(tmp_path)
-        assert other.poll() is None
+        started = psutil.Process(other.pid).create_time()
+        for created, command in ((started - 100, ["sleep", "60"]), (started, ["sleep", "61"])):
+            entry = {"pid": other.pid, "created": created, "command": command, "url": ""}
+            (services.home(tmp_path) / "services.json").write_text(json.dumps({"mlflow": entry}))
+            services.down(tmp_path)
+            assert other.poll() is None
+        assert services.Started(other.pid, started + 1, ["sleep", "60"], "").process, "the clock was corrected"
         other.kill()
 
 
@@ -71,6 +78,85 @@ def test_a_service_that_does_not_come_up_tells_why(tmp_path):
     with pytest.raises(FlywheelError, match="thing did not come up.*\n.*no such database"):
         services._start(tmp_path, services.Service("thing", command, lambda: False))
     assert services.running(tmp_path) == {}
+
+
+@pytest.mark.parametrize("error", [FlywheelError("no deployment"), KeyboardInterrupt()])
+def test_when_up_fails_it_ends_what_it_has_started_and_nothing_else(made, monkeypatch, error):
+    def thing(name: str) -> services.Service:
+        return services.Service(name, ["sleep", "60"], lambda: True, port=free_port())
+
+    def fail(*_) -> None:
+        assert list(services.running(made)) == ["other", "prefect server", "mlflow"]
+        raise error
+
+    monkeypatch.setattr(services, "prefect_server", lambda _: thing("prefect server"))
+    monkeypatch.setattr(services, "mlflow_ui", lambda _: thing("mlflow"))
+    monkeypatch.setattr(services, "_deploy", fail)
+    services._start(made, thing("other"))
+    with pytest.raises(type(error)):
+        services.up(made)
+    assert list(services.running(made)) == ["other"]
+    services.down(made)
+
+
+@contextmanager
+def listening(body: bytes, status: int = 200):
+    """A server that answers everything with the same."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/api"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "is_prefect"), [(b"true", 200, True), (b"<html>", 200, False), (b"true", 404, False)]
+)
+def test_not_every_server_is_prefects(body, status, is_prefect, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with listening(body, status) as url:
+        assert services.answers(url) == is_prefect
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "localhost:4200/api", "http://127.0.0.1:99999/api", "", "http://127.0.0.1:1"]
+)
+def test_an_address_at_which_nothing_can_answer(url):
+    assert not services.answers(url)
+    assert not services._polls(url)
+
+
+def test_what_is_set_for_prefect_is_left_alone(tmp_path, monkeypatch):
+    for name in (*services.DATABASE, "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    own = services.prefect_server(tmp_path).env
+    assert own["PREFECT_HOME"].startswith(str(tmp_path))
+    assert str(tmp_path) in own["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
+    monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
+    assert "PREFECT_HOME" not in services.prefect_server(tmp_path).env | services.worker(tmp_path, "").env
+    for name in services.DATABASE:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "postgresql+asyncpg://elsewhere")
+            assert not set(services.DATABASE) & set(services.prefect_server(tmp_path).env)
+            assert list(ephemeral(tmp_path).values()) == [True]
+
+
+def test_mlflows_password_is_not_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@db/mlflow")
+    service = services.mlflow_ui(tmp_path)
+    assert not any("secret" in word for word in service.command)
+    assert service.env["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:secret@db/mlflow"
 
 
 def test_down_ends_a_service_with_its_children(tmp_path):
@@ -91,8 +177,10 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
     started = services.running(made)
     try:
         assert set(started) == {"prefect server", "prefect worker", "mlflow"}
-        assert f"http://127.0.0.1:{os.environ['MLFLOW_PORT']}" in capsys.readouterr().out
-        set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+        said = capsys.readouterr().out
+        assert f"http://127.0.0.1:{os.environ['MLFLOW_PORT']}" in said
+        assert f"export PREFECT_API_URL={server}" in said
+        projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
         command = [
             sys.executable,
             "-m",
@@ -114,7 +202,7 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
         )
         assert done.returncode == 0, (made / ".flywheel/logs/prefect-worker.log").read_text()[-3000:]
 
-        set_values(made, "r2", ["gate.panel.improves.alpha=0.03"])
+        projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.03"])
         from flows.round import run_round
 
         assert run_round("r2") == ["gate@r2"]
