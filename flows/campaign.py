@@ -12,7 +12,7 @@ from typing import Literal
 from prefect import get_run_logger
 
 from flows.connection import HereFlow
-from flows.round import bring_up_to_date, publish, run_round
+from flows.round import bring_up_to_date, run_round
 from tasks import plan, store
 from tasks.params import add_round, load_params
 
@@ -42,7 +42,6 @@ def run_campaign(
         names.append(append(root, parent))
         get_run_logger().info(f"{names[-1]} starts from {parent}")
         run_round(names[-1], concurrency, retries)
-    publish()
     return names
 
 

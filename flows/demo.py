@@ -1,11 +1,11 @@
 """What `make demo` runs: the base and three rounds on a local Prefect server, and the table of what came out."""
 
-import sys
 import time
 from pathlib import Path
 
 from tasks import plan
-from tasks.errors import FlywheelError
+from tasks.__main__ import guarded
+from tasks.record import record
 from tasks.report import show
 
 ROUNDS = 3
@@ -31,6 +31,7 @@ def demo(root: Path) -> None:
         _run(root, len(stale))
     else:
         print("All is up to date: there is nothing to run.")
+        print(record(root))  # which a kill after the last stage had left undone
     show(root)
     print(NEXT)
 
@@ -48,13 +49,5 @@ def _run(root: Path, stages: int) -> None:
     print(f"Done in {(time.perf_counter() - clock) / 60:.1f} minutes.\n")
 
 
-def main() -> None:
-    """The entry point: an error that is the user's to read is one message and exit code 1."""
-    try:
-        demo(Path())
-    except FlywheelError as error:
-        sys.exit(f"flywheel: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    guarded(lambda: demo(Path()))

@@ -5,8 +5,8 @@ can start, the one with most after it starts first. The order is kept here, not 
 which a waiting task would hold one of the few places.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -36,16 +36,15 @@ def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
     Returns:
         The addresses of the stages that were brought up to date.
     """
-    done = bring_up_to_date([round], concurrency, retries)
-    publish()
-    return done
+    return bring_up_to_date([round], concurrency, retries)
 
 
 def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> list[str]:
-    """Runs the stale stages of rounds and of their ancestors, in the flow run that it is called in.
+    """Runs the stale stages of rounds and of their ancestors, in the flow run that it is called in, and publishes them.
 
     Raises:
-        StageFailed: of the first stage that failed; those that were running are finished, none is started after it.
+        StageFailed: of the first stage that failed; those that were running are finished, none is started after it, and
+            what was made is published all the same.
     """
     from tasks.params import load_params
 
@@ -54,7 +53,7 @@ def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> li
     whole = plan.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
-    with ended_with(), Progress(root, len(todo)) as progress:
+    with published(), ended_with(), Progress(root, len(todo)) as progress:
         run_graph(graph, lambda item, after: task.submit(item, wait_for=after), concurrency, progress)
     return todo
 
@@ -96,6 +95,20 @@ def _next(ended: SimpleQueue[str]) -> str:
     while True:
         with suppress(Empty):
             return ended.get(timeout=0.5)
+
+
+@contextmanager
+def published() -> Iterator[None]:
+    """Publishes what the block made, also when it failed; its own error is the one that is told."""
+    try:
+        yield
+    except Exception:
+        try:
+            publish()
+        except Exception:
+            get_run_logger().exception("what was made before the failure could not be published")
+        raise
+    publish()
 
 
 def publish() -> None:
