@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,15 @@ SMALL = {
 }
 
 pytestmark = pytest.mark.timeout(900)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+PORTS = {"PREFECT_SERVER_API_PORT": free_port(), "MLFLOW_PORT": free_port()}
 
 
 def shrink(block):
@@ -58,18 +68,20 @@ def clone(tmp_path_factory):
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "start"],
     ):
         subprocess.run(["git", *command], cwd=place, check=True)
-    return place
+    yield place
+    subprocess.run(["flywheel", "down"], cwd=place, env=environment(place), check=True)
 
 
 def environment(place):
     """The clone's own code in the place of the installed one, and no settings of whoever runs the tests."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return own | {"PYTHONPATH": str(place), "PATH": path}
+    return own | {"PYTHONPATH": str(place), "PATH": path} | PORTS
 
 
 @pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[b[1].strip().split("\n")[0][:50] for b in BLOCKS])
 def test_a_block_of_the_readme(clone, language, text):
+    text = text.replace("4200", PORTS["PREFECT_SERVER_API_PORT"])  # which a server of the developer's own may have
     command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
     done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
