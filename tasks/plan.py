@@ -80,11 +80,20 @@ def changed(root: Path, targets: list[str]) -> set[str]:
     except LockError as error:
         raise Busy(busy(str(error))) from error
     except DvcException as error:
-        raise FlywheelError(
-            f"DVC cannot tell what is stale: {error}; `flywheel render` writes dvc.yaml anew"
-        ) from error
+        raise FlywheelError(f"DVC cannot tell what is stale: {error}; {_mend(error)}") from error
     finally:
         quiet.setLevel(level)
+
+
+def _mend(error: Exception) -> str:
+    from dvc.rwlock import RWLockFileCorruptedError
+    from dvc.scm import SCMError
+
+    if isinstance(error, SCMError):
+        return "`git init` makes it one"
+    if isinstance(error, RWLockFileCorruptedError):  # a kill in the moment in which DVC writes it
+        return "remove that file once no `dvc` is running"
+    return "`flywheel render` writes dvc.yaml anew"
 
 
 def busy(text: str) -> str:

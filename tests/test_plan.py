@@ -34,6 +34,15 @@ def test_an_edit_makes_its_stage_and_all_after_it_stale(made):
     assert plan.stale(made, "r2") == ["filter@r2", "train@r2", "evaluate@r2", "gate@r2"]
 
 
+def test_where_git_or_dvcs_lock_file_is_missing_the_advice_is_its_own(made):
+    (made / ".dvc/tmp/rwlock").write_text("")
+    with pytest.raises(FlywheelError, match="rwlock.* remove that file once no `dvc` is running"):
+        plan.stale(made, "r2")
+    (made / ".git").rename(made / "git")
+    with pytest.raises(FlywheelError, match="is not a git repository; `git init` makes it one"):
+        plan.stale(made, "r2")
+
+
 def test_lost_output_is_stale(made):
     (made / "data/round=r1/manifests/gate.json").unlink()
     assert plan.stale(made, "r2") == ["gate@r1"]
