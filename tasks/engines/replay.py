@@ -1,19 +1,22 @@
 """Answers that a round has already recorded, found by the prompt's messages and the seed: nothing is computed.
 
 For taking the stages after `generate` apart on real data without a model, and for tests. A request that was never
-recorded is a completion with an error.
+recorded, or was with another sampling, is a completion with an error.
+
+The recorded tables are no dependency that DVC sees. So params.yaml pins their digest: what is answered is decided by it,
+and other tables than the pinned ones are refused.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from tasks.engines import Completion, Engine, Request, Scored
 from tasks.errors import EngineError
-
-if TYPE_CHECKING:
-    import polars as pl
 
 COLUMNS = ("response", "tokens", "prompt_tokens", "finish_reason", "logprob", "entropy", "self_certainty", "error")
 """Columns of `responses` in the order of `Completion`'s fields."""
@@ -24,35 +27,63 @@ class Replay(Engine):
 
     scores: ClassVar[bool] = False
 
-    folder: str
-    """The round's folder, such as `data/round=r1`."""
+    round: str = Field(min_length=1)
+    """The round whose answers are given."""
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    """Digest of its two tables; a wrong one is told the right one."""
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
-        """Reads the tables; `model` is not needed. Raises EngineError when there are none."""
-        rows = self._table("responses").join(self._table("prompts"), left_on="prompt_id", right_on="id")
-        yield _Policy(rows.select("prompt", "seed", "model", *COLUMNS).rows(named=True))
+        """Reads the tables; `model` is not needed.
 
-    def _table(self, name: str) -> "pl.DataFrame":
-        import polars as pl
+        Raises:
+            StoreError: when there are none, or a file is not what was written.
+            EngineError: when they are not the pinned ones.
+        """
+        from tasks import store
 
-        parts = sorted((Path(self.folder) / name).glob("*.parquet"))
-        if not parts:
-            raise EngineError(f"{self.folder}/{name}: nothing is recorded there; set engine.folder to a round that ran")
-        wanted = ("id", "prompt") if name == "prompts" else ("prompt_id", "seed", "model", *COLUMNS)
-        return pl.concat([pl.read_parquet(part, columns=list(wanted)) for part in parts])
+        root = Path()  # stages run in the project's root
+        (prompts, told), (responses, said) = (store.scan(root, self.round, n) for n in ("prompts", "responses"))
+        found = store.digest([("prompts", told), ("responses", said)])
+        if found != self.digest:
+            raise EngineError(
+                f"engine replay: what {self.round} recorded has the digest {found}, but engine.digest is {self.digest}; "
+                "write the new one if these answers are meant, or restore the old ones with `dvc checkout`"
+            )
+        rows = responses.join(prompts, left_on="prompt_id", right_on="id").select("prompt", "seed", "model", *COLUMNS)
+        yield _Policy(self.round, rows.collect().rows(named=True), self._sampling(root))
+
+    def _sampling(self, root: Path) -> dict[str, Any]:
+        """How the round drew its answers, as far as the params of the stage that wrote them say."""
+        from tasks import store
+        from tasks.stage import load
+
+        manifest = next(m for m in store.manifests(root, self.round).values() if "responses" in m.outputs)
+        values = dict(manifest.params.get(manifest.stage) or {})
+        params = load(manifest.stage, values.pop("strategy"))(**values)
+        return {name: getattr(params, name) for name in type(params).model_fields}
 
 
 class _Policy:
     """Recorded answers by messages and seed."""
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, name: str, rows: list[dict[str, Any]], sampling: dict[str, Any]) -> None:
         self.digest = next((row["model"] for row in rows if row["model"]), "")
+        self._name = name
+        self._sampling = sampling
         self._answers = {(_messages(row["prompt"]), row["seed"]): _completion(row) for row in rows}
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        missing = Completion("", finish_reason="error", error="not recorded: no response to these messages and seed")
-        yield from ((i, self._answers.get((r.messages, r.seed), missing)) for i, r in enumerate(requests))
+        yield from ((i, self._answer(request)) for i, request in enumerate(requests))
+
+    def _answer(self, request: Request) -> Completion:
+        asked = asdict(request.sampling)
+        others = [n for n in asked if n in self._sampling and asked[n] != self._sampling[n]]
+        if others:
+            shown = ", ".join(f"{n} {asked[n]}, not {self._sampling[n]}" for n in others)
+            return _failed(f"not recorded: {shown} as in {self._name}; ask as it did, or take another engine")
+        missing = _failed(f"not recorded: {self._name} has no response to these messages and this seed")
+        return self._answers.get((request.messages, request.seed), missing)
 
     def score(
         self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
@@ -67,3 +98,7 @@ def _messages(chat: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
 def _completion(row: dict[str, Any]) -> Completion:
     text, tokens, prompt_tokens, finish, *statistics = (row[name] for name in COLUMNS)
     return Completion(text or "", tokens or 0, prompt_tokens or 0, finish or "error", *statistics)
+
+
+def _failed(why: str) -> Completion:
+    return Completion("", finish_reason="error", error=why)
