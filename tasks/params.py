@@ -4,7 +4,8 @@
     bases:   {r0: {seed: 1, domain: {strategy: …}, engine: {strategy: …}, base: {strategy: …}, evaluate: …}}
     rounds:  {r1: {parent: r0, base: r0, seed: 1, domain: …, engine: …, prompts: {strategy: pool, …}, …, gate: …}}
 
-A block names every strategy, because DVC sees no defaults: a value that a block leaves out is the one in the strategy's
+A block also has `files`: the file or folder of data/seeds that its domain and strategies read (data/seeds/none where they
+read none), for DVC cannot depend on a key that some blocks lack. A block names every strategy, because DVC sees no defaults: a value that a block leaves out is the one in the strategy's
 own file, whose edit makes the stage stale. All errors are reported at once, each with its key, value and fix.
 
 This file is shared by all stages: an edit of it does not make stages stale.
@@ -12,13 +13,17 @@ This file is shared by all stages: an edit of it does not make stages stale.
 
 import io
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from filelock import FileLock
+from pydantic import Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 
@@ -27,14 +32,17 @@ from tasks.stage import Panel, Params, Stage, load, names, stages
 
 FILE = "params.yaml"
 SEEDS = Path("data/seeds")
+NO_FILES = SEEDS / "none"
+STATE = ".flywheel"
+"""The folder of locks and of what services tell each other; nobody's to keep."""
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
 class Campaign(Params):
     """What a tree of rounds is recorded as."""
 
-    name: str = "flywheel"
-    """Name of the MLflow experiment and of the registered model."""
+    name: str = Field("flywheel", pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}$")
+    """Name of the MLflow experiment and of the registered model: letters, digits, blanks and `_ . -`."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +115,20 @@ def read(root: Path) -> CommentedMap:
     Raises:
         ParamsError: when there is none, or when it is not YAML; names the line.
     """
-    path = root / FILE
-    if not path.is_file():
-        raise ParamsError(f"there is no {FILE} in {root.resolve()}; run this in a project's root")
     try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
+        content = YAML().load(_path(root).read_text(encoding="utf-8"))
         plain(content)
     except (YAMLError, ValueError, TypeError, RecursionError) as error:  # the latter for keys that are lists, and loops
         raise ParamsError(f"{FILE} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ParamsError(f"{FILE} must hold the keys campaign, bases and rounds")
     return content
+
+
+def _path(root: Path) -> Path:
+    if not (root / FILE).is_file():
+        raise ParamsError(f"there is no {FILE} in {root.resolve()}; run this in a project's root")
+    return root / FILE
 
 
 def load_params(root: Path) -> Pipeline:
@@ -148,7 +159,7 @@ def validate(content: dict[str, Any]) -> Pipeline:
         if not isinstance(parts[key], dict):
             problems.add(key, f"must map names to blocks, not {parts[key]!r}")
             parts[key] = {}
-    raw = {n: b for part in parts.values() for n, b in part.items()}
+    raw = parts["rounds"] | parts["bases"]
     for name in sorted(set(parts["bases"]) & set(parts["rounds"])):
         problems.add(f"rounds.{name}", "is the name of a base too; rename one of them")
     for kind, part in parts.items():
@@ -161,6 +172,7 @@ def validate(content: dict[str, Any]) -> Pipeline:
     for name in order:
         kind = "bases" if name in parts["bases"] else "rounds"
         blocks[name] = _block(name, raw[name], f"{kind}.{name}", kind, _root(name, parents), problems)
+    _screened(blocks, problems)
     if problems:
         lines = "\n".join(f"  {p}" for p in problems)
         raise ParamsError(f"{FILE} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}")
@@ -217,7 +229,7 @@ def _root(name: str, parents: dict[str, Any]) -> str:
 
 def _block(name: str, raw: dict[str, Any], path: str, kind: str, root: str, problems: _Problems) -> Block:
     found = [s for s in stages().values() if (s.bases != "no" if kind == "bases" else s.bases != "only")]
-    own = {"seed", "domain", "engine"} | ({"parent", "base"} if kind == "rounds" else set())
+    own = {"seed", "domain", "engine", "files"} | ({"parent", "base"} if kind == "rounds" else set())
     _keys(raw, own | {s.name for s in found}, (own | {s.name for s in found}), path, problems)
     if kind == "rounds" and raw.get("base", root) != root:
         problems.add(f"{path}.base", f"is {raw['base']!r}, but the parents lead to {root!r}; write base: {root}")
@@ -229,9 +241,11 @@ def _block(name: str, raw: dict[str, Any], path: str, kind: str, root: str, prob
     )
     parts = {s.name: _stage_params(s, raw[s.name], f"{path}.{s.name}", problems) for s in found if s.name in raw}
     _abilities(parts, engine, path, problems)
-    for key, value in {"domain": domain, **{k: v for k, v in parts.items() if k != "base"}}.items():
-        _seed_files(value, f"{path}.{key}", problems)
-    return Block(name, raw.get("parent"), root, seed, domain, engine, parts, raw)
+    _judges(parts, path, problems)
+    parent = raw.get("parent") if kind == "rounds" else None
+    block = Block(name, parent, root, seed, domain, engine, parts, raw)
+    _watched(block, path, problems)
+    return block
 
 
 def _abilities(parts: dict[str, Any], engine: Any, path: str, problems: _Problems) -> None:
@@ -248,12 +262,80 @@ def _abilities(parts: dict[str, Any], engine: Any, path: str, problems: _Problem
                 )
 
 
-def _seed_files(strategy: Any, path: str, problems: _Problems) -> None:
-    """Files that a strategy or domain reads must lie where DVC sees their edits."""
-    for key, value in strategy or ():
-        if isinstance(value, Path) and (not value.is_relative_to(SEEDS) or ".." in value.parts):
+def _judges(parts: dict[str, Any], path: str, problems: _Problems) -> None:
+    """The judges that the filter names must be in the panel."""
+    panel, rule = getattr(parts.get("judge"), "panel", None), parts.get("filter")
+    named = {f"require.{n}": n for n in getattr(rule, "require", ())} | {"rank_by": getattr(rule, "rank_by", None)}
+    for key, name in named.items():
+        if panel is not None and name is not None and name not in panel:
+            problems.add(f"{path}.filter.{key}", f"there is no judge {name!r} in judge.panel; {suggest(name, panel)}")
+
+
+def read_by(block: Block) -> dict[str, Path]:
+    """The files that a block's domain and strategies name, by key; a base's model is another matter."""
+    found = {"domain": block.domain}
+    for stage, value in block.stages.items():
+        panel = value.panel if isinstance(value, Panel) else {}
+        found |= {f"{stage}.panel.{n}": m for n, m in panel.items()} if panel else {stage: value}
+    own = {k: v for k, v in found.items() if k != "base"}
+    return {f"{key}.{n}": v for key, value in own.items() for n, v in value or () if isinstance(v, Path)}
+
+
+def _watched(block: Block, path: str, problems: _Problems) -> None:
+    """What a domain or strategy reads must lie where DVC sees its edits."""
+    named, told = read_by(block), block.raw.get("files", str(NO_FILES))
+    if not isinstance(told, str) or not _inside(Path(told), SEEDS):
+        problems.add(f"{path}.files", f"must be a file or folder of {SEEDS} ({NO_FILES} for none), not {told!r}")
+        return
+    for key, value in named.items():
+        if not _inside(value, SEEDS):
             problems.add(
                 f"{path}.{key}", f"{value} lies outside {SEEDS}, where DVC would not see its edits; put it there"
+            )
+        elif not _inside(value, Path(told)):
+            fix = f"write files: {_common(named)}"
+            problems.add(f"{path}.files", f"is {told}, so DVC would not see edits of {value} ({key}); {fix}")
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder) and ".." not in path.parts
+
+
+def _common(named: dict[str, Path]) -> str:
+    """The file, or the folder of all of them."""
+    inside = [path for path in named.values() if _inside(path, SEEDS)]
+    return os.path.commonpath(inside) if inside else str(NO_FILES)
+
+
+def evaluated(block: Block) -> dict[str, int]:
+    """How many items of each frozen split a block evaluates, read from the panel's fields by their names: `count` of
+    the gold set, `problems` of a `split`, the greater of `greedy` and `sampled` of each of the `splits`.
+    """
+    asked: dict[str, int] = {}
+    for member in getattr(block.stages.get("evaluate"), "panel", {}).values():
+        wants = [("gold", getattr(member, "count", 0)), (getattr(member, "split", ""), getattr(member, "problems", 0))]
+        most = max(getattr(member, "greedy", 0), getattr(member, "sampled", 0))
+        for split, count in [*wants, *((s, most) for s in getattr(member, "splits", ()))]:
+            asked[split] = max(count, asked.get(split, 0))
+    return {split: count for split, count in asked.items() if count}
+
+
+def _screened(blocks: dict[str, Block], problems: _Problems) -> None:
+    """Prompts must keep clear of all that their round, or one that descends from it, is evaluated on."""
+    most: dict[tuple[str, str], tuple[int, str]] = {}
+    for name, block in blocks.items():
+        asked = evaluated(block).items()
+        at: Block | None = block
+        while at is not None:
+            most |= {(at.name, s): max((n, name), most.get((at.name, s), (0, ""))) for s, n in asked}
+            at = blocks.get(at.parent or "")
+    for (name, split), (count, by) in sorted(most.items()):
+        covered = getattr(blocks[name].stages.get("prompts"), "evaluation", None)
+        if covered is not None and covered.get(split, 0) < count:
+            problems.add(
+                f"rounds.{name}.prompts.evaluation",
+                f"keeps prompts clear of {covered.get(split, 0)} {split} items, and evaluate of {by} asks for {count}; "
+                f"write {split}: {count} there, or more",
             )
 
 
@@ -321,12 +403,17 @@ def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Prob
 
 # The JSON schema, for editors
 
+FILES = {
+    "type": "string",
+    "description": f"File or folder of {SEEDS} that the domain and the strategies read; {NO_FILES} where they read none.",
+}
+
 
 def schema() -> dict[str, Any]:
     """The JSON schema of params.yaml, derived from every strategy's fields."""
     defs: dict[str, Any] = {}
     domain, engine = _one_of("domains", defs), _one_of("engines", defs)
-    own = {"seed": {"type": "integer", "minimum": 0}, "domain": domain, "engine": engine}
+    own = {"seed": {"type": "integer", "minimum": 0}, "domain": domain, "engine": engine, "files": FILES}
 
     def block(is_base: bool) -> dict[str, Any]:
         mine = [s for s in stages().values() if (s.bases != "no" if is_base else s.bases != "only")]
@@ -381,13 +468,35 @@ def _stage_schema(stage: Stage, defs: dict[str, Any]) -> dict[str, Any]:
 # Edits that keep comments
 
 
+@contextmanager
+def lock(root: Path, name: str) -> Iterator[None]:
+    """Waits until no other process of the project holds the lock of that name, and holds it."""
+    place = root / STATE
+    place.mkdir(exist_ok=True)
+    with FileLock(place / f"{name}.lock"):
+        yield
+
+
 def edit(root: Path, change: Any) -> None:
-    """Applies `change(content)` to params.yaml; written atomically, and only if the result is valid.
+    """Applies `change(content)` to params.yaml, one edit after the other; written atomically, and only if the result is
+    valid.
 
     Raises:
         ParamsError: when the edited file would not be valid; then nothing is written.
     """
-    content = read(root)
+    path = _path(root)
+    with lock(root, "params"):
+        text = _edited(read(root), change)
+        new = root / STATE / FILE
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+
+
+def _edited(content: CommentedMap, change: Any) -> str:
+    """The text of params.yaml after an edit."""
     try:
         change(content)
     except (AttributeError, KeyError, TypeError):
@@ -398,9 +507,7 @@ def edit(root: Path, change: Any) -> None:
     yaml = YAML()
     yaml.width = 120
     yaml.dump(content, text)
-    new = root / f"{FILE}.new"
-    new.write_text(text.getvalue())
-    new.replace(root / FILE)
+    return text.getvalue()
 
 
 def add_round(root: Path, name: str, parent: str, settings: list[str], like: str | None = None) -> None:
@@ -426,24 +533,29 @@ def add_round(root: Path, name: str, parent: str, settings: list[str], like: str
         block["parent"] = parent
         block["base"] = parent if parent in content["bases"] else rounds[parent]["base"]
         block["seed"] = max([b.get("seed", 0) for b in rounds.values()], default=0) + 1
-        for setting in settings:
-            _set(block, setting)
+        _apply(block, settings, {"parent": "--parent names it", "base": "it is where the parents lead to"})
+        _watch(block, settings, "rounds")
         rounds[name] = block
 
     edit(root, change)
 
 
-def set_values(root: Path, name: str, settings: list[str]) -> None:
-    """Changes values of a round or base: `generate.temperature=0.9`."""
+def _apply(block: Any, settings: list[str], refused: dict[str, str]) -> None:
+    """Assigns values, the wider keys first: a strategy that is named anew clears what was said of the old one."""
+    paths = {setting: setting.partition("=")[0] for setting in settings}
+    for setting in sorted(paths, key=lambda s: (paths[s].count("."), not paths[s].endswith(".strategy"))):
+        if paths[setting] in refused:
+            raise FlywheelError(f"--set {setting}: {paths[setting]} is not for --set: {refused[paths[setting]]}")
+        _set(block, setting)
 
-    def change(content: CommentedMap) -> None:
-        block = (content.get("rounds") or {}).get(name) or content["bases"].get(name)
-        if block is None:
-            raise UnknownName("round or base", name, [*content["bases"], *(content.get("rounds") or {})], FILE)
-        for setting in settings:
-            _set(block, setting)
 
-    edit(root, change)
+def _watch(block: CommentedMap, settings: list[str], kind: str) -> None:
+    """Has DVC watch the files that a new block names, where it does not yet and nobody said what to watch."""
+    if any(setting.startswith("files=") for setting in settings):
+        return
+    named = read_by(_block("new", plain(block), "", kind, "", _Problems()))
+    if not all(_inside(path, Path(str(block.get("files")))) for path in named.values()):
+        block["files"] = _common(named)
 
 
 def _set(block: Any, setting: str) -> None:
@@ -500,8 +612,8 @@ def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str]) -
             raise FlywheelError(f"{FILE} has a {name!r} already; choose another name")
         block = CommentedMap(plain(next(iter(content["bases"].values()))))
         block["base"] = CommentedMap(base)
-        for setting in settings:
-            _set(block, setting)
+        _apply(block, settings, {})
+        _watch(block, settings, "bases")
         content["bases"][name] = block
 
     edit(root, change)

@@ -99,8 +99,8 @@ def code(stage: Stage, chosen: str) -> list[str]:
 
 
 def seeds(stage: Stage) -> list[str]:
-    """The folder of the files that domains and prompts read: one for all, so an edit there makes all of them stale."""
-    return ["data/seeds"] if "domain" in stage.context else []
+    """What a block's domain and strategies read below data/seeds; the params are not valid where they read anything else."""
+    return ["${item.files}"] if "domain" in stage.context else []
 
 
 def inputs(stage: Stage) -> list[str]:

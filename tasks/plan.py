@@ -165,13 +165,16 @@ def _estimate(root: Path, params: Pipeline, item: str) -> Estimate:
 
 
 def volume(stage: Stage, raw: dict[str, Any]) -> Estimate:
-    """What the params of a round alone (`raw`, by stage) say: an upper bound, read from the fields by their names.
+    """What the params of a round alone (`raw`, by stage) say: an estimate, read from the fields by their names.
 
-    A strategy that asks an engine does so for `count` (or `limit`, or `sampled`) items, or for every prompt of the
-    round, or every response where it reads them; `samples` or `refinements` times each, at `max_tokens` at most.
+    A strategy that asks an engine does so for `count` (or `limit`) items, or for every prompt of the round, or every
+    response where it reads them (the `likeliest` of a prompt, where it says so); `samples` or `votes` times each, and
+    once more for each of `refinements`. On each of `splits` it answers `greedy` problems once and `sampled` ones
+    `samples` times; of `problems` each is answered, criticised and refined. Each request is taken for `max_tokens`. It
+    may come to more (a pool writes again what it turned away) or to less (equal answers are judged once).
     """
     members = [m for m in _members(stage, raw.get(stage.name)) if m["needs"]]
-    requests = [_items(stage, m, raw) * _each(m) for m in members]
+    requests = [_asked(stage, m, raw) for m in members]
     tokens = sum(r * int(m.get("max_tokens") or 0) for r, m in zip(requests, members, strict=True))
     return Estimate(sum(requests), tokens, "its params" if members else "")
 
@@ -187,15 +190,25 @@ def _members(stage: Stage, own: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _items(stage: Stage, member: dict[str, Any], raw: dict[str, Any]) -> int:
-    for field in ("count", "limit", "sampled"):
-        if isinstance(member.get(field), int):
-            return member[field]
+def _asked(stage: Stage, member: dict[str, Any], raw: dict[str, Any]) -> int:
+    number = {k: v for k, v in member.items() if isinstance(v, int | float)}
+    times = number.get("samples", 1) * number.get("votes", 1)
+    on_sets = number.get("greedy", 0) + number.get("sampled", 0) * times
+    if "splits" in member:
+        return len(member["splits"]) * int(on_sets)
+    each = times * (1 + number.get("refinements", 0)) + number.get("right", 0)
+    return 3 * int(number.get("problems", 0)) + round(_items(stage, number, raw) * each)
+
+
+def _items(stage: Stage, number: dict[str, float], raw: dict[str, Any]) -> float:
+    for field in ("count", "limit"):
+        if field in number:
+            return number[field]
     read = {i.name for i in stage.inputs if not i.ancestor} & {"prompts", "responses"}
-    before = [stages()[n] for n in (("prompts", "generate") if "responses" in read else ("prompts",) if read else ())]
-    each = [m for s in before for m in _members(s, raw.get(s.name))]
-    return prod(int(m.get("count") or 1) * int(m.get("samples") or 1) for m in each) if each else 0
+    answers = _product(raw, "generate") if "responses" in read else 1
+    return _product(raw, "prompts") * min(answers, number.get("likeliest", answers)) if read else 0
 
 
-def _each(member: dict[str, Any]) -> int:
-    return int(member.get("samples") or 1) * (1 + int(member.get("refinements") or 0))
+def _product(raw: dict[str, Any], name: str) -> int:
+    """How many rows a stage makes of each that it reads: `count`, or `samples`."""
+    return prod(int(m.get("count") or 1) * int(m.get("samples") or 1) for m in _members(stages()[name], raw.get(name)))

@@ -70,6 +70,20 @@ def rewrite(root: Path, change: Any) -> None:
     yaml.dump(content, root / "params.yaml")
 
 
+def set_values(root: Path, name: str, settings: list[str]) -> None:
+    """Changes values of a round by hand: `generate.samples=6`."""
+
+    def change(content: Any) -> None:
+        for path, _, value in (setting.partition("=") for setting in settings):
+            *parents, last = path.split(".")
+            at = content["rounds"][name]
+            for key in parents:
+                at = at[key]
+            at[last] = YAML(typ="safe").load(value)
+
+    rewrite(root, change)
+
+
 def values(root: Path) -> dict[str, Any]:
     """params.yaml as plain values."""
     return plain(YAML().load(root / "params.yaml"))

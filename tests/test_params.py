@@ -2,7 +2,9 @@
 
 import copy
 import re
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 
 import projects
 import pytest
@@ -14,7 +16,17 @@ from ruamel.yaml import YAML
 from tasks.engines.fake import Fake
 from tasks.errors import FlywheelError, ParamsError, UnknownName
 from tasks.judge.verifier import Verifier
-from tasks.params import add_base, add_round, load_params, plain, read, remove_round, schema, set_values, validate
+from tasks.params import (
+    add_base,
+    add_round,
+    evaluated,
+    load_params,
+    plain,
+    read,
+    remove_round,
+    schema,
+    validate,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +82,7 @@ WRONG = {
     "rounds.r1.judge.panel.verfier={}": "rounds.r1.judge.panel.verfier: there is no judge strategy 'verfier'; did you mean 'verifier'?",
     "rounds.r1.generate.temprature=1": "rounds.r1.generate.temprature: unknown key; did you mean 'temperature'?",
     "rounds.r1.genrate={}": "rounds.r1.genrate: unknown key; did you mean 'generate' or 'gate'?",
-    "bases.r0.generate={}": "bases.r0.generate: unknown key; known: base, domain, engine, evaluate, seed",
+    "bases.r0.generate={}": "bases.r0.generate: unknown key; known: base, domain, engine, evaluate, files, seed",
     "campain={}": "campain: unknown key; did you mean 'campaign'?",
     "campaign.nome=x": "campaign.nome: unknown key; did you mean 'name'?",
     "bases-": "bases: is missing; `flywheel schema` describes what it takes",
@@ -80,6 +92,7 @@ WRONG = {
     "rounds.r1.parent=r2": "rounds.r1.parent: the parents go in a circle (r1 → r2 → r1); one of them must start from a base",
     "rounds.r1.parent=r1": "rounds.r1.parent: the parents go in a circle (r1 → r1); one of them must start from a base",
     "rounds.r2.base=r1": "rounds.r2.base: is 'r1', but the parents lead to 'r0'; write base: r0",
+    "bases.r0.parent=r1": "bases.r0.parent: unknown key",
     "rounds.r0={parent: r0}": "rounds.r0: is the name of a base too; rename one of them",
     "rounds.r1.generate.temperature=-1": "rounds.r1.generate.temperature: input should be greater than or equal to 0, not -1",
     "rounds.r1.generate.samples=many": "rounds.r1.generate.samples: input should be a valid integer, unable to parse string as an integer, not 'many'",
@@ -101,6 +114,16 @@ WRONG = {
     "rounds.r1.prompts.path=data/seeds/../mine.jsonl": "rounds.r1.prompts.path: data/seeds/../mine.jsonl lies outside data/seeds",
     "rounds.r1.domain={strategy: math, train: /data/a, test: data/seeds/b}": "rounds.r1.domain.train: /data/a lies outside data/seeds",
     "rounds.r1.domain={strategy: math, test: data/seeds/b}": "rounds.r1.domain.train: is missing; `flywheel schema`",
+    "rounds.r1.prompts.path=data/seeds/a/mine.jsonl": "rounds.r1.files: is data/seeds/none, so DVC would not see edits of data/seeds/a/mine.jsonl (prompts.path); write files: data/seeds/a/mine.jsonl",
+    "rounds.r1.domain={strategy: math, train: data/seeds/m/a, test: data/seeds/m/b}": "rounds.r1.files: is data/seeds/none, so DVC would not see edits of data/seeds/m/b (domain.test); write files: data/seeds/m",
+    "rounds.r1.files=data/base": "rounds.r1.files: must be a file or folder of data/seeds (data/seeds/none for none), not 'data/base'",
+    "rounds.r1.files=3": "rounds.r1.files: must be a file or folder of data/seeds",
+    "bases.r0.files-": "bases.r0.files: is missing",
+    "rounds.r1.filter.require={verfier: 1}": "rounds.r1.filter.require.verfier: there is no judge 'verfier' in judge.panel; did you mean 'verifier'?",
+    "rounds.r1.filter.rank_by=log_prob": "rounds.r1.filter.rank_by: there is no judge 'log_prob' in judge.panel; did you mean 'logprob'?",
+    "rounds.r2.evaluate.panel.answers.greedy=21": "rounds.r1.prompts.evaluation: keeps prompts clear of 20 heldout items, and evaluate of r2 asks for 21; write heldout: 21 there, or more",
+    "rounds.r2.prompts.evaluation={heldout: 50}": "rounds.r2.prompts.evaluation: keeps prompts clear of 0 gold items, and evaluate of r2 asks for 7; write gold: 7",
+    "campaign.name=tom's": "campaign.name: string should match pattern",
 }
 
 
@@ -239,8 +262,35 @@ def test_a_branch_copies_the_round_it_is_told_to(root):
 
 def test_another_strategy_starts_from_its_own_defaults(root):
     add_round(root, "r3", "r2", ["generate.samples=4", "filter={strategy: threshold, least: 0.3}"])
-    set_values(root, "r3", ["filter.strategy=top_fraction", "filter.fraction=0.25"])
-    assert plain(read(root))["rounds"]["r3"]["filter"] == {"strategy": "top_fraction", "fraction": 0.25}
+    add_round(root, "r4", "r3", ["filter.strategy=top_fraction", "filter.fraction=0.25"])
+    assert plain(read(root))["rounds"]["r4"]["filter"] == {"strategy": "top_fraction", "fraction": 0.25}
+
+
+def test_settings_do_not_depend_on_their_order(root):
+    add_round(root, "r3", "r2", ["prompts.count=5", "prompts.path=data/seeds/a/x.jsonl", "prompts.strategy=seeds"])
+    block = load_params(root).block("r3")
+    assert (block.stages["prompts"].strategy_name(), block.stages["prompts"].count) == ("seeds", 5)
+    assert block.raw["files"] == "data/seeds/a/x.jsonl", "DVC watches what is read"
+    add_round(root, "r4", "r3", ["prompts.path=data/seeds/a/y.jsonl", "files=data/seeds/a"])
+    assert load_params(root).block("r4").raw["files"] == "data/seeds/a"
+
+
+def add_one(root, name):
+    add_round(root, name, "r2", [])
+
+
+def test_edits_at_the_same_time_are_all_there(root):
+    with ProcessPoolExecutor(4, mp_context=get_context("forkserver")) as pool:
+        list(pool.map(add_one, [root] * 4, ["a1", "a2", "a3", "a4"]))
+    assert {"a1", "a2", "a3", "a4"} < set(load_params(root).rounds)
+
+
+def test_what_the_default_prompts_keep_clear_of_is_all_that_the_default_evaluation_asks_for():
+    content = projects.values(projects.HERE)
+    assert "evaluation" not in content["rounds"]["r1"]["prompts"]
+    for block in validate(content).rounds.values():
+        assert all(block.stages["prompts"].evaluation[split] >= n for split, n in evaluated(block).items())
+        assert set(evaluated(block)) == {"heldout", "gold"}
 
 
 REFUSED = {
@@ -257,10 +307,14 @@ REFUSED = {
     "broken YAML": (lambda root: add_round(root, "r3", "r1", ["generate.samples=[1"]), r"--set generate.samples=\[1"),
     "inside of a number": (lambda root: add_round(root, "r3", "r1", ["seed.deep=1"]), "--set seed.deep=1"),
     "inside of nothing": (lambda root: add_round(root, "r3", "r1", ["seed.deep.er=1"]), "--set seed.deep.er=1"),
+    "a parent in a setting": (lambda root: add_round(root, "r3", "r2", ["parent=r1"]), "parent is not for --set: --parent names it"),
+    "a base in a setting": (lambda root: add_round(root, "r3", "r2", ["base=r1"]), "base is not for --set"),
+    "files that are not those that are read": (
+        lambda root: add_round(root, "r3", "r2", ["prompts={strategy: seeds, path: data/seeds/a}", "files=data/seeds/b"]),
+        "rounds.r3.files: is data/seeds/b, so DVC would not see edits of data/seeds/a"),
     "an empty key": (lambda root: add_round(root, "r3", "r1", ["=1"]), "unknown key|there is no key"),
     "a parent of others": (lambda root: remove_round(root, "r1"), "r1 is the parent of r2; remove these first"),
     "a base": (lambda root: remove_round(root, "r0"), "there is no round 'r0'; known: r1, r2"),
-    "an unknown round": (lambda root: set_values(root, "r7", ["seed=1"]), "there is no round or base 'r7'"),
     "a base that is there": (lambda root: add_base(root, "r0", {"strategy": "local", "path": "x"}, []), "has a 'r0' already"),
     "a base of no strategy": (lambda root: add_base(root, "q0", {"strategy": "lokal"}, []), "did you mean 'local'"),
     "a branch name as a revision": (
@@ -275,7 +329,8 @@ def test_an_edit_that_cannot_be_is_refused_and_nothing_is_written(root, what):
     with pytest.raises(FlywheelError, match=says):
         edit(root)
     assert (root / "params.yaml").read_bytes() == before
-    assert [p.name for p in root.iterdir()] == ["params.yaml"]
+    assert {p.name for p in root.iterdir()} <= {"params.yaml", ".flywheel"}
+    assert not (root / ".flywheel" / "params.yaml").exists()
 
 
 def test_an_edit_of_a_broken_file_says_what_is_broken(root):
@@ -283,7 +338,6 @@ def test_an_edit_of_a_broken_file_says_what_is_broken(root):
     for edit in (
         lambda: add_round(root, "r3", "r1", []),
         lambda: add_base(root, "q0", {"strategy": "local", "path": "x"}, []),
-        lambda: set_values(root, "r1", ["seed=2"]),
         lambda: remove_round(root, "r2"),
     ):
         with pytest.raises(FlywheelError, match=r"bases: is missing|there is no round 'r2'"):
@@ -317,7 +371,8 @@ def test_the_schema_accepts_what_is_valid(accepts, good):
     assert accepts(edited(good, "rounds.r1.judge.panel.verifier="))
 
 
-IN_THE_SCHEMA = [e for e in WRONG if not re.search(r"parent=r|base=r1|r0=|reward=|R 9|path=|/data/a", e)]
+BEYOND_IT = r"parent=r|base=r1|r0=|reward=|R 9|path=|/data/a|seeds/m|files=data|filter\.|r2\.(evaluate|prompts)"
+IN_THE_SCHEMA = [e for e in WRONG if not re.search(BEYOND_IT, e)]
 
 
 @pytest.mark.parametrize("edit", IN_THE_SCHEMA)

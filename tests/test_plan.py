@@ -3,11 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import projects
 import pytest
 
 from tasks import plan
 from tasks.errors import Busy, FlywheelError, UnknownName
-from tasks.params import load_params, set_values
+from tasks.params import load_params
 from tasks.stage import stages
 
 
@@ -29,7 +30,7 @@ def test_nothing_is_stale_after_a_run(made):
 
 
 def test_an_edit_makes_its_stage_and_all_after_it_stale(made):
-    set_values(made, "r2", ["filter.least=0.9"])
+    projects.set_values(made, "r2", ["filter.least=0.9"])
     assert plan.stale(made, "r1") == []
     assert plan.stale(made, "r2") == ["filter@r2", "train@r2", "evaluate@r2", "gate@r2"]
 
@@ -74,7 +75,7 @@ def test_a_stage_that_is_being_run_by_another_process(made):
 
 
 def test_estimates_start_from_the_earlier_run(made):
-    set_values(made, "r2", ["generate.samples=6"])
+    projects.set_values(made, "r2", ["generate.samples=6"])
     asked = plan.estimate(made, ["generate@r2", "filter@r2"])
     ran = plan.store.manifests(made, "r2")["generate"].tokens
     assert asked["generate@r2"].requests == 2 * ran["requests"]
@@ -90,16 +91,27 @@ def test_estimates_of_what_never_ran_come_from_the_params():
         "critique": {"strategy": "auto_math", "limit": 10, "refinements": 2, "max_tokens": 7},
         "filter": {"strategy": "threshold"},
         "judge": {"panel": {"self_consistency": {}, "self_judge": {"max_tokens": 20}}, "reward": "self_judge"},
+        "evaluate": {
+            "panel": {
+                "answers": {"splits": ["heldout", "validation"], "max_tokens": 1},
+                "judging": {"votes": 3, "max_tokens": 1},
+                "critiques": {"count": 10, "problems": 20, "max_tokens": 1},
+            }
+        },
     }
     asked = {name: plan.volume(stages()[name], raw)[:2] for name in raw}
     assert asked["generate"] == (400, 400 * 50)
-    assert asked["critique"] == (30, 30 * 7)
+    assert asked["critique"] == (35, 35 * 7), "right answers are criticised too, and not refined"
+    answers, judging, critiques = 2 * (350 + 350 * 8), 3 * 140, 10 + 3 * 20
+    assert asked["evaluate"][0] == answers + judging + critiques
     assert asked["judge"] == (400, 400 * 20)
     assert asked["filter"] == (0, 0)
+    raw["judge"]["panel"]["self_judge"]["likeliest"] = 2
+    assert plan.volume(stages()["judge"], raw).requests == 200
 
 
 def test_dry_run_shows_stages_and_their_sum(made, capsys):
-    set_values(made, "r2", ["generate.samples=6"])
+    projects.set_values(made, "r2", ["generate.samples=6"])
     plan.show(made, "r2", plan.stale(made, "r2"))
     shown = capsys.readouterr().out
     assert "8 stages to run" in shown

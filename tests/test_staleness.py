@@ -12,6 +12,8 @@ import projects
 import pytest
 from dvc.cli import main as dvc
 
+from tasks.execute import run_stage
+from tasks.params import load_params, stages_of
 from tasks.stage import Panel, stages
 
 pytestmark = pytest.mark.xdist_group("campaign")
@@ -130,10 +132,21 @@ def test_an_edit_of_a_comment_or_of_another_name_makes_nothing_stale(made):
     assert status(made) == {}
 
 
-def test_a_new_file_of_seeds_makes_stale_who_may_read_it(made):
-    (made / "data/seeds/more.jsonl").write_text("{}")
-    stale = {"base@r0", "evaluate-base@r0", *(a for r in ROUNDS for a in every(r, *DOMAIN))}
-    assert status(made) == {address: {"data/seeds"} for address in stale}
+def test_a_file_of_seeds_makes_stale_who_reads_it_and_nobody_else(made):
+    for name in ("mine.jsonl", "others.jsonl"):
+        (made / "data/seeds" / name).write_text('{"problem": "Tom has 3 pens.\\nHow many?"}\n')
+    assert status(made) == {}, "no block names them"
+    mine = "data/seeds/mine.jsonl"
+    projects.set_values(made, "r2", [f"prompts.path={mine}", f"files={mine}"])
+    for stage in stages_of(load_params(made).block("r2")):
+        run_stage(made, "r2", stage.name)
+    with projects.dvc(made) as repo:
+        repo.commit(force=True)
+    assert status(made) == {}
+    (made / "data/seeds/others.jsonl").write_text("")
+    assert status(made) == {}
+    (made / mine).write_text("")
+    assert status(made) == {address: {mine} for address in every("r2", *DOMAIN)}
 
 
 def assign(content, edit: str) -> None:

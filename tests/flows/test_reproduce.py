@@ -2,13 +2,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import projects
 import psutil
 import pytest
 from prefect.logging import disable_run_logger
 from prefect.states import Failed
 
 from flows.reproduce import Reproduced, StageFailed, _may_pass, ended_with, failure, reproduce
-from tasks.params import set_values
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_what_is_up_to_date_does_not_run(made):
 
 
 def test_an_edit_runs_the_stage_and_no_other(made):
-    set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+    projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
     before = (made / "data/round=r2/manifests/gate.json").read_text()
     done = run("gate@r2")
     assert done.ran
