@@ -9,6 +9,7 @@ from threading import Thread
 
 import httpx
 import projects
+import projects
 import psutil
 import pytest
 
