@@ -15,6 +15,7 @@ import projects
 import pytest
 from filelock import FileLock
 
+from tasks import store
 from tasks.__main__ import main
 
 pytestmark = pytest.mark.xdist_group("campaign")
@@ -115,6 +116,18 @@ def test_unknown_names(made, refused):
     assert not Path("x").exists()
 
 
+def test_a_query_is_asked_for_and_an_id_is_traced(made, refused, flywheel):
+    refused("sql", says=["name a query", "--write-views FILE"])
+    refused("sql", "--write-views", "params.yaml", says=["params.yaml is another kind of file and stays as it is"])
+    refused("trace", "nope", says=["no table has a row with the id 'nope'"])
+    row = store.scan(made, "r2", "judgments")[0].head(1).collect()
+    code, said = flywheel("trace", row["id"][0], "--round", "r2")
+    assert code == 0
+    told = [" ".join(line.split()[:2]) for line in said.splitlines()]
+    assert told[0] == "judgments r2"
+    assert {"responses r2", "prompts r2"} <= set(told)
+
+
 def test_an_unknown_command_is_told(made, flywheel):
     code, said = flywheel("rnu", "r2")
     assert code == 2
@@ -138,7 +151,7 @@ def test_params_that_are_no_yaml(made, refused):
 def test_a_seeds_file_with_a_broken_line(made, refused):
     mine = Path("data/seeds/mine.jsonl")
     mine.write_text('{"problem": "Tom has 2 pens."}\n{"problem": "Tom has\n')
-    assign("rounds.r2.prompts.path=data/seeds/mine.jsonl")
+    assign("rounds.r2.prompts.path=data/seeds/mine.jsonl", "rounds.r2.files=data/seeds/mine.jsonl")
     refused("stage", "prompts", "r2", says=["data/seeds/mine.jsonl:2:", "is not JSON", 'a line is {"problem": "…"}'])
     mine.write_text('{"problem": "Tom has 2 pens."}\n\n{"text": "Tom has"}\n')
     refused("stage", "prompts", "r2", says=["data/seeds/mine.jsonl:3: no text in 'problem'"])
