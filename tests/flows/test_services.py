@@ -9,7 +9,6 @@ from threading import Thread
 
 import httpx
 import projects
-import projects
 import psutil
 import pytest
 
