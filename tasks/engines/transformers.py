@@ -34,13 +34,13 @@ from pydantic import PositiveInt
 from tasks import models
 from tasks.cache import RequestCache, key
 from tasks.engines import Completion, Engine, Request, Scored
+from tasks.engines._chats import Chats, Messages, Prompt
 from tasks.errors import EngineError, ModelRefused
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Messages = tuple[tuple[str, str], ...]
 _Row = tuple[int, tuple[int, ...], tuple[int, ...]]
 """What is to be scored: index, prompt ids, completion ids."""
 
@@ -189,27 +189,6 @@ def _attention(config: Any) -> str | None:
 # Requests and their order
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """A request as the model sees it."""
-
-    key: bytes
-    text: str
-    ids: tuple[int, ...]
-    request: Request
-    limit: int
-    """Most tokens to generate: what was asked for, or what the context has room for."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is something to complete and room to do so."""
-        return self.limit > 0 and bool(self.ids)
-
-    @property
-    def order(self) -> tuple[int, str, bytes]:
-        return len(self.ids), self.text, self.key
-
-
 class _Policy:
     """An opened model."""
 
@@ -221,6 +200,7 @@ class _Policy:
         self._answers = answers
         self._ends = _ends(network, tokenizer)
         self._context = _context(network)
+        self._chats = Chats(tokenizer, self._context)
         self._named = ("transformers", VERSION, version("transformers"), version("torch"), digest, str(network.dtype))
 
     def close(self) -> None:
@@ -234,12 +214,12 @@ class _Policy:
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """What the cache knows comes first, then what cannot be asked, then batch by batch; the order is the module's."""
-        places, prompts = self._prepare(requests)
+        places, prompts = self._chats.prepare(requests, self._named)
         known = self._answers.get(list(places))
         yield from ((i, Completion(*known[k])) for k in known for i in places[k])
-        unknown = [p for k, p in prompts.items() if k not in known]
-        yield from ((i, self._misfit(p)) for p in unknown if not p.fits for i in places[p.key])
-        fitting = sorted((p for p in unknown if p.fits), key=lambda p: p.order, reverse=True)
+        fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
+        yield from ((i, error) for p, error in misfits for i in places[p.key])
+        fitting.sort(key=lambda p: p.order, reverse=True)
         for start in range(0, len(fitting), self._engine.batch_size):
             batch = fitting[start : start + self._engine.batch_size]
             done = self._generate(batch)
@@ -248,7 +228,7 @@ class _Policy:
 
     def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
         """Teacher-forced: each completion's tokens after its prompt. An end token is not among them."""
-        texts = self._render(prompts)
+        texts = self._chats.render(prompts)
         keys = [key("score", *self._named, texts[p], c) for p, c in zip(prompts, completions, strict=True)]
         known = self._answers.get(keys)
         yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
@@ -261,66 +241,19 @@ class _Policy:
             self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True)})
             yield from ((row[0], s) for row, s in zip(batch, done, strict=True))
 
-    def _prepare(self, requests: Sequence[Request]) -> tuple[dict[bytes, list[int]], dict[bytes, _Prompt]]:
-        """Where each different request stands in the list, and what the model is given for it."""
-        texts = self._render([r.messages for r in requests])
-        ids = dict(zip(texts, self._ids(list(texts.values())), strict=True))
-        places: dict[bytes, list[int]] = {}
-        prompts: dict[bytes, _Prompt] = {}
-        for index, request in enumerate(requests):
-            text = texts[request.messages]
-            k = self._key(text, request)
-            places.setdefault(k, []).append(index)
-            limit = min(request.sampling.max_tokens, self._context - len(ids[request.messages]))
-            prompts[k] = _Prompt(k, text, ids[request.messages], request, limit)
-        return places, prompts
-
-    def _key(self, text: str, request: Request) -> bytes:
-        seed = request.seed if request.sampling.temperature else 0  # a greedy answer has no seed
-        return key("sample", *self._named, text, astuple(request.sampling), seed)
-
-    def _render(self, conversations: Sequence[Messages]) -> dict[Messages, str]:
-        """The text of each different conversation, in the model's own chat template."""
-        if not self._tokenizer.chat_template:
-            raise EngineError(
-                f"{self._tokenizer.name_or_path}: the tokenizer has no chat template, so a conversation cannot be put "
-                "to this model; add chat_template.jinja to the model's folder, or take an instruction-tuned model"
-            )
-        return {messages: self._rendered(messages) for messages in dict.fromkeys(conversations)}
-
-    def _rendered(self, messages: Messages) -> str:
-        chat = [{"role": role, "content": content} for role, content in messages]
-        going_on = chat[-1]["role"] == "assistant"
-        if going_on and not chat[-1]["content"]:
-            chat, going_on = chat[:-1], False  # an empty answer continued is an answer begun
-        text = self._tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
-        )
-        return str(text)
-
-    def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
-        if not texts:
-            return []
-        return [tuple(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
     # Generation
 
-    def _generate(self, batch: list[_Prompt]) -> list[Completion]:
+    def _generate(self, batch: list[Prompt]) -> list[Completion]:
         with _out_of_memory("batch_size"):
             done = _decode(self._network, self._ends, batch, self._stopped)
         return [self._completion(p, row) for p, row in zip(batch, done, strict=True)]
 
-    def _misfit(self, prompt: _Prompt) -> Completion:
-        size = len(prompt.ids)
-        why = f"the prompt has {size} tokens, the model's context {self._context}" if size else "the prompt is empty"
-        return Completion("", 0, size, "error", error=why)
-
-    def _stopped(self, prompt: _Prompt, ids: list[int]) -> bool:
+    def _stopped(self, prompt: Prompt, ids: list[int]) -> bool:
         """Whether a stop string is among the text so far; it may be a special token's."""
         stop = prompt.request.sampling.stop
         return bool(stop) and any(s in self._tokenizer.decode(ids) for s in stop)
 
-    def _completion(self, prompt: _Prompt, drawn: "_Drawn") -> Completion:
+    def _completion(self, prompt: Prompt, drawn: "_Drawn") -> Completion:
         count, stopped = len(drawn.ids), self._stopped(prompt, drawn.ids)
         if stopped:  # looked for only now and then while generating: find the very token
             count = next(n for n in range(1, count + 1) if self._stopped(prompt, drawn.ids[:n]))
@@ -337,8 +270,8 @@ class _Policy:
 
     def _rows(self, wanted: list[tuple[int, str, str]]) -> list[_Row]:
         """(index, prompt ids, completion ids), longest first."""
-        befores = self._ids([before for _, before, _ in wanted])
-        afters = self._ids([after for _, _, after in wanted])
+        befores = self._chats.ids([before for _, before, _ in wanted])
+        afters = self._chats.ids([after for _, _, after in wanted])
         rows = [(w[0], before, after) for w, before, after in zip(wanted, befores, afters, strict=True)]
         return sorted(rows, key=lambda r: (len(r[1]) + len(r[2]), r[1], r[2], r[0]), reverse=True)
 
@@ -396,7 +329,7 @@ class _Drawn:
 class _Knobs:
     """The sampling of a batch's rows, as columns (rows, 1)."""
 
-    def __init__(self, prompts: list[_Prompt], steps: int, device: "torch.device") -> None:
+    def __init__(self, prompts: list[Prompt], steps: int, device: "torch.device") -> None:
         import torch
 
         def column(name: str) -> "Tensor":
@@ -418,7 +351,7 @@ class _Knobs:
         self._classify()
 
 
-def _uniforms(prompt: _Prompt, steps: int) -> np.ndarray:
+def _uniforms(prompt: Prompt, steps: int) -> np.ndarray:
     """The request's own numbers in [0, 1), one a step, whatever the number of steps is."""
     if not prompt.request.sampling.temperature:
         return np.zeros(steps)
@@ -467,7 +400,7 @@ def _nucleus(p: "Tensor", top_p: "Tensor") -> "Tensor":
 
 
 def _decode(
-    network: Any, ends: frozenset[int], prompts: list[_Prompt], stopped: Callable[[_Prompt, list[int]], bool]
+    network: Any, ends: frozenset[int], prompts: list[Prompt], stopped: Callable[[Prompt, list[int]], bool]
 ) -> list[_Drawn]:
     """Completes a batch. What happens depends on the batch alone, so that equal batches give equal bytes."""
     import torch
@@ -487,7 +420,7 @@ def _decode(
 class _Batch:
     """A batch while it is generated. Rows leave it when they are done; `rows` says who is left."""
 
-    def __init__(self, network: Any, ends: frozenset[int], prompts: list[_Prompt]) -> None:
+    def __init__(self, network: Any, ends: frozenset[int], prompts: list[Prompt]) -> None:
         import torch
 
         self.network, self.prompts = network, prompts
@@ -520,7 +453,7 @@ class _Batch:
         self.lengths[self.rows[over]] = step + 1
         self.done |= over
 
-    def look(self, step: int, stopped: Callable[[_Prompt, list[int]], bool]) -> None:
+    def look(self, step: int, stopped: Callable[[Prompt, list[int]], bool]) -> None:
         """Ends the rows that have met a stop string, and lets rows that are done go when they are many."""
         import torch
 
@@ -559,7 +492,7 @@ class _Batch:
         return [_Drawn(ids[:length], stats[:, row, :length]) for row, (ids, length) in enumerate(rows)]
 
 
-def _prefill(network: Any, prompts: list[_Prompt]) -> tuple[Any, "Tensor", "Tensor"]:
+def _prefill(network: Any, prompts: list[Prompt]) -> tuple[Any, "Tensor", "Tensor"]:
     """Reads each different prompt once. Gives keys and values, next-token logits and mask, with a row a request."""
     import torch
 

@@ -228,8 +228,10 @@ def test_max_tokens_and_the_context_limit_the_length(policy):
 
 def test_a_last_assistant_message_is_continued(policy, plain):
     begun = chat("How many?", ("assistant", "Answer: "))
-    assert policy._rendered(begun) == "<|user|>How many?<|assistant|>Answer: "
-    assert policy._rendered(chat("How many?", ("assistant", ""))) == policy._rendered(chat("How many?"))
+    none, nothing = chat("How many?"), chat("How many?", ("assistant", ""))
+    texts = policy._chats.render([begun, none, nothing])
+    assert texts[begun] == "<|user|>How many?<|assistant|>Answer: "
+    assert texts[nothing] == texts[none]
 
 
 def test_no_requests_no_answers(policy):
@@ -371,9 +373,11 @@ def test_a_partial_hit_is_within_the_tolerance(tiny_model, tmp_path):
 
 def test_other_weights_other_sampling_other_answers(tiny_model, tmp_path, policy):
     request = requests(1, 1)[0]
-    text = policy._rendered(request.messages)
     others = [replace(request, seed=7), replace(request, sampling=Sampling(top_p=0.5))]
-    assert len({policy._key(text, r) for r in (request, *others)}) == 3
+    assert len(policy._chats.prepare([request, *others], policy._named)[0]) == 3
+    assert not set(policy._chats.prepare([request], ("other",))[0]) & set(
+        policy._chats.prepare([request], policy._named)[0]
+    )
 
 
 # What is refused
@@ -427,7 +431,7 @@ def test_an_adapter_is_its_base_with_the_adapter(tiny_model, tmp_path):
     tuned.save_pretrained(tmp_path / "adapter")
     request = requests(1, 1, temperature=0.0)[0]
     with Transformers().open(tmp_path / "adapter") as adapted, Transformers().open(tiny_model) as base:
-        ids = torch.tensor([base._ids([base._rendered(request.messages)])[0]])
+        ids = torch.tensor(base._chats.ids(list(base._chats.render([request.messages]).values())))
         theirs = tuned.generate(input_ids=ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
         assert ask(adapted, [request])[0].text == base._tokenizer.decode(theirs, skip_special_tokens=True)
         assert adapted.digest != base.digest
