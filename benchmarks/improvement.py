@@ -34,7 +34,11 @@ from tasks.params import Block, load_params, plain, stages_of
 HERE = Path(__file__).resolve().parents[1]
 LEVELS = range(2, 9)
 EVALUATE = {
-    "panel": {"answers": {"greedy": 7000, "sampled": 1400}, "judging": {"count": 700}, "critiques": {"count": 700}}
+    "panel": {
+        "answers": {"splits": ["heldout"], "greedy": 7000, "sampled": 1400},
+        "judging": {"count": 700},
+        "critiques": {"count": 700},
+    }
 }
 
 

@@ -78,7 +78,7 @@ def item(name: str, mode: str, correct: bool | None, **more: Any) -> dict[str, A
     made = {
         "id": f"{name}-{mode}",
         "item": name,
-        "split": "heldout",
+        "split": "validation",
         "mode": mode,
         "sample": 0,
         "level": 2,
@@ -142,7 +142,8 @@ ROUND: dict[str, list[dict[str, Any]]] = {
     ],
     "measures": [
         {"name": n, "level": level, "value": 0.5, "low": None if level else 0.4, "high": None if level else 0.6, "count": 6}
-        for n in ("greedy", "pass_at_1", "majority_at_8", "distinct_2", "judge_balanced_accuracy")
+        for n in ("validation_greedy", "pass_at_1", "validation_majority_at_8", "validation_distinct_2",
+                  "judge_balanced_accuracy")
         for level in (None, 2)
     ],
 }  # fmt: skip

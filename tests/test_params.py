@@ -290,7 +290,7 @@ def test_what_the_default_prompts_keep_clear_of_is_all_that_the_default_evaluati
     assert "evaluation" not in content["rounds"]["r1"]["prompts"]
     for block in validate(content).rounds.values():
         assert all(block.stages["prompts"].evaluation[split] >= n for split, n in evaluated(block).items())
-        assert set(evaluated(block)) == {"heldout", "gold"}
+        assert set(evaluated(block)) == {"heldout", "validation", "gold"}
 
 
 REFUSED = {

@@ -41,8 +41,8 @@ class Answers(Strategy):
     needs: ClassVar = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]}
 
-    splits: tuple[Literal["heldout", "validation"], ...] = ("heldout",)
-    """The frozen sets to answer."""
+    splits: tuple[Literal["heldout", "validation"], ...] = ("heldout", "validation")
+    """The frozen sets to answer: one to report, one for gates to look at."""
     greedy: NonNegativeInt = 350
     """Problems of each set that are answered greedily, spread over the levels."""
     sampled: NonNegativeInt = 350

@@ -3,6 +3,7 @@
 import polars as pl
 from pydantic import Field, NonNegativeFloat
 
+from tasks.errors import suggest
 from tasks.gate import Decision, Evidence, overall
 from tasks.stage import Strategy
 
@@ -15,7 +16,7 @@ class Diversity(Strategy):
     """
 
     measure: str = "distinct_2"
-    """The measure of the evaluation that is compared."""
+    """The measure of the evaluation that is compared, by its name on the held-out set."""
     least: float = Field(0.5, ge=0)
     """Smallest share of the parent's diversity that must be left."""
     gap: NonNegativeFloat = 0.0
@@ -30,9 +31,13 @@ class Diversity(Strategy):
         return [self._spread(evidence, metrics), *([] if gap is None else [self._gap(gap)])]
 
     def _spread(self, evidence: Evidence, metrics: dict[str, float]) -> Decision:
-        now, before = (overall(m).get(self.measure) for m in (evidence.measures, evidence.parent_measures))
+        ours, theirs = (overall(m, evidence.split) for m in (evidence.measures, evidence.parent_measures))
+        now, before = ours.get(self.measure), theirs.get(self.measure)
+        if now is None and before is None:
+            why = f"neither round was measured by gate.panel.diversity.measure {self.measure!r}"
+            return Decision("diversity", False, f"{why}; {suggest(self.measure, ours | theirs)}", metrics=metrics)
         if not before:
-            return Decision("diversity", True, f"the parent has no {self.measure}", metrics=metrics)
+            return Decision("diversity", True, f"the parent has no {self.measure} to lose", metrics=metrics)
         if now is None:
             return Decision("diversity", False, f"{self.measure} was not measured", metrics=metrics)
         share = now / before

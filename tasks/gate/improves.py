@@ -8,7 +8,7 @@ from tasks.stage import Strategy
 
 
 class Improves(Strategy):
-    """Sampled accuracy against the parent's over the same held-out problems, by Wilcoxon's signed-rank test on the
+    """Sampled accuracy against the parent's over the same frozen problems, by Wilcoxon's signed-rank test on the
     difference of their pass rates; greedy accuracy, by McNemar's exact test, as a metric beside it.
     """
 
@@ -25,7 +25,7 @@ class Improves(Strategy):
         """
         sampled, greedy = paired(evidence, "sampled"), paired(evidence, "greedy")
         if sampled.is_empty():
-            return [Decision("improves", False, "no held-out problem was sampled and checked by both models")]
+            return [Decision("improves", False, f"no {evidence.split} problem was sampled and checked by both models")]
         delta = float((sampled["child"] - sampled["parent"]).mean())  # type: ignore[arg-type]
         better, worse = signed_rank(sampled, "greater"), signed_rank(sampled, "less")
         certain = better < self.alpha if self.significant else worse >= self.alpha

@@ -18,6 +18,7 @@ from tasks.evaluate.answers import Answers, distinct_n, majority_right, pass_at_
 from tasks.stage import Result
 
 DOMAIN = Arithmetic(easiest=2, hardest=3)
+HELDOUT = ("heldout",)
 
 
 def right(problem):
@@ -105,7 +106,7 @@ def test_spread_takes_the_levels_evenly():
 
 
 def test_levels_modes_and_answers():
-    member = Answers(greedy=8, sampled=4, samples=6, ks=(1, 6))
+    member = Answers(splits=HELDOUT, greedy=8, sampled=4, samples=6, ks=(1, 6))
     result = measured(Fake.scripted(two_good_of_three), member)
     found = values(result)
     rows = result.frames["evals"]
@@ -129,16 +130,16 @@ def test_every_step_counts_and_the_answer_alone_is_told_apart():
         story = read(messages[-1][1])
         return work(story, [v + 1 for v in story.values()]).rpartition("\n")[0] + f"\nAnswer: {story.values()[-1]}"
 
-    found = values(measured(Fake.scripted(lucky), Answers(greedy=4, sampled=2, samples=2, ks=(1,))))
+    found = values(measured(Fake.scripted(lucky), Answers(splits=HELDOUT, greedy=4, sampled=2, samples=2, ks=(1,))))
     assert found["greedy", None] == found["pass_at_1", None] == 0.0
     assert found["greedy_answer", None] == found["pass_at_1_answer", None] == found["majority_at_2", None] == 1.0
 
 
 def test_a_failed_request_is_no_wrong_answer_and_a_missing_answer_is():
-    whole = measured(Fake(error_rate=1.0), Answers(greedy=4, sampled=2, samples=2, ks=(1,)))
+    whole = measured(Fake(error_rate=1.0), Answers(splits=HELDOUT, greedy=4, sampled=2, samples=2, ks=(1,)))
     assert values(whole) == {("eval_errors", None): 1.0}
     assert whole.frames["evals"]["correct"].null_count() == 8
-    mute = measured(Fake(garbage_rate=1.0), Answers(greedy=4, sampled=2, samples=2, ks=(1,)))
+    mute = measured(Fake(garbage_rate=1.0), Answers(splits=HELDOUT, greedy=4, sampled=2, samples=2, ks=(1,)))
     assert values(mute)["greedy", None] == 0.0
     assert values(mute)["answered", None] == 0.0
     assert set(mute.frames["evals"]["error"]) == {"no answer"}
@@ -149,7 +150,7 @@ def test_a_verifier_that_cannot_say_leaves_the_measure_out():
         def items(self, split, count, seed):
             return [Item("a"), Item("a"), Item("b")][:count]
 
-    result = measured(Fake(reply="echo"), Answers(greedy=3, sampled=3, samples=2, ks=(1,)), Silent())
+    result = measured(Fake(reply="echo"), Answers(splits=HELDOUT, greedy=3, sampled=3, samples=2, ks=(1,)), Silent())
     assert result.frames["evals"].filter(mode="greedy").height == 2  # a problem counts once
     assert not {n for n, _ in values(result)} & {"greedy", "pass_at_1", "majority_at_2"}
     missing = graded(Item("a", reference="8"), completed(" "), Silent())
@@ -175,6 +176,12 @@ def test_validation_has_its_name_in_front():
     result = measured(Fake.scripted(two_good_of_three), Answers(splits=("validation",), greedy=2, sampled=0))
     assert values(result)["validation_greedy", None] == 1.0
     assert set(result.frames["evals"]["split"]) == {"validation"}
+
+
+def test_both_frozen_sets_are_answered_by_default():
+    result = measured(Fake.scripted(two_good_of_three), Answers(greedy=2, sampled=1, samples=1, ks=(1,)))
+    assert set(result.frames["evals"]["split"]) == {"heldout", "validation"}
+    assert {"greedy", "validation_greedy"} <= {name for name, _ in values(result)}
 
 
 def test_ks_above_samples_are_refused():

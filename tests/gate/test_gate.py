@@ -18,7 +18,7 @@ def empty(table):
     return pl.from_arrow(tables.TABLES[table].schema.empty_table()).lazy()
 
 
-def evals(rates, mode="sampled", samples=4, split="heldout"):
+def evals(rates, mode="sampled", samples=4, split="validation"):
     """Rows of `evals` in which item i{n} has `rates[n]` right among its samples."""
     rows = [
         {"id": f"{mode}{n}{k}", "item": f"i{n}", "split": split, "mode": mode, "sample": k, "correct": k < right}
@@ -73,8 +73,9 @@ def test_items_are_paired_by_id_and_errors_do_not_count():
 
 
 def test_other_splits_and_modes_do_not_count():
-    both = pl.concat([evals([4]), evals([0], split="validation"), evals([0], mode="greedy")])
-    assert per_item(both.lazy(), "sampled")["rate"].to_list() == [1.0]
+    both = pl.concat([evals([4]), evals([0], split="heldout"), evals([0], mode="greedy")])
+    assert per_item(both.lazy(), "sampled", "validation")["rate"].to_list() == [1.0]
+    assert per_item(both.lazy(), "sampled", "heldout")["rate"].to_list() == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,56 @@ def test_no_regression():
     assert not worse.passed
 
 
+def test_a_measure_that_nobody_has_is_refused_with_the_nearest_name():
+    given = evidence(
+        measures=measures(greedy=0.5, distinct_2=0.4), parent_measures=measures(greedy=0.5, distinct_2=0.4)
+    )
+    (mistyped,) = NoRegression(most={"gredy": 0})(given)
+    assert not mistyped.passed
+    assert "'gredy' of gate.panel.no_regression.most; did you mean 'greedy'?" in mistyped.reason
+    (spread,) = Diversity(measure="distinct2")(given)
+    assert not spread.passed
+    assert "gate.panel.diversity.measure 'distinct2'; did you mean 'distinct_2'?" in spread.reason
+    (gone,) = Diversity()(evidence(measures=measures(), parent_measures=measures(distinct_2=0.4)))
+    (new,) = Diversity()(evidence(measures=measures(distinct_2=0.4), parent_measures=measures()))
+    assert (gone.passed, new.passed) == (False, True)
+
+
+def decided(split="validation", **given):
+    """The rows of `decisions` by gate, from a panel of all gates."""
+    members = (Improves, NoRegression, Coverage, Diversity)
+    panel = Gate(panel={m.strategy_name(): m() for m in members}, split=split)
+    found = evidence(**given)
+    rows = gate(panel, **{n: getattr(found, n) for n in ARGUMENTS}).frames["decisions"].collect()
+    return {r["gate"]: r for r in rows.iter_rows(named=True)}
+
+
+def test_gates_look_at_the_validation_set_and_on_request_at_the_held_out_one():
+    """Better on the validation set and worse on the held-out one."""
+    few, many = [1] * 20, [3] * 20
+    good, bad = (pl.concat([evals(v), evals(h, split="heldout")]) for v, h in ((many, few), (few, many)))
+    names = {"judge_balanced_accuracy": 0.6, "validation_majority_at_8": 0.5, "majority_at_8": 0.5}
+    ours = measures(validation_greedy=0.6, greedy=0.3, validation_distinct_2=0.5, distinct_2=0.1, **names)
+    theirs = measures(validation_greedy=0.5, greedy=0.5, validation_distinct_2=0.5, distinct_2=0.5, **names)
+    given = {"evals": good, "parent_evals": bad, "base_evals": bad, "measures": ours, "parent_measures": theirs}
+    assert [name for name, row in decided(**given).items() if not row["passed"]] == []
+    refused = {name for name, row in decided("heldout", **given).items() if not row["passed"]}
+    assert refused == {"all", "improves", "no_regression/greedy", "diversity"}
+
+
+@pytest.mark.parametrize(("split", "other"), [("validation", "heldout"), ("heldout", "validation")])
+def test_a_set_that_was_not_answered_is_refused_with_the_key_to_set(split, other):
+    whole = pl.concat([evals([1]), evals([1], split="heldout")])
+    part = pl.concat([evals([1], split=other), evals([1], "refined", split=split)])
+    rows = decided(split, evals=whole, parent_evals=part, base_evals=part)
+    assert set(rows) == {"all", "improves", "no_regression", "coverage", "diversity"}
+    assert not any(row["passed"] for row in rows.values())
+    assert rows["improves"]["reason"] == (
+        f"no {split} problem was answered by its parent, the base: name {split} in their "
+        "evaluate.panel.answers.splits, or another set in this round's gate.split"
+    )
+
+
 def test_coverage_is_over_what_the_base_solved():
     child, base = evals([0, 4, 1, 2]), evals([1, 1, 1, 0])
     (decision,) = Coverage(least=0.6)(evidence(evals=child, base_evals=base))
@@ -113,6 +164,27 @@ def test_coverage_is_over_what_the_base_solved():
     assert decision.metrics["gate_new"] == 1
     (strict,) = Coverage(least=0.7)(evidence(evals=child, base_evals=base))
     assert not strict.passed
+
+
+def test_coverage_over_other_problems_or_samples_says_nothing():
+    base = evals([4, 4, 4, 4])
+    (fewer,) = Coverage(least=0)(evidence(evals=evals([4]), base_evals=base))
+    assert not fewer.passed
+    assert fewer.reason.startswith("3 of 4 problems that the base sampled were not sampled by this round")
+    (more,) = Coverage(least=0)(evidence(evals=evals([4] * 4, samples=8), base_evals=base))
+    assert not more.passed
+    assert more.reason.startswith("the base was sampled 4 times a problem and this round 8 times; give both the same")
+    (none,) = Coverage(least=0)(evidence(evals=base, base_evals=evals([0, 0])))
+    assert none.reason == "no sampled validation problem was solved by the base"
+
+
+def test_what_could_not_be_checked_is_not_covered():
+    unchecked = pl.when(pl.col("item") != "i0").then("correct")
+    (decision,) = Coverage(least=0.7)(
+        evidence(evals=evals([4, 4, 4]).with_columns(correct=unchecked), base_evals=evals([4, 4, 4]))
+    )
+    assert decision.value == pytest.approx(2 / 3)
+    assert not decision.passed
 
 
 def test_diversity_and_the_gap_of_pairs():
@@ -136,7 +208,7 @@ def test_nothing_to_look_at_is_decided_and_not_promoted():
     rows = {r["gate"]: r for r in result.frames["decisions"].collect().iter_rows(named=True)}
     assert set(rows) == {"all", "improves", "coverage", "diversity"}
     assert not rows["all"]["passed"]
-    assert rows["all"]["reason"] == "refused by coverage, improves"
+    assert rows["all"]["reason"] == "refused by coverage, diversity, improves"
 
 
 def test_all_is_the_conjunction():
@@ -149,4 +221,4 @@ def test_all_is_the_conjunction():
 
 def test_overall_leaves_levels_out():
     frame = pl.DataFrame({"name": ["a", "a"], "level": [None, 2], "value": [0.5, 0.1]})
-    assert overall(frame.lazy()) == {"a": 0.5}
+    assert overall(frame.lazy(), "validation") == {"a": 0.5}
