@@ -205,6 +205,8 @@ def _llm(engine: Vllm, folder: Path) -> Any:
         tensor_parallel_size=engine.tensor_parallel,
         enforce_eager=engine.eager,
         enable_prefix_caching=True,
+        # a prompt read in pieces makes vLLM turn a seed's generator back, which torch's on a CPU cannot do: the core dies
+        enable_chunked_prefill=False if on_cpu else None,
         trust_remote_code=False,
         load_format="safetensors",
         **more,
