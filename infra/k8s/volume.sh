@@ -4,7 +4,11 @@
 set -eu
 if [ -e "$2/.filled" ]; then
     for code in tasks flows recipes dvc.yaml; do
-        rm -rf "$2/.new" && cp -R "$1/$code" "$2/.new" && rm -rf "${2:?}/$code" && mv "$2/.new" "$2/$code"
+        [ -e "$1/$code" ] || continue
+        rm -rf "$2/.new"
+        cp -R "$1/$code" "$2/.new"
+        rm -rf "${2:?}/$code"
+        mv "$2/.new" "$2/$code"
     done
 else
     cp -Rf "$1/." "$2/"    # again from the start where it was cut short: git's own files are read-only

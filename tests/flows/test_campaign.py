@@ -1,8 +1,10 @@
 import pytest
+from mlflow.tracking import MlflowClient
 
-from flows.campaign import append, next_parent, promoted
+from flows.campaign import append, next_parent, promoted, run_campaign
 from tasks import plan, store
 from tasks.params import add_round, load_params
+from tasks.record import tracking_uri
 
 
 @pytest.fixture
@@ -52,3 +54,13 @@ def test_the_last_round_is_the_last_of_the_file_whatever_its_parent(made, decide
 def test_a_round_without_a_decision_is_not_promoted(made):
     (made / "data/round=r2/manifests/gate.json").unlink()
     assert not promoted(made, "r2")
+
+
+def test_a_campaign_appends_the_round_that_is_missing_runs_it_and_publishes_it(made):
+    """Through Prefect (its ephemeral server) and DVC."""
+    assert run_campaign(3) == ["r1", "r2", "r3"]
+    assert load_params(made).block("r3").parent == "r0", "both gates had refused"
+    assert plan.stale(made, "r3") == []
+    client = MlflowClient(tracking_uri(made))
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {"r0", "r1", "r2", "r3", "gate@r3"} <= {run.info.run_name for run in runs}

@@ -8,6 +8,7 @@ import pytest
 from prefect import Flow
 from ruamel.yaml import YAML
 
+from flows import deploy
 from flows.campaign import run_campaign
 from flows.deploy import FLOWS, NAME
 from flows.round import run_round
@@ -34,6 +35,14 @@ def test_the_file_deploys_what_the_code_deploys():
     for entrypoint, entry in entries.items():
         assert isinstance(flow(entrypoint), Flow)
         assert set(entry.get("parameters", {})) <= set(flow(entrypoint).parameters.properties)
+
+
+def test_what_is_served_does_not_take_the_place_of_what_is_deployed(monkeypatch):
+    served = []
+    monkeypatch.setattr(deploy, "serve", lambda *deployments: served.extend(deployments))
+    deploy.serve_here(INFRA.parent)
+    assert [d.flow_name for d in served] == ["round", "campaign"]
+    assert NAME not in {d.name for d in served}
 
 
 @pytest.mark.parametrize("flow", [run_round, run_campaign])

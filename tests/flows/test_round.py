@@ -3,10 +3,12 @@ from threading import Lock
 from time import sleep
 
 import pytest
+from prefect.logging import disable_run_logger
 
+from flows import round
 from flows.progress import Progress
 from flows.reproduce import Reproduced
-from flows.round import run_graph
+from flows.round import published, run_graph
 
 DIAMOND = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}, "leaf": {"a"}}
 
@@ -85,6 +87,21 @@ def test_after_a_failure_the_running_ones_end_and_no_other_starts():
         run_graph(DIAMOND, runner.submit, 2, progress)
     runner.pool.shutdown()
     assert set(runner.ended) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_what_was_made_before_a_failure_is_published_and_the_failure_is_told(monkeypatch, reachable):
+    calls = []
+
+    def publish():
+        calls.append(1)
+        if not reachable:
+            raise ConnectionError("no MLflow")
+
+    monkeypatch.setattr(round, "publish", publish)
+    with disable_run_logger(), pytest.raises(ValueError, match="r3's engine"), published():
+        raise ValueError("r3's engine")
+    assert calls == [1]
 
 
 def test_progress_is_a_line_a_stage(made, capsys):
