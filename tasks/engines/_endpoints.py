@@ -1,8 +1,8 @@
 """Endpoints that serve one model: which of them takes the next request, and when.
 
 The least busy comes first. An endpoint takes so many requests at once and, where that is said, so many tokens a minute.
-One that asks for a pause (`Retry-After`) gets it; one that fails several times in a row rests, longer each time, and then
-is tried with a single request.
+One that asks for a pause (`Retry-After`) gets it. One that fails several times in a row rests while another works, longer
+each time, and is then tried with a single request; when all of them fail none rests, for then it may be the requests.
 
 Code that decides nothing about an answer: an edit of this file does not make stages stale.
 """
@@ -45,17 +45,26 @@ class Endpoint:
     busy: int = 0
     sent: int = 0
     failures: int = 0
-    """Failures since its last answer that came before a rest, or after it."""
-    free_at: float = 0.0
-    """When its rest is over."""
+    """Failures since its last answer, but for those of what was in flight when it began to rest."""
+    rests_until: float = 0.0
+    paused_until: float = 0.0
+    """When the pause is over that it asked for."""
     heard: float = 0.0
     """When it last replied, whatever it said."""
     spent: deque[Spent] = field(default_factory=deque)
 
     def takes(self, tokens: int, now: float) -> bool:
         """Whether a request of so many tokens may be sent now."""
-        room = 1 if self.failures >= TIRED else self.concurrency
-        return now >= self.free_at and self.busy < room and self._can_spend(tokens, now)
+        return now >= self.paused_until and self.busy < self.concurrency and self._can_spend(tokens, now)
+
+    @property
+    def tired(self) -> bool:
+        """Whether it has failed several times in a row."""
+        return self.failures >= TIRED
+
+    def rests(self, now: float) -> bool:
+        """Whether it is tired, and not to be tried now."""
+        return self.tired and (now < self.rests_until or self.busy > 0)
 
     def _can_spend(self, tokens: int, now: float) -> bool:
         """A request that is larger than the budget goes alone."""
@@ -86,11 +95,11 @@ class Endpoint:
         """It did not give an answer; `pause` seconds were asked for."""
         now = time.monotonic()
         self.heard = now if heard else self.heard
-        if now >= self.free_at:  # what was in flight when it began to rest says nothing new
+        self.paused_until = max(self.paused_until, now + pause)
+        if now >= self.rests_until:
             self.failures += 1
-            over = self.failures - TIRED
-            pause = max(pause, min(REST * 2.0 ** min(over, 10), LONGEST) if over >= 0 else 0.0)
-        self.free_at = max(self.free_at, now + pause)
+            if self.tired:
+                self.rests_until = now + min(REST * 2.0 ** min(self.failures - TIRED, 10), LONGEST)
 
 
 class Endpoints:
@@ -103,17 +112,17 @@ class Endpoints:
         """Waits for an endpoint that takes a request of so many tokens; `avoid` only where no other does.
 
         Raises:
-            EngineError: when none takes one for more than `longest` seconds.
+            EngineError: when all of them have asked for a pause of more than `longest` seconds.
         """
         while True:
             now = time.monotonic()
-            if free := [e for e in self.all if e.takes(tokens, now)]:
+            awake = [e for e in self.all if not e.rests(now)] if not all(e.tired for e in self.all) else self.all
+            if free := [e for e in awake if e.takes(tokens, now)]:
                 return min(free, key=lambda e: (e is avoid, e.busy, e.sent))
-            if (pause := min(e.free_at for e in self.all) - now) > longest:
+            if (pause := min(e.paused_until for e in self.all) - now) > longest:
                 raise EngineError(
-                    f"{self}: nothing can be sent for another {pause:.0f} s, as the server asked or because it fails, "
-                    f"and engine.deadline is {longest:g} s; run the stage again after that (what was answered is kept), "
-                    "or raise engine.deadline"
+                    f"{self}: asked for a pause of {pause:.0f} s, and engine.deadline is {longest:g} s; run the stage "
+                    "again after that (what was answered is kept), or raise engine.deadline"
                 )
             await asyncio.sleep(POLL)
 

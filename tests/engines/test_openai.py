@@ -439,7 +439,7 @@ def test_a_pause_that_is_asked_for_is_kept_by_all():
 
 def test_a_pause_beyond_the_deadline_ends_it_at_once():
     with serving(1, fault=lambda *_: "busy, says when", after="3600") as server:
-        with pytest.raises(EngineError, match=r"nothing can be sent for another 3\d\d\d s.*engine\.deadline is 60 s"):
+        with pytest.raises(EngineError, match=r"asked for a pause of 3\d\d\d s.*engine\.deadline is 60 s"):
             ask(Openai(base_url=server.urls[0], model="m", deadline=60), wanted(3))
 
 
@@ -526,17 +526,24 @@ def test_an_endpoint_rests_longer_the_longer_it_fails_and_is_tried_alone(monkeyp
     monkeypatch.setattr(endpoints_file.time, "monotonic", lambda: clock[0])
     for _ in range(TIRED - 1):
         endpoint.failed(heard=True)
-    assert endpoint.takes(1, clock[0])
+    assert not endpoint.rests(clock[0])
     endpoint.failed(heard=True)
     endpoint.failed(heard=True)  # was in flight
-    assert not endpoint.takes(1, clock[0] + 0.9)
+    assert endpoint.rests(clock[0] + 0.9)
     clock[0] += 1.1
     with endpoint.asked(1):
-        assert not endpoint.takes(1, clock[0])  # one request at a time
-    assert endpoint.takes(1, clock[0])
+        assert endpoint.rests(clock[0])  # one request at a time
+    assert not endpoint.rests(clock[0])
     endpoint.failed(heard=True)
-    assert not endpoint.takes(1, clock[0] + 1.9)
-    clock[0] += 2.1
+    assert endpoint.rests(clock[0] + 1.9)
     endpoint.answered()
     with endpoint.asked(1):
-        assert endpoint.takes(1, clock[0])
+        assert not endpoint.rests(clock[0])
+
+
+def test_requests_that_break_every_server_are_rows_and_soon(monkeypatch):
+    monkeypatch.setattr(engine_file, "PAUSE", 0.01)
+    with serving(2, fault=lambda *_: "broken") as server:
+        answers = ask(Openai(base_urls=server.urls, model="m", concurrency=4), wanted(100))
+    assert {c.error[:8] for c in answers} == {"HTTP 500"}
+    assert server.asked.total() == 500
