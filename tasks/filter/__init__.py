@@ -2,7 +2,8 @@
 
 The rules, in the order in which they speak; the first that objects is the reason:
 - `error` it failed; `format` it has no answer, or was cut off; `short`, `long` in tokens; `unjudged` it has no reward;
-- the name of a judge whose score it also needs (`require`);
+- the name of a judge whose score it also needs (`require`) and whose score was too low; `no_` and that name where that
+  judge gave none, because it was not asked or could not be read;
 - the strategy's own rule on the reward (`score`);
 - `duplicate` of a better response to the same prompt; `rank` enough better ones for its prompt were kept;
 - whatever the strategy adds.
@@ -31,7 +32,7 @@ class Selection(Strategy):
     """Judge that ranks responses of equal reward; null ranks by mean log-probability: the likeliest first."""
     require: dict[str, float] = {}
     """Least scores that other judges must have given too, as in `{self_judge: 0.5}`: a response that such a judge scored
-    lower, or did not score, is dropped with the judge's name as the reason."""
+    lower is dropped with the reason `self_judge`, one that it did not score with `no_self_judge`."""
     shortest: NonNegativeInt = 1
     """Fewest tokens."""
     longest: PositiveInt | None = None
@@ -96,14 +97,14 @@ def usable(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
             "short": (tokens < params.shortest, params.shortest - tokens),
             "long": (tokens > longest, tokens - longest),
             "unjudged": (pl.col("score").is_null(), NO_MARGIN),
-            **{judge: _refused(judge, least) for judge, least in params.require.items()},
+            **{name: rule for judge, least in params.require.items() for name, rule in _required(judge, least).items()},
         },
     )
 
 
-def _refused(judge: str, least: float) -> tuple[pl.Expr, pl.Expr]:
+def _required(judge: str, least: float) -> dict[str, tuple[pl.Expr, pl.Expr]]:
     score = pl.col(f"by {judge}")
-    return score.is_null() | (score < least), least - score
+    return {judge: (score < least, least - score), f"no_{judge}": (score.is_null(), NO_MARGIN)}
 
 
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:

@@ -48,11 +48,12 @@ def kept(decisions: dict) -> list[str]:
 
 
 def test_what_another_judge_refuses_is_dropped_with_its_name_before_the_best_is_chosen():
-    rows = [response("a1", logprob=-0.1), response("a2", logprob=-0.2), response("b1")]
-    decisions = run(Threshold(require={"critic": 0.5}), rows, {"critic": {"a1": 0.25, "a2": 0.75}})
+    rows = [response("a1", logprob=-0.1), response("a2", logprob=-0.2), response("b1"), response("b2")]
+    decisions = run(Threshold(require={"critic": 0.5}), rows, {"critic": {"a1": 0.25, "a2": 0.75, "b2": None}})
     assert decisions["a1"] == ("critic", 0.25)
     assert decisions["a2"][0] is None
-    assert decisions["b1"] == ("critic", None)  # the judge said nothing of it
+    assert decisions["b1"] == ("no_critic", None)  # it was not asked
+    assert decisions["b2"] == ("no_critic", None)  # it could not be read
     with pytest.raises(UnknownName, match=r"filter\.require.*critic"):
         run(Threshold(require={"critics": 0.5}), rows, {"critic": {"a1": 1.0}})
 
