@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.text import Text
 
 from tasks import models, pipeline, store
-from tasks.errors import FlywheelError
+from tasks.errors import FlywheelError, masked
 from tasks.params import Pipeline, load_params
-from tasks.record import masked, tracking_uri
+from tasks.record import tracking_uri
 from tasks.stage import load, names
 
 LOCK = Path("infra/requirements.lock")

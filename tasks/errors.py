@@ -17,6 +17,7 @@ why. It is data, is counted, and is never a negative example.
 This file is shared by all stages: an edit of it does not make stages stale.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -67,3 +68,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
     return f"known: {', '.join(known)}" if known else "none is known"
+
+
+def masked(text: str) -> str:
+    """A URI, or a text with URIs, without users and passwords."""
+    return re.sub(r"//[^/\s]*@", "//", text)

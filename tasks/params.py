@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 
-from tasks.errors import FlywheelError, ParamsError, UnknownName, suggest
+from tasks.errors import FlywheelError, ParamsError, UnknownName, masked, suggest
 from tasks.stage import Panel, Params, Stage, load, names, stages
 
 FILE = "params.yaml"
@@ -397,7 +397,7 @@ def _params(model: type[Any], values: dict[str, Any], path: str, problems: _Prob
             elif e["type"] == "missing":
                 problems.add(where, "is missing; `flywheel schema` describes what it takes")
             else:
-                problems.add(where, f"{e['msg'][0].lower()}{e['msg'][1:]}, not {e['input']!r}")
+                problems.add(where, f"{e['msg'][0].lower()}{e['msg'][1:]}, not {masked(repr(e['input']))}")
         return None
 
 

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tasks import store
-from tasks.errors import FlywheelError
+from tasks.errors import FlywheelError, masked
 from tasks.models import resolve
 from tasks.params import Block, Pipeline, load_params, lock, stages_of
 from tasks.stage import stages
@@ -156,11 +156,6 @@ def _reached(uri: str) -> Iterator[None]:
             f"MLflow at {masked(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
             "then run `flywheel record`: nothing is lost, all of it is in the manifests"
         ) from error
-
-
-def masked(uri: str) -> str:
-    """A URI, or a text with URIs, without users and passwords."""
-    return re.sub(r"//[^/\s]*@", "//", uri)
 
 
 def _write(root: Path, chosen: Decision) -> None:
