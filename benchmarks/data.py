@@ -1,0 +1,190 @@
+"""What the stages that ask no model take, each beside its peer in one run.
+
+    python benchmarks/data.py votes        [--prompts 125000]     judge by votes, filter, pair  against  DuckDB SQL
+    python benchmarks/data.py write        [--rows 2000000]       write and version a table     against  sha256 and copy
+    python benchmarks/data.py duplicates   [--texts 10000]        near-duplicates by ROUGE-L    against  self-instruct's loop
+
+Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
+turns. Memory is this process's highest resident set, the peer's included.
+"""
+
+import random
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import duckdb
+import polars as pl
+import typer
+from ruamel.yaml import YAML
+
+from tasks import store
+from tasks.execute import run_stage
+from tasks.params import load_params, plain
+from tasks.tables import TABLES
+
+HERE = Path(__file__).resolve().parents[1]
+app = typer.Typer(add_completion=False, help=__doc__)
+
+SQL = """
+copy (
+  with voted as (
+    select id, prompt_id, response, mean_logprob, answer,
+           count(*) over (partition by prompt_id, answer) / count(*) over (partition by prompt_id) as score
+    from read_parquet('{responses}') where error is null
+  )
+  select id, prompt_id, response, mean_logprob, answer, case when answer is null then null else score end as score
+  from voted
+) to '{place}/judged.parquet' (compression zstd);
+copy (
+  with ranked as (
+    select *, row_number() over (partition by prompt_id order by score desc, mean_logprob desc, id) as place
+    from read_parquet('{place}/judged.parquet') where answer is not null
+  )
+  select id, prompt_id, place = 1 and score >= 0.4 as kept, score from ranked order by prompt_id, id
+) to '{place}/filtered.parquet' (compression zstd);
+copy (
+  with rated as (select * from read_parquet('{place}/judged.parquet') where score is not null),
+  ends as (
+    select prompt_id, first(id order by score desc, mean_logprob desc, id) as chosen_id,
+           first(response order by score desc, mean_logprob desc, id) as chosen, max(score) as most,
+           first(id order by score, mean_logprob desc, id) as rejected_id,
+           first(response order by score, mean_logprob desc, id) as rejected, min(score) as least
+    from rated group by prompt_id
+  )
+  select * from ends where most - least >= 0.25 and most >= 0.4 and chosen <> rejected order by prompt_id
+) to '{place}/pairs.parquet' (compression zstd);
+"""
+
+
+def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> None:
+    """Prints each side's median seconds and the ratio of the first to the second; the sides take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            clock = time.perf_counter()
+            side()
+            taken[name].append(time.perf_counter() - clock)
+    times = {name: median(several) for name, several in taken.items()}
+    for name, seconds in times.items():
+        print(f"{name:40} {seconds:8.2f} s")
+    ours, theirs = times.values()
+    print(
+        f"ratio {ours / theirs:.2f}; most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    )
+
+
+@contextmanager
+def project() -> Iterator[Path]:
+    """An empty project with r0 and r1, whose only judge are the votes."""
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
+        root = Path(place)
+        (root / "data").mkdir()
+        for name in ("tasks", "data/base", "data/seeds"):
+            (root / name).symlink_to(HERE / name)
+        content = plain(YAML().load((HERE / "params.yaml").read_text()))
+        block = content["rounds"]["r1"]
+        block["judge"] = {"panel": {"self_consistency": {}}, "reward": "self_consistency"}
+        block["filter"] |= {"require": {}}
+        YAML().dump({"bases": {"r0": content["bases"]["r0"]}, "rounds": {"r1": block}}, root / "params.yaml")
+        run_stage(root, "r0", "base")
+        yield root
+
+
+def put(root: Path, stage: str, tables: dict[str, pl.DataFrame]) -> None:
+    """Writes tables as if a stage had made them."""
+    block = load_params(root).block("r1")
+    with store.writing(root, "r1", stage) as draft:
+        for name, table in TABLES.items():
+            if name in tables:
+                frame = tables[name]
+                typed = pl.from_arrow(table.schema.empty_table())
+                missing = [c for c in table.schema.names if c not in frame.columns]
+                frame = frame.with_columns(pl.lit(None).alias(c) for c in missing)
+                draft.table(table, frame.select(table.schema.names).cast(dict(typed.schema)))  # type: ignore[union-attr]
+        none: dict[str, Any] = dict.fromkeys(("inputs", "params", "code", "versions", "metrics", "tokens", "seconds"), {})
+        said = none | {"started": "", "finished": "", "seed": block.seed}
+        draft.commit(store.Manifest(round="r1", stage=stage, outputs=draft.outputs, **said))
+
+
+def candidates(prompts: int, samples: int = 8) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Prompts, and answers to them that agree more or less, as `generate` writes them."""
+    rows = pl.DataFrame({"n": range(prompts)}, schema={"n": pl.Int64})
+    name = pl.col("n").cast(pl.String).str.zfill(16)
+    asked = rows.select(id=name, problem=pl.lit("How many? ") + name, level=pl.lit(3)).with_columns(
+        prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content=pl.col("problem")))
+    )
+    drawn = rows.join(pl.DataFrame({"sample": range(samples)}, schema={"sample": pl.Int64}), how="cross")
+    noise = pl.struct("n", "sample").hash(seed=1)
+    answer = pl.when(noise % 3 == 0).then(noise // 3 % 5).otherwise(pl.col("n") % 5).cast(pl.String)
+    given = drawn.with_columns(
+        id=name + pl.col("sample").cast(pl.String), prompt_id=name, answer=answer, seed=pl.col("sample"),
+        mean_logprob=-(noise % 1000).cast(pl.Float64) / 1000, tokens=pl.lit(12), prompt_tokens=pl.lit(20),
+        finish_reason=pl.lit("stop"), hinted=pl.lit(False), model=pl.lit("m"),
+    )  # fmt: skip
+    written = given.with_columns(response=pl.lit("Day 1: 12+5=17\nAnswer: ") + pl.col("answer"))
+    return asked, written.with_columns(response=pl.col("response") + "\n" + (noise % 7).cast(pl.String))
+
+
+@app.command()
+def votes(prompts: int = 125_000, repeats: int = 5) -> None:
+    """Majority vote, filter and best-worst pair: this project's stages, with all that they check and write, against
+    DuckDB SQL written by hand that decides the same and writes the rows alone.
+    """
+    with project() as root:
+        asked, answers = candidates(prompts)
+        put(root, "prompts", {"prompts": asked})
+        put(root, "generate", {"responses": answers})
+        put(root, "critique", {"critiques": pl.DataFrame(), "refinements": pl.DataFrame()})
+        responses = store.round_folder(root, "r1") / "responses" / "*.parquet"
+
+        def ours() -> None:
+            for stage in ("judge", "filter", "pair"):
+                run_stage(root, "r1", stage)
+
+        def theirs() -> None:
+            duckdb.connect().execute(SQL.format(responses=responses, place=root))
+
+        ours()
+        theirs()
+        kept = store.scan(root, "r1", "filtered")[0].filter("kept").select("id").collect()
+        assert kept.equals(pl.read_parquet(root / "filtered.parquet").filter("kept").select("id")), "filters differ"
+        columns = ["prompt_id", "chosen_id", "rejected_id"]
+        pairs = store.scan(root, "r1", "pairs")[0].select(columns).collect()
+        assert pairs.equals(pl.read_parquet(root / "pairs.parquet").select(columns)), "pairs differ"
+        print(f"{answers.height:,} candidates, {kept.height:,} kept, {pairs.height:,} pairs; both decide the same")
+        compare({"judge, filter, pair": ours, "DuckDB SQL": theirs}, repeats)
+
+
+@app.command()
+def write(rows: int = 2_000_000, repeats: int = 5) -> None:
+    """A table of responses, written, checked, described and committed, against sha256 and a copy of the same bytes."""
+    with project() as root:
+        words = random.Random(0).choices([f"w{i}" for i in range(50_000)], k=200_000)
+        texts = [" ".join(words[i : i + 60]) for i in range(0, 100_000)]
+        _, answers = candidates(rows // 8)
+        some = pl.Series("response", texts).sample(answers.height, with_replacement=True, seed=0)
+        answers = answers.with_columns(some + answers["id"])
+        made = store.round_folder(root, "r1") / "responses"
+
+        def ours() -> None:
+            put(root, "generate", {"responses": answers})
+
+        def theirs() -> None:
+            for part in sorted(made.glob("*.parquet")):
+                store.sha256(part)
+                shutil.copy(part, root / part.name)
+
+        ours()
+        print(f"{sum(p.stat().st_size for p in made.iterdir()) / 1e9:.2f} GB of Parquet, {answers.height:,} rows")
+        compare({"write and version": ours, "sha256 and copy": theirs}, repeats)
+
+
+if __name__ == "__main__":
+    app()
