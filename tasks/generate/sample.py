@@ -39,18 +39,21 @@ class Sample(Strategy):
 
     def __call__(self, prompts: pl.DataFrame, policy: Policy, domain: Domain, seed: int) -> pl.LazyFrame:
         """One row a sample, by prompt and sample; an answer that failed says why in `error`."""
-        draws = [
-            Draw(prompt_id, k, self._request(messages, seed_of(seed, prompt_id, k)))
+        how = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
+        asked = [
+            (prompt_id, tuple((m["role"], m["content"]) for m in messages))
             for prompt_id, messages in prompts.select("id", "prompt").iter_rows()
+        ]
+        draws = [
+            Draw(prompt_id, k, Request(messages, how, seed_of(seed, prompt_id, k)))
+            for prompt_id, messages in asked
             for k in range(self.samples)
         ]
         came = policy.sample([d.request for d in draws])
-        rows = [row(draws[index], completion, domain, policy.digest) for index, completion in came]
-        return tables.frame(tables.responses, rows).sort("prompt_id", "sample")
-
-    def _request(self, messages: list[dict[str, str]], seed: int) -> Request:
-        sampling = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
-        return Request(tuple((m["role"], m["content"]) for m in messages), sampling, seed)
+        # of a generator polars makes columns chunk by chunk, so that few rows are Python objects at a time
+        rows = (row(draws[index], completion, domain, policy.digest) for index, completion in came)
+        schema = tables.frame(tables.responses).collect_schema()
+        return pl.DataFrame(rows, schema=schema).lazy().sort("prompt_id", "sample")
 
 
 def row(draw: Draw, came: Completion, domain: Domain, model: str) -> dict[str, Any]:
