@@ -1,4 +1,8 @@
-"""The parent writes new problems in the manner of a pool that grows with what it writes, near its own frontier."""
+"""The parent writes new problems in the manner of a pool that grows with what it writes, near its own frontier.
+
+Of earlier rounds it knows the parent's problems only: one that an older round accepted can be accepted again. The draws
+of a batch are seeded by the round's seed and the number of problems that have arrived, so they depend on `batch`.
+"""
 
 import random
 from collections.abc import Sequence
