@@ -108,9 +108,11 @@ def put(root: Path, stage: str, tables: dict[str, pl.DataFrame]) -> None:
                 missing = [c for c in table.schema.names if c not in frame.columns]
                 frame = frame.with_columns(pl.lit(None).alias(c) for c in missing)
                 draft.table(table, frame.select(table.schema.names).cast(dict(typed.schema)))  # type: ignore[union-attr]
-        none: dict[str, Any] = dict.fromkeys(("inputs", "params", "code", "versions", "metrics", "tokens", "seconds"), {})
-        said = none | {"started": "", "finished": "", "seed": block.seed}
-        draft.commit(store.Manifest(round="r1", stage=stage, outputs=draft.outputs, **said))
+        none: dict[str, Any] = {
+            key: {} for key in ("inputs", "params", "code", "versions", "metrics", "tokens", "seconds")
+        }
+        told = none | {"outputs": draft.outputs, "started": "", "finished": "", "seed": block.seed}
+        draft.commit(store.Manifest(round="r1", stage=stage, **told))
 
 
 def candidates(prompts: int, samples: int = 8) -> tuple[pl.DataFrame, pl.DataFrame]:

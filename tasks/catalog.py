@@ -63,6 +63,7 @@ STAGES = pa.schema(
         "requests": INTEGER,
         "seconds": NUMBER,  # all of them; `start_seconds` is the part that is process start-up and model loading
         "start_seconds": NUMBER,
+        "model_seconds": NUMBER,  # generating, scoring, training
         "run_seconds": NUMBER,
         "write_seconds": NUMBER,
         "started": TEXT,
@@ -299,7 +300,7 @@ def _stage_row(manifest: Manifest) -> dict[str, Any]:
         "rows": sum(o.rows or 0 for o in manifest.outputs.values()),
         **{k: manifest.tokens.get(k, 0) for k in ("prompt_tokens", "completion_tokens", "requests")},
         "seconds": sum(manifest.seconds.values()),
-        **{f"{k}_seconds": manifest.seconds.get(k) for k in ("start", "run", "write")},
+        **{f"{k}_seconds": manifest.seconds.get(k) for k in ("start", "model", "run", "write")},
         "started": manifest.started,
         "finished": manifest.finished,
     }

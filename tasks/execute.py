@@ -51,7 +51,8 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         metrics = _write(stage, draft, result)
         seconds = {
             "start": round(startup + meter.load_seconds, 3),
-            "run": round(ran - meter.load_seconds, 3),
+            "model": round(model := ran - meter.load_seconds if "work" in arguments else meter.seconds, 3),
+            "run": round(ran - meter.load_seconds - model, 3),
             "write": round(time.perf_counter() - clock - ran, 3),
         }
         manifest = store.Manifest(
@@ -66,8 +67,8 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             metrics=metrics,
             tokens={k: getattr(meter, k) for k in ("requests", "prompt_tokens", "completion_tokens")},
             seconds=seconds,
-            started=started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=started.isoformat(timespec="milliseconds"),
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         _unchanged(root, stage, block, digests)
         draft.commit(manifest)

@@ -446,7 +446,7 @@ def _stage_facts(root: Path, block: Block, manifest: store.Manifest) -> _Facts:
 def _round_facts(root: Path, pipeline: Pipeline, block: Block, found: dict[str, store.Manifest]) -> _Facts:
     """All metrics and params of a round's stages side by side, and its seconds and tokens in all."""
     metrics = {k: v for m in found.values() for k, v in m.metrics.items()}
-    metrics |= {f"seconds/{s}": m.seconds.get("run", 0) + m.seconds.get("write", 0) for s, m in found.items()}
+    metrics |= {f"seconds/{s}": sum(m.seconds.values()) - m.seconds.get("start", 0) for s, m in found.items()}
     metrics["seconds/start"] = sum(m.seconds.get("start", 0) for m in found.values())
     for kind in sorted({k for m in found.values() for k in m.tokens}):
         metrics[f"tokens/{kind}"] = sum(m.tokens.get(kind, 0) for m in found.values())

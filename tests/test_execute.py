@@ -40,7 +40,7 @@ def test_a_manifest_says_what_is_true_of_the_result(made):
     assert found.code["tasks/generate/sample.py"] == store.sha256(made / "tasks/generate/sample.py")
     assert found.tokens["requests"] == 36
     assert found.tokens["completion_tokens"] == found.metrics["response_tokens"] > 0
-    assert set(found.seconds) == {"start", "run", "write"}
+    assert set(found.seconds) == {"start", "model", "run", "write"}
     assert found.versions["polars"] != "absent"
     assert found.started <= found.finished
     assert json.loads((made / "data/round=r2/metrics/generate.json").read_text()) == found.metrics

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from tasks.errors import EngineError
 from tasks.stage import Params
+
+T = TypeVar("T")
 
 MANY = 8
 """Requests of a stage of which at least one must be answered."""
@@ -122,6 +124,8 @@ class Metered:
     completion_tokens: int = 0
     load_seconds: float = field(default=0.0)
     """Imports and loading of models."""
+    seconds: float = field(default=0.0)
+    """In the engine's two calls; not what is done with the answers."""
     failed: int = 0
     """Requests that came back with an error."""
     last_error: str = ""
@@ -162,7 +166,7 @@ class _MeteredPolicy:
         return self.policy.digest
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        for index, completion in self.policy.sample(requests):
+        for index, completion in self._timed(self.policy.sample(requests)):
             self.meter.count(completion.error)
             self.meter.prompt_tokens += completion.prompt_tokens
             self.meter.completion_tokens += completion.tokens
@@ -171,7 +175,18 @@ class _MeteredPolicy:
     def score(
         self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
-        for index, scored in self.policy.score(prompts, completions):
+        for index, scored in self._timed(self.policy.score(prompts, completions)):
             self.meter.count(scored.error)
             self.meter.prompt_tokens += len(scored.logprobs)
             yield index, scored
+
+    def _timed(self, answers: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
+        while True:
+            clock = time.perf_counter()
+            try:
+                answer = next(answers)
+            except StopIteration:
+                return
+            finally:
+                self.meter.seconds += time.perf_counter() - clock
+            yield answer
