@@ -11,6 +11,7 @@ arXiv:2212.10560), and any run of 13 words in common with an evaluation item (lm
 """
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -34,6 +35,8 @@ from tasks.stage import Strategy, content_id, stage
 FROZEN = 0
 """The seed of sets that are the same in every round: the seeds of the pool and the evaluation items."""
 NGRAM = 13
+SHARED = 6
+"""Rare words that near texts must share before they are compared: more want more memory and find fewer in vain."""
 
 
 @dataclass(frozen=True)
@@ -96,33 +99,72 @@ class Known(NamedTuple):
 class Texts:
     """Texts in which near ones are found, by ROUGE-L over words, in integers: no rounding decides.
 
-    F = 2·LCS/(n + m) for n and m words, and rapidfuzz's Indel distance is n + m − 2·LCS.
+    F = 2·LCS/(n + m) for n and m words, and rapidfuzz's Indel distance is n + m − 2·LCS. Compared are only texts that
+    share enough rare words (prefix filtering, Chaudhuri et al. 2006, with the longer prefixes of Wang et al. 2012): LCS
+    is at most the number of words in common, so of each text's words, the rarest first, so many must be shared among
+    the first few. That loses none.
     """
 
     def __init__(self, similar: Fraction) -> None:
         self.similar = similar
         self.names: list[str] = []
-        self.coded: list[str] = []
-        self._codes: dict[str, str] = {}
+        self._coded, self._sizes = np.empty(1024, object), np.zeros(1024, np.int64)
+        self._codes: dict[str, int] = {}
+        self._having: dict[tuple[int, int], array[int]] = {}
 
     def add(self, name: str, text: str) -> None:
         """Takes in a text under a name."""
+        place = len(self.names)
+        if place == len(self._sizes):
+            self._coded, self._sizes = np.resize(self._coded, 2 * place), np.resize(self._sizes, 2 * place)
         self.names.append(name)
-        self.coded.append(self._encode(text))
+        codes = self._encode(text)
+        self._coded[place], self._sizes[place] = _characters(codes), len(codes)
+        for word in self._rarest(codes)[0]:
+            self._having.setdefault(word, array("i")).append(place)
 
     def near(self, text: str) -> str | None:
         """The name of the first text whose ROUGE-L F with this one is above `similar`."""
-        if not self.coded:
+        codes = self._encode(text)
+        rarest, shared = self._rarest(codes)
+        having = [np.frombuffer(self._having[word], np.int32) for word in rarest if word in self._having]
+        if not having:
             return None
-        coded = self._encode(text)
-        total = np.array([len(c) for c in self.coded], dtype=np.int64) + len(coded)
-        common = total - process.cdist([coded], self.coded, scorer=Indel.distance)[0]
-        hits = np.flatnonzero(common * self.similar.denominator > total * self.similar.numerator)
+        some = np.flatnonzero(np.bincount(np.concatenate(having)) >= shared)
+        above, below = self.similar.numerator, self.similar.denominator
+        total = self._sizes[some] + len(codes)
+        fits = 2 * below * np.minimum(self._sizes[some], len(codes)) > above * total
+        some, total = some[fits], total[fits]
+        if not len(some):
+            return None
+        common = total - process.cdist([_characters(codes)], self._coded[some], scorer=Indel.distance)[0]
+        hits = some[common * below > total * above]
         return self.names[hits[0]] if len(hits) else None
 
-    def _encode(self, text: str) -> str:
-        """A character for each word: what rapidfuzz compares fast."""
-        return "".join(self._codes.setdefault(w, _character(len(self._codes))) for w in words(text))
+    def _rarest(self, codes: list[int]) -> tuple[list[tuple[int, int]], int]:
+        """The rarest words, each with how often it came before, and how many of them a near text's must share.
+
+        A word that was first seen late counts as rare: an order that never changes, and near enough.
+        """
+        above, below, size = self.similar.numerator, self.similar.denominator, len(codes)
+        shortest = above * size // (2 * below - above) + 1  # fewest words of a near text
+        least = above * (size + shortest) // (2 * below) + 1  # fewest words in common with a near text
+        before: Counter[int] = Counter()
+        words = []
+        for code in codes:
+            words.append((code, before[code]))
+            before[code] += 1
+        words.sort(reverse=True)
+        shared = min(SHARED, least)
+        return words[: max(0, size - least + shared)], shared
+
+    def _encode(self, text: str) -> list[int]:
+        return [self._codes.setdefault(word, len(self._codes)) for word in words(text)]
+
+
+def _characters(codes: list[int]) -> str:
+    """A character for each word: what rapidfuzz compares fast. Surrogates are none."""
+    return "".join(chr(n if n < 0xD800 else n + 0x800) for n in codes)
 
 
 class Screen:
@@ -173,10 +215,6 @@ def runs(text: str) -> set[str]:
     """All runs of 13 words; a shorter text is one run."""
     found = words(text)
     return {" ".join(found[i : i + NGRAM]) for i in range(max(1, len(found) - NGRAM + 1))} - {""}
-
-
-def _character(n: int) -> str:
-    return chr(n if n < 0xD800 else n + 0x800)  # surrogates are no characters
 
 
 @dataclass
