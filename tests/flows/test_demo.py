@@ -9,7 +9,7 @@ import pytest
 from flows import demo, services
 
 HOLDS_A_SERVER = """
-import time
+import signal, time
 from pathlib import Path
 from flows import services
 from tasks.__main__ import guarded
@@ -21,6 +21,8 @@ def hold():
         Path("held").touch()
         time.sleep(60)
 
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)  # whoever runs the tests
 guarded(hold)
 """
 
