@@ -2,7 +2,7 @@
 
     python benchmarks/data.py votes        [--prompts 125000]     judge by votes, filter, pair  against  DuckDB SQL
     python benchmarks/data.py write        [--rows 2000000]       write and version a table     against  sha256 and copy
-    python benchmarks/data.py duplicates   [--texts 10000]        near-duplicates by ROUGE-L    against  self-instruct's loop
+    python benchmarks/data.py duplicates   [--texts 800]          near-duplicates by ROUGE-L    against  self-instruct's loop
 
 Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
 turns. Memory is this process's highest resident set, the peer's included.
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,11 +23,13 @@ from typing import Any
 import duckdb
 import polars as pl
 import typer
+from rouge_score.rouge_scorer import RougeScorer
 from ruamel.yaml import YAML
 
 from tasks import store
 from tasks.execute import run_stage
 from tasks.params import load_params, plain
+from tasks.prompts import Texts
 from tasks.tables import TABLES
 
 HERE = Path(__file__).resolve().parents[1]
@@ -186,6 +189,57 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
         ours()
         print(f"{sum(p.stat().st_size for p in made.iterdir()) / 1e9:.2f} GB of Parquet, {answers.height:,} rows")
         compare({"write and version": ours, "sha256 and copy": theirs}, repeats)
+
+
+def instructions(count: int) -> list[str]:
+    """Texts of 8 to 40 words, common ones often (Zipf); half of them are copies of an earlier one, more or less changed."""
+    rng = random.Random(0)
+    vocabulary = [f"w{i}" for i in range(20_000)]
+    weights = [1 / (i + 10) for i in range(len(vocabulary))]
+    made: list[str] = []
+    for _ in range(count):
+        if made and rng.random() < 0.5:
+            change = rng.choice((0.1, 0.3, 0.5, 0.7))
+            fresh = iter(rng.choices(vocabulary, weights, k=40))
+            made.append(" ".join(next(fresh) if rng.random() < change else w for w in rng.choice(made).split()))
+        else:
+            made.append(" ".join(rng.choices(vocabulary, weights, k=rng.randint(8, 40))))
+    return made
+
+
+def screened(texts: list[str]) -> list[bool]:
+    """Which texts stay: those with no ROUGE-L F above 0.7 with one that stayed before."""
+    known, stay = Texts(Fraction(7, 10)), []
+    for text in texts:
+        stay.append(known.near(text) is None)
+        if stay[-1]:
+            known.add(text, text)
+    return stay
+
+
+def looped(texts: list[str]) -> list[bool]:
+    """The same, as self-instruct does it: every text against every one that stayed, in one process."""
+    scorer, known, stay = RougeScorer(["rougeL"], use_stemmer=False), [], []
+    for text in texts:
+        stay.append(all(scorer.score(text, old)["rougeL"].fmeasure <= 0.7 for old in known))
+        if stay[-1]:
+            known.append(text)
+    return stay
+
+
+@app.command()
+def duplicates(texts: int = 800, more: list[int] = [10_000, 100_000], repeats: int = 3) -> None:  # noqa: B006
+    """Near-duplicates by ROUGE-L above 0.7, the first one stays; then this project alone on as many texts as `more`."""
+    some = instructions(texts)
+    ours, theirs = screened(some), looped(some)
+    different = sum(a != b for a, b in zip(ours, theirs, strict=True))
+    print(f"{texts:,} texts, {sum(ours):,} stay; {different} decisions differ (ties at 0.7, which floats decide)")
+    compare({"this project": lambda: screened(some), "self-instruct's loop": lambda: looped(some)}, repeats)
+    for count in more:
+        many = instructions(count)
+        clock = time.perf_counter()
+        stay = sum(screened(many))
+        print(f"{count:,} texts, {stay:,} stay: {time.perf_counter() - clock:.1f} s")
 
 
 if __name__ == "__main__":
