@@ -206,11 +206,12 @@ def engines(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     for name in names("engines"):
         kind = load("engines", name)
         can = " and ".join(a for a in ("samples", "scores") if getattr(kind, a)) or "does nothing"
+        lacks = "" if kind.statistics else ", without entropy and self-certainty"
         problems = list(dict.fromkeys(p for e in used.get(name, [_made(kind)]) if e for p in e.problems()))
         for problem in problems:
             yield (broken if name in used else warn)("engines", f"{name}: {problem}")
         if not problems:
-            yield ok("engines", f"{name} {can}{', used by params.yaml' if name in used else ''}")
+            yield ok("engines", f"{name} {can}{lacks}{', used by params.yaml' if name in used else ''}")
 
 
 def _made(kind: type[Any]) -> Any | None:

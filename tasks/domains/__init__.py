@@ -53,6 +53,9 @@ class Domain(Params):
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
     """How near-duplicate problems are told: ROUGE-L F above 0.7 for free text, equal `structure` where templates share
     most words."""
+    verdict_form: ClassVar[str | None] = r"(.|\n)*Verdict: (correct|wrong)"
+    """What a judge's text looks like that `verdict` can read, as a regular expression; an engine that can holds the judge
+    to it. None leaves it free."""
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` problems of a split, spread over its levels; equal arguments give equal items.

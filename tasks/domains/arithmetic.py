@@ -153,6 +153,7 @@ class Arithmetic(Domain):
     """Story problems of several steps (`Tom has 12 pens.` …), verified by working them out."""
 
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "structure"
+    verdict_form: ClassVar[str | None] = None
 
     easiest: int = Field(2, ge=1, le=9)
     """Fewest steps of a problem in the sets."""

@@ -7,7 +7,7 @@ its split, so a prompt stays in its split when others are added. There is no gol
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
@@ -44,6 +44,8 @@ Justify your total in at most 100 words, then end with a line "Score: n", n bein
 
 class Chat(Domain):
     """Open instructions; `judge` is the additive rubric of self-rewarding (Yuan et al. 2024, arXiv:2401.10020)."""
+
+    verdict_form: ClassVar[str | None] = r"((.|\n)*\n)?Score: [0-5]"
 
     path: Path
     """JSONL file of prompts, gzipped or not."""

@@ -33,9 +33,9 @@ class Sampling:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     regex: str | None = None
-    """A regular expression that the whole text must match; for engines with `structures`."""
+    """A regular expression that the whole text must match; engines without `structures` leave the text free."""
     schema: str | None = None
-    """A JSON schema, as JSON, that the text must follow; for engines with `structures`."""
+    """A JSON schema, as JSON, that the text must follow; engines without `structures` leave the text free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class SelfJudge(Strategy):
 
     def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
         requests = [
-            self._request(domain.judge(*pair), seed_of(seed, "self_judge", *pair, sample))
+            self._request(domain.judge(*pair), domain.verdict_form, seed_of(seed, "self_judge", *pair, sample))
             for pair in judged
             for sample in range(self.samples)
         ]
@@ -65,8 +65,8 @@ class SelfJudge(Strategy):
         ordered = [came[i] for i in range(len(requests))]
         return {pair: read(ordered[i * self.samples : (i + 1) * self.samples], domain) for i, pair in enumerate(judged)}
 
-    def _request(self, messages: list[Message], seed: int) -> Request:
-        sampling = Sampling(self.temperature, max_tokens=self.max_tokens)
+    def _request(self, messages: list[Message], form: str | None, seed: int) -> Request:
+        sampling = Sampling(self.temperature, max_tokens=self.max_tokens, regex=form)
         return Request(tuple((m["role"], m["content"]) for m in messages), sampling, seed)
 
 

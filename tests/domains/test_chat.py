@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.domains import Domain
 from tasks.domains.chat import Chat
 from tasks.errors import FlywheelError
 
@@ -144,3 +145,10 @@ def test_self_instructs_seed_tasks() -> None:
     assert any(
         p.startswith("What is the relation between the given pairs?\n\nNight : Day") for s in splits.values() for p in s
     )
+
+
+@pytest.mark.parametrize("domain", [Domain(), Chat(path=SEED_TASKS)], ids=["default", "chat"])
+@given(data=st.data())
+def test_what_has_the_form_of_a_verdict_can_be_read(domain, data):
+    text = data.draw(st.from_regex(domain.verdict_form, fullmatch=True))
+    assert domain.verdict(text).error is None

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import chi2_contingency
 
+from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling
 from tasks.engines.openai import Openai
@@ -77,6 +78,9 @@ def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     judge = (("system", "judge"), ("user", "Tom has 3 pens."))
     bound = [Request(judge, Sampling(regex="Verdict: (correct|wrong)"), seed) for seed in range(5)]
     assert set(texts(policy, bound)) <= {"Verdict: correct", "Verdict: wrong"}
+    free = Request((("user", "Tom has 3 pens."),), Sampling(regex=Domain.verdict_form, max_tokens=60), 1)
+    (judged,) = dict(policy.sample([free])).values()
+    assert judged.finish_reason == "length" or Domain().verdict(judged.text).error is None
     schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
     assert texts(policy, [Request(judge, Sampling(schema=schema, max_tokens=40), 1)])[0].lstrip().startswith("{")
 
