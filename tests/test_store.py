@@ -215,10 +215,10 @@ def test_twenty_kills_leave_the_old_or_the_new_version(tmp_path):
 
     child, start = begin(0)
     child.join()
-    usual, rng, seen = time.perf_counter() - start, random.Random(7), set()
+    about, rng, seen = time.perf_counter() - start, random.Random(7), set()
     for version in range(1, 21):
         child, _ = begin(version)
-        time.sleep(rng.uniform(0, 1.3) * usual)
+        time.sleep(rng.uniform(0, 1.3) * about)
         child.kill()
         child.join()
         frame = store.scan(tmp_path, "r1", "numbers")[0].collect()
@@ -226,6 +226,7 @@ def test_twenty_kills_leave_the_old_or_the_new_version(tmp_path):
         assert frame.height == frame["id"].n_unique() == 50_000
         assert frame["value"][0] == weights <= version
         seen.add(weights)
+        about *= 0.85 if weights == version else 1.25  # the machine's speed varies: keep to where the commit is
     assert len(seen) > 2, "the kills must fall on both sides of the commit"
     write(tmp_path, numbers(3), NUMBERS)
     assert store.scan(tmp_path, "r1", "numbers")[0].collect().height == 3
