@@ -1,21 +1,32 @@
 """Tokens a second of the `transformers` engine beside a plain `model.generate`, in one run.
 
-    python benchmarks/engine.py            [--model data/base] [--prompts 64] [--samples 8] [--repeats 3]
+    python benchmarks/engine.py            [--model data/base] [--prompts 128] [--samples 8] [--mixed 4096] [--repeats 5]
 
-Both sides get the same requests in the same order: held-out story problems of levels 2 to 8, several samples each,
-temperature 1. `model.generate` gets them in batches of 32, once with the engine's number of threads and once with
-torch's default. Counted are the tokens of the answers, the end token included and padding not; text to text, so that
-tokenizing and decoding are in the time on both sides. The sides take turns and each one's best time counts, since
-others may be using the machine.
+Both sides get the same requests in the same order, temperature 1: held-out story problems of levels 2 to 8, first
+`prompts` of them `samples` times each, one level after the other, as a round asks; then `mixed` of them once each,
+shuffled, so that short ones wait for long ones in a batch. `model.generate` gets them in batches of 32; the engine makes
+its own. Each side runs with one thread and with its default number of threads. Counted are the tokens of the answers,
+the end token included and padding not; text to text, so that tokenizing and decoding are in the time on both sides. The
+sides take turns, each in a process of its own, and each one's median counts.
 """
 
+import atexit
+import os
+import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache as once
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import torch
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling
@@ -23,27 +34,35 @@ from tasks.engines.transformers import Transformers
 
 BATCH = 32
 MAX_TOKENS = 160
-WANTED = {"same threads": 1.5, "default threads": 3.0}
+CORES = len(os.sched_getaffinity(0))
+until_the_end = ExitStack()
+atexit.register(until_the_end.close)
 
 
 def requests(prompts: int, samples: int) -> list[Request]:
-    """Every held-out problem `samples` times, one after the other, as the stage `generate` asks."""
+    """`prompts` held-out problems `samples` times each, one after the other, as the stage `generate` asks."""
     domain, sampling = Arithmetic(), Sampling(max_tokens=MAX_TOKENS)
     chats = [domain.solve(item.problem) for item in domain.items("heldout", prompts, seed=0)]
     messages = [tuple((turn["role"], turn["content"]) for turn in chat) for chat in chats]
     return [Request(m, sampling, seed=1000 * i + k) for i, m in enumerate(messages) for k in range(samples)]
 
 
-def engine(policy: Any, wanted: list[Request]) -> int:
-    """Tokens that the engine answers with."""
-    return sum(completion.tokens for _, completion in policy.sample(wanted))
+def engine(model: Path, threads: int) -> Callable[[list[Request]], int]:
+    """Counts the tokens that the engine answers with."""
+    policy = until_the_end.enter_context(Transformers(threads=threads).open(model))
+    return lambda wanted: sum(completion.tokens for _, completion in policy.sample(wanted))
 
 
-def generate(network: Any, tokenizer: Any, wanted: list[Request]) -> int:
-    """Tokens that a plain `model.generate` answers with, in batches in the order of the list."""
-    count = 0
-    for start in range(0, len(wanted), BATCH):
-        chats = [[{"role": r, "content": c} for r, c in q.messages] for q in wanted[start : start + BATCH]]
+def generate(model: Path, threads: int) -> Callable[[list[Request]], int]:
+    """Counts the tokens that a plain `model.generate` answers with, in batches in the order of the list."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+
+    def answer(wanted: list[Request]) -> int:
+        chats = [[{"role": r, "content": c} for r, c in q.messages] for q in wanted]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
@@ -53,44 +72,47 @@ def generate(network: Any, tokenizer: Any, wanted: list[Request]) -> int:
         tokenizer.batch_decode(answers, skip_special_tokens=True)
         ended = (answers == tokenizer.eos_token_id).int().argmax(-1) + 1
         whole = (answers != tokenizer.eos_token_id).all(-1)
-        count += int(torch.where(whole, answers.shape[1], ended).sum())
-    return count
+        return int(torch.where(whole, answers.shape[1], ended).sum())
+
+    return lambda wanted: sum(answer(wanted[i : i + BATCH]) for i in range(0, len(wanted), BATCH))
 
 
-def timed(threads: int, work: Callable[[], int]) -> float:
-    """Tokens a second."""
-    torch.set_num_threads(threads)
+SIDES = {"engine": engine, "generate": generate}
+opened = once(lambda name, model, threads: SIDES[name](model, threads))
+
+
+def rate(name: str, model: Path, threads: int, wanted: list[Request]) -> float:
+    """Tokens a second of a side, which a process opens once."""
+    answer = opened(name, model, threads)
     start = time.perf_counter()
-    count = work()
-    return count / (time.perf_counter() - start)
+    return answer(wanted) / (time.perf_counter() - start)
 
 
-def main(model: Path = Path("data/base"), prompts: int = 64, samples: int = 8, repeats: int = 3) -> None:
+def main(
+    model: Path = Path("data/base"), prompts: int = 128, samples: int = 8, mixed: int = 4096, repeats: int = 5
+) -> None:
     """Measures both sides and prints the ratios."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    shuffled = random.Random(0).sample(requests(mixed, 1), mixed)
+    goals = {("as a round asks", 1): 1.5, ("as a round asks", CORES): 3.0, ("mixed", 1): 2.0}
+    table = Table("requests", "threads", "engine, tokens/s", "model.generate, tokens/s", "ratio", "goal")
+    with ExitStack() as open_ones:
+        sides = [(name, threads) for threads in dict.fromkeys((1, CORES)) for name in SIDES]
+        alone = partial(ProcessPoolExecutor, 1, get_context("spawn"))
+        workers = {side: open_ones.enter_context(alone()) for side in sides}
 
-    default = torch.get_num_threads()
-    network = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    wanted = requests(prompts, samples)
-    with Transformers().open(model) as policy:
-        threads = torch.get_num_threads()
-        sides = {
-            "engine": (threads, lambda: engine(policy, wanted)),
-            "same threads": (threads, lambda: generate(network, tokenizer, wanted)),
-            "default threads": (default, lambda: generate(network, tokenizer, wanted)),
-        }
-        rates = {name: max(timed(*side) for _ in range(1)) for name, side in sides.items()}
-        for _ in range(repeats - 1):
-            rates = {name: max(rates[name], timed(*side)) for name, side in sides.items()}
-    print(f"{len(wanted)} requests ({prompts} prompts, {samples} samples), {model}")
-    print(f"{'engine':32} {threads} thread(s) {rates['engine']:8.0f} tokens/s")
-    for name, goal in WANTED.items():
-        count = threads if name == "same threads" else default
-        ratio = rates["engine"] / rates[name]
-        print(
-            f"{'model.generate, ' + name:32} {count} thread(s) {rates[name]:8.0f} tokens/s   ratio {ratio:.2f} (goal {goal})"
-        )
+        def turn(side: tuple[str, int], wanted: list[Request]) -> float:
+            return workers[side].submit(rate, side[0], model, side[1], wanted).result()
+
+        for side in sides:
+            turn(side, shuffled[:BATCH])  # loads the model
+        for name, wanted in {"as a round asks": requests(prompts, samples), "mixed": shuffled}.items():
+            taken = [{side: turn(side, wanted) for side in sides} for _ in range(repeats)]
+            rates = {side: median(run[side] for run in taken) for side in sides}
+            for threads in dict.fromkeys((1, CORES)):
+                ours, theirs, goal = rates["engine", threads], rates["generate", threads], goals.get((name, threads))
+                row = (f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}", f"≥ {goal}" if goal else "")
+                table.add_row(f"{len(wanted):,} {name}", str(threads), *row)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ which a waiting task would hold one of the few places.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -20,6 +22,9 @@ from flows.connection import HereFlow
 from flows.progress import Progress
 from flows.reproduce import Reproduced, ended_with, with_retries
 from tasks import plan
+
+LAST = ("gate@", "evaluate-base@")
+"""The last stages of a round and of a base."""
 
 Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduced]]
 
@@ -53,8 +58,15 @@ def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> li
     whole = plan.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
-    with published(), ended_with(), Progress(root, len(todo)) as progress:
-        run_graph(graph, lambda item, after: task.submit(item, wait_for=after), concurrency, progress)
+    with published() as soon, ended_with(), Progress(root, len(todo)) as progress:
+
+        def submit(item: str, after: list[PrefectFuture[Reproduced]]) -> PrefectFuture[Reproduced]:
+            future = task.submit(item, wait_for=after)
+            if item.startswith(LAST):
+                future.add_done_callback(lambda _: soon())
+            return future
+
+        run_graph(graph, submit, concurrency, progress)
     return todo
 
 
@@ -98,17 +110,38 @@ def _next(ended: SimpleQueue[str]) -> str:
 
 
 @contextmanager
-def published() -> Iterator[None]:
-    """Publishes what the block made, also when it failed; its own error is the one that is told."""
-    try:
-        yield
-    except Exception:
+def published() -> Iterator[Callable[[], None]]:
+    """Publishes what the block made, also when it failed; its own error is the one that is told.
+
+    Gives a function that brings MLflow up to date while the block goes on: rounds are seen there as they come, and little
+    is left for the end.
+    """
+    log, root = get_run_logger(), Path()
+    with ThreadPoolExecutor(1) as background:
+
+        def soon() -> None:
+            with suppress(RuntimeError):  # the block has ended: all is published below
+                background.submit(_recorded, root, log)
+
         try:
-            publish()
+            yield soon
         except Exception:
-            get_run_logger().exception("what was made before the failure could not be published")
-        raise
+            background.shutdown()
+            try:
+                publish()
+            except Exception:
+                log.exception("what was made before the failure could not be published")
+            raise
     publish()
+
+
+def _recorded(root: Path, log: Any) -> None:
+    from tasks.record import record
+
+    try:
+        record(root)
+    except Exception as error:  # a stage may be replacing what is read; the last call must succeed
+        log.warning(f"MLflow is brought up to date at the end: {error}")
 
 
 def publish() -> None:

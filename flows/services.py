@@ -16,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def server(root: Path) -> Iterator[str]:
     found = configured if configured and answers(configured) else running_server(root)
     if configured and found != configured:
         print(f"PREFECT_API_URL={configured}: no Prefect server answers there; {found or 'one for this run'} is used")
-    with nullcontext(found) if found else _own_server(root) as url, _environment("PREFECT_API_URL", url):
+    with _environment("PREFECT_API_URL", found) if found else _own_server(root) as url:
         yield url
 
 
@@ -253,18 +254,21 @@ def _own_server(root: Path) -> Iterator[str]:
     service = prefect_server(root)
     _check_port(service)
     try:
-        _start(root, service)
-        yield f"{service.url}/api"
+        _launch(root, service)
+        with _environment("PREFECT_API_URL", f"{service.url}/api") as url:
+            import_module("prefect")  # which takes about as long as the server needs to come up
+            _wait(root, service)
+            yield url
     finally:
         _stop(root, service.name)
 
 
 @contextmanager
-def _environment(variable: str, value: str) -> Iterator[None]:
+def _environment(variable: str, value: str) -> Iterator[str]:
     before = os.environ.get(variable)
     os.environ[variable] = value
     try:
-        yield
+        yield value
     finally:
         os.environ.pop(variable) if before is None else os.environ.update({variable: before})
 

@@ -18,15 +18,18 @@ n-th token through the inverse of the distribution function. Neither the positio
 Torch and transformers are imported when a model is opened, so that params can be validated without them.
 """
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
 from functools import cache as once
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import PositiveInt
@@ -41,13 +44,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+T, R = TypeVar("T"), TypeVar("R")
+
 _Row = tuple[int, tuple[int, ...], tuple[int, ...]]
 """What is to be scored: index, prompt ids, completion ids."""
 
 VERSION = 2
 """Part of every cache key; raise it when an edit of this file changes answers."""
+WORKERS = 4
+"""Most batches at once: Python's own lock, which each step of a batch needs for a moment, keeps more threads waiting."""
+MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
+"""glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (mallopt(3)): bytes free at the heap's end before it shrinks,
+bytes by which it grows, bytes from which memory is asked of the system piece by piece."""
 TINY = 20_000_000
-"""Parameters below which a second thread costs more than it brings."""
+"""Parameters below which a second thread on the same operation costs more than it brings."""
 LOOK = 8
 """Steps between looks for stop strings and for rows that are done."""
 SHRINK = 0.8
@@ -67,7 +77,8 @@ class Transformers(Engine):
     """Completions generated at once. Also the unit of resume: a kill costs at most this many. Given text is scored 64
     times as many tokens at once."""
     threads: PositiveInt | None = None
-    """CPU threads; null takes one for a model below 20M parameters, on which more are slower, else every core."""
+    """CPU threads; null takes every core. Below 20M parameters each works at a batch of its own, since one operation is
+    too little for two; above, all of them work at each operation."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` is float32 on a CPU and the model's own on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -105,17 +116,28 @@ def _threads_put_back() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _loaded(engine: Transformers, folder: Path) -> tuple[Any, Any]:
-    """The model and its tokenizer, and as many threads as it wants."""
+def _loaded(engine: Transformers, folder: Path) -> tuple[Any, Any, int]:
+    """The model and its tokenizer, and how many batches to work at at once."""
     import torch
 
-    device = _device(engine)
-    torch.set_num_threads(engine.threads or 1)  # tiny tensors load faster on one
+    device, threads = _device(engine), engine.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)  # tiny tensors load faster on one
     network, tokenizer = _load(engine, folder, device)
-    if device == "cpu" and network.num_parameters() < TINY and network.config._attn_implementation == "sdpa":
+    if device != "cpu" or network.num_parameters() >= TINY:
+        torch.set_num_threads(threads)
+        return network, tokenizer, 1
+    _keep_memory()
+    if network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(_small_attention())
-    torch.set_num_threads(engine.threads or _threads(network.num_parameters()))
-    return network, tokenizer
+    return network, tokenizer, min(threads, WORKERS)
+
+
+def _keep_memory() -> None:
+    """Has glibc keep freed memory for the next tensor: a small model spends more than a tenth of its time on fresh pages."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        for option, value in MALLOC.items():
+            library.mallopt(option, value)
 
 
 def _device(engine: Transformers) -> str:
@@ -124,10 +146,6 @@ def _device(engine: Transformers) -> str:
     if found := engine.problems():
         raise EngineError("; ".join(found))
     return ("cuda" if torch.cuda.is_available() else "cpu") if engine.device == "auto" else engine.device
-
-
-def _threads(parameters: int) -> int:
-    return 1 if parameters < TINY else len(os.sched_getaffinity(0))
 
 
 def _load(engine: Transformers, folder: Path, device: str) -> tuple[Any, Any]:
@@ -192,9 +210,12 @@ def _attention(config: Any) -> str | None:
 class _Policy:
     """An opened model."""
 
-    def __init__(self, engine: Transformers, network: Any, tokenizer: Any, digest: str, answers: RequestCache) -> None:
+    def __init__(
+        self, engine: Transformers, network: Any, tokenizer: Any, workers: int, digest: str, answers: RequestCache
+    ) -> None:
         self.digest = digest
         self._engine = engine
+        self._workers = workers
         self._network = network
         self._tokenizer = tokenizer
         self._answers = answers
@@ -220,9 +241,8 @@ class _Policy:
         fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
         yield from ((i, error) for p, error in misfits for i in places[p.key])
         fitting.sort(key=lambda p: p.order, reverse=True)
-        for start in range(0, len(fitting), self._engine.batch_size):
-            batch = fitting[start : start + self._engine.batch_size]
-            done = self._generate(batch)
+        size = self._engine.batch_size
+        for batch, done in self._each(self._generate, [fitting[i : i + size] for i in range(0, len(fitting), size)]):
             self._answers.put({p.key: astuple(c) for p, c in zip(batch, done, strict=True)})
             yield from ((i, c) for p, c in zip(batch, done, strict=True) for i in places[p.key])
 
@@ -236,10 +256,25 @@ class _Policy:
         rows = self._rows(wanted)
         misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
         yield from ((row[0], misfit) for row in rows if not self._fits(row))
-        for batch in _packed([row for row in rows if self._fits(row)], SCORE_TOKENS * self._engine.batch_size):
-            done = self._score(batch)
+        batches = list(_packed([row for row in rows if self._fits(row)], SCORE_TOKENS * self._engine.batch_size))
+        for batch, done in self._each(self._score, batches):
             self._answers.put({keys[row[0]]: s.logprobs for row, s in zip(batch, done, strict=True)})
             yield from ((row[0], s) for row, s in zip(batch, done, strict=True))
+
+    def _each(self, work: Callable[[T], R], batches: Sequence[T]) -> Iterator[tuple[T, R]]:
+        """Every batch with what `work` makes of it, as soon as it is made; no more are begun than are worked at."""
+        if self._workers == 1:
+            yield from ((batch, work(batch)) for batch in batches)
+            return
+        waiting, running = iter(batches), dict[Future[R], T]()
+        with ThreadPoolExecutor(self._workers) as threads:
+            while True:
+                for batch in islice(waiting, self._workers - len(running)):
+                    running[threads.submit(work, batch)] = batch
+                if not running:
+                    return
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(done), done.result()
 
     # Generation
 
