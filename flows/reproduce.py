@@ -37,7 +37,23 @@ TRY_AGAIN = 75
 BACKOFF = 5.0
 """Seconds before the first retry; each further one waits twice as long."""
 
+WARM = """
+import os, sys
+import dvc.cli, dvc.commands.repro
+from dvc.repo import Repo
+Repo().close()
+if address := sys.stdin.readline().strip():
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = ["dvc", "--wait-for-lock", "repro", "--single-item", address]
+    sys.exit(dvc.cli.main())
+"""
+"""A process that has DVC imported when it is told its stage. Another stage that finishes holds DVC's lock for a moment:
+it waits for that, since a failure would cost a whole stage."""
+
 _running: set[subprocess.Popen[str]] = set()
+_spare: list[subprocess.Popen[str]] = []
+"""The next stage's process: it imports while this one's stage runs. There is one only while a flow runs."""
+_flowing = Event()
 _interrupted = Event()
 """Set while a flow is being ended: what was killed for that is not tried again."""
 
@@ -73,7 +89,7 @@ def reproduce(stage_address: str) -> Reproduced:
         StageFailed: with the stage's own message.
     """
     log, lines, clock = get_run_logger(), deque[str](maxlen=KEPT_LINES), time.perf_counter()
-    with _process(_command(stage_address)) as process:
+    with _process(stage_address) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
             if not CHATTER.fullmatch(lines[-1]):
@@ -99,29 +115,43 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
     return isinstance(error, StageFailed) and error.may_pass and not _interrupted.is_set()
 
 
-def _command(address: str) -> list[str]:
-    # Another stage that finishes holds DVC's lock for a moment: wait for it, a failure here would cost a whole stage.
-    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
-
-
 @contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-        env=environment(),
-        start_new_session=True,
-    )
+def _process(address: str) -> Iterator[subprocess.Popen[str]]:
+    process = _told(address)
     _running.add(process)
+    if _flowing.is_set():
+        _spare.append(_waiting())
     try:
         yield process
     finally:
         end(process)
         _running.discard(process)
+
+
+def _told(address: str) -> subprocess.Popen[str]:
+    """A process that goes on with this stage: the spare one, if it is there and alive."""
+    try:
+        process = _spare.pop()
+    except IndexError:
+        process = _waiting()
+    try:
+        print(address, file=process.stdin, flush=True)
+    except BrokenPipeError:  # somebody killed it
+        return _told(address)
+    return process
+
+
+def _waiting() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WARM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment(),
+        start_new_session=True,
+    )
 
 
 def environment() -> dict[str, str]:
@@ -148,11 +178,13 @@ def end(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def ended_with() -> Iterator[None]:
-    """Whatever ends the block early (Ctrl-C, Prefect's cancellation, an error) ends the stages that are running.
+    """Whatever ends the block early (Ctrl-C, Prefect's cancellation, an error) ends the stages that are running, and its
+    end the process that waits for the next one.
 
     They are in process groups of their own: nobody else would.
     """
     _interrupted.clear()
+    _flowing.set()
     try:
         yield
     except BaseException:
@@ -160,6 +192,10 @@ def ended_with() -> Iterator[None]:
         for process in list(_running):
             end(process)
         raise
+    finally:
+        _flowing.clear()
+        while _spare:
+            end(_spare.pop())
 
 
 def failure(lines: list[str]) -> str:

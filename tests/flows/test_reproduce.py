@@ -8,6 +8,7 @@ import pytest
 from prefect.logging import disable_run_logger
 from prefect.states import Failed
 
+from flows import reproduce as reproduce_file
 from flows.reproduce import Reproduced, StageFailed, _may_pass, ended_with, failure, reproduce
 
 
@@ -40,6 +41,19 @@ def test_an_edit_runs_the_stage_and_no_other(made):
     assert done.address == "gate@r2"
     assert (made / "data/round=r2/manifests/gate.json").read_text() != before
     assert not run("gate@r2").ran
+
+
+def test_in_a_flow_the_next_stages_process_waits_and_is_gone_with_the_flow(made):
+    with ended_with():
+        assert not run("gate@r1").ran
+        assert not run("gate@r2").ran
+        waiting = [psutil.Process(spare.pid) for spare in reproduce_file._spare]
+        assert len(waiting) == 1
+        waiting[0].kill()  # nobody needs it to go on
+        waiting[0].wait()
+        assert not run("judge@r1").ran
+        waiting = [psutil.Process(spare.pid) for spare in reproduce_file._spare]
+    assert not any(process.is_running() for process in waiting)
 
 
 def test_a_failure_carries_the_stages_own_message(gate):
