@@ -31,6 +31,7 @@ from tasks.execute import run_stage
 from tasks.params import load_params, plain
 from tasks.prompts import Texts
 from tasks.tables import TABLES
+from tasks.tables import frame as frame_of
 
 HERE = Path(__file__).resolve().parents[1]
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -107,10 +108,10 @@ def put(root: Path, stage: str, tables: dict[str, pl.DataFrame]) -> None:
         for name, table in TABLES.items():
             if name in tables:
                 frame = tables[name]
-                typed = pl.from_arrow(table.schema.empty_table())
+                typed = frame_of(table).collect_schema()
                 missing = [c for c in table.schema.names if c not in frame.columns]
                 frame = frame.with_columns(pl.lit(None).alias(c) for c in missing)
-                draft.table(table, frame.select(table.schema.names).cast(dict(typed.schema)))  # type: ignore[union-attr]
+                draft.table(table, frame.select(table.schema.names).cast(dict(typed)))
         none: dict[str, Any] = {
             key: {} for key in ("inputs", "params", "code", "versions", "metrics", "tokens", "seconds")
         }

@@ -212,7 +212,7 @@ def _on_disk(root: Path) -> list[str]:
 
 def _select(con: duckdb.DuckDBPyConnection, root: Path, table: Table, rounds: Rounds) -> str:
     """One typed branch without rows, then one a round; by name, so that an older round may lack a newer column."""
-    columns = con.from_arrow(table.schema.empty_table())
+    columns = con.from_arrow(pa.Table.from_batches([], table.schema))
     typed = ", ".join(f'null::{t} as "{c}"' for c, t in zip(columns.columns, columns.types, strict=True))
     branches = [f"select null::varchar as round, {typed} where false"]
     for name, output in _written(table, rounds):

@@ -22,7 +22,7 @@ from tasks.engines import Metered
 from tasks.errors import StoreError, UnknownName
 from tasks.params import Block, load_params, stages_of
 from tasks.stage import Input, Result, Stage, content_id
-from tasks.tables import TABLES
+from tasks.tables import TABLES, frame
 
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
 
@@ -154,7 +154,7 @@ def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]
             draft.describe_folder(name)
         else:
             table = TABLES[name]
-            metrics |= draft.table(table, result.frames.get(name, store.empty(table)))
+            metrics |= draft.table(table, result.frames[name] if name in result.frames else frame(table))
     metrics |= result.metrics
     draft.file(f"metrics/{stage.name}.json", json.dumps(metrics, indent=1, sort_keys=True))
     for name in stage.plots:

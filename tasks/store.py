@@ -156,11 +156,6 @@ def folder(root: Path, name: str, output: str) -> tuple[Path, str]:
     return place, found.digest
 
 
-def empty(table: Table) -> pl.LazyFrame:
-    """A table without rows."""
-    return pl.from_arrow(table.schema.empty_table()).lazy()  # type: ignore[union-attr]
-
-
 # Writing
 
 
@@ -312,7 +307,7 @@ def _write_parts(to: Path, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> 
 
 def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """Regroups batches into row groups of a fixed size, so that equal rows give equal bytes; at least one, maybe empty."""
-    held, some = schema.empty_table(), False
+    held, some = pa.Table.from_batches([], schema), False
     for batch in batches:
         held = pa.concat_tables([held, batch])
         while held.num_rows >= ROWS_PER_GROUP:
@@ -330,10 +325,13 @@ def check(table: Table, place: Path, address: str) -> None:
     """
     con = _view(place)
     key = ", ".join(f'"{k}"' for k in table.key)
-    twice = f"select {key} from t group by {key} having count(*) > 1 limit 3"
     checks = {f"{table.key[0]} is not null": f'"{table.key[0]}" is not null'} | table.checks
-    queries = {f"unique {key}": twice} | {
-        name: f"select {key} from t where ({predicate}) is not true limit 3" for name, predicate in checks.items()
+    counts = [f"count(*) filter (where ({predicate}) is not true)" for predicate in checks.values()]
+    broken = con.execute(f"select {', '.join(counts)} from t").fetchall()[0]  # one look at the table for all of them
+    queries = {f"unique {key}": f"select {key} from t group by {key} having count(*) > 1 limit 3"} | {
+        name: f"select {key} from t where ({predicate}) is not true limit 3"
+        for count, (name, predicate) in zip(broken, checks.items(), strict=True)
+        if count
     }
     for name, query in queries.items():
         if rows := con.execute(query).fetchall():

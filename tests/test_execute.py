@@ -118,7 +118,7 @@ def test_an_input_that_is_replaced_while_it_is_read_is_told(made, monkeypatch):
 
     def slow(**_):
         with store.writing(made, "r2", "judge") as draft:  # another process judges anew meanwhile
-            draft.table(tables.judgments, store.empty(tables.judgments))
+            draft.table(tables.judgments, tables.frame(tables.judgments))
             draft.commit(manifest("r2", "judge").model_copy(update={"outputs": draft.outputs}))
 
     replaced(monkeypatch, "filter", slow)

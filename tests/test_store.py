@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks import store
 from tasks.errors import Busy, CheckFailed, StoreError
-from tasks.tables import Table, filtered, measures
+from tasks.tables import Table, filtered, frame, measures
 
 NUMBERS = Table("numbers", "", pa.schema([("id", pa.string()), ("value", pa.int64())]))
 
@@ -49,7 +49,7 @@ def rows(*ids, kept=True):
             {"id": i, "prompt_id": "p", "kept": kept, "reason": None if kept else "score", "margin": 0.0, "score": 1.0}
             for i in ids
         ],
-        schema=pl.from_arrow(filtered.schema.empty_table()).schema,
+        schema=frame(filtered).collect_schema(),
     )
 
 
@@ -169,7 +169,7 @@ def test_a_check_that_is_null_is_broken(tmp_path):
 
 def test_a_measure_over_all_levels_has_no_level(tmp_path):
     row = {"name": "greedy", "level": None, "value": 0.5, "low": None, "high": None, "count": 1}
-    write(tmp_path, pl.DataFrame([row], schema=pl.DataFrame(measures.schema.empty_table()).schema), measures)
+    write(tmp_path, frame(measures, [row]), measures)
     assert store.has(tmp_path, "r1", "measures")
 
 

@@ -19,7 +19,7 @@ PROBLEMS = {f"p{n}": f"Tom has {n} pens.\nDay 1: 5 found\nDay 2: doubled\nHow ma
 
 
 def table(name, rows):
-    schema = pl.from_arrow(tables.TABLES[name].schema.empty_table()).schema
+    schema = tables.frame(tables.TABLES[name]).collect_schema()
     return pl.DataFrame(rows, schema=schema).lazy()
 
 

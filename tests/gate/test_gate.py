@@ -15,7 +15,7 @@ ARGUMENTS = ("evals", "measures", "pairs", "filtered", "parent_evals", "parent_m
 
 
 def empty(table):
-    return pl.from_arrow(tables.TABLES[table].schema.empty_table()).lazy()
+    return tables.frame(tables.TABLES[table])
 
 
 def evals(rates, mode="sampled", samples=4, split="validation"):

@@ -15,7 +15,7 @@ QUESTION = [{"role": "user", "content": "2+2?"}]
 
 
 def table(name, rows=()):
-    schema = pl.from_arrow(tables.TABLES[name].schema.empty_table()).schema
+    schema = tables.frame(tables.TABLES[name]).collect_schema()
     return pl.DataFrame(list(rows), schema=schema).lazy()
 
 
