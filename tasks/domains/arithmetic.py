@@ -15,7 +15,9 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -130,15 +132,22 @@ def draw(rng: random.Random, level: int, slips: set[int] | float = 0.0) -> tuple
     start = rng.randint(1, LARGEST)
     right, wrong, steps, said = start, start, [], []
     for k in range(1, level + 1):
-        fits = [s for s in STEPS if _fits(apply(right, *s)) and _fits(apply(wrong, *s))]
-        # additions fit five times as often as the rest: without weights few stories would multiply
-        step = rng.choices(fits, [1 if s[0] in "+-" else 3 for s in fits])[0] if fits else ("/", 2)
+        fits, weights = _steps(right, wrong)
+        step = rng.choices(fits, cum_weights=weights)[0]
         right, wrong = apply(right, *step), apply(wrong, *step)
         if k in slips if isinstance(slips, set) else rng.random() < slips:
             wrong = _slip(rng, wrong)
         steps.append(step)
         said.append(wrong)
     return Story(start, tuple(steps)), said
+
+
+@cache
+def _steps(right: int, wrong: int) -> tuple[list[tuple[str, int]], list[int]]:
+    """The steps that keep both values in range, and their weights, summed up."""
+    fits = [s for s in STEPS if _fits(apply(right, *s)) and _fits(apply(wrong, *s))]
+    # additions fit five times as often as the rest: without weights few stories would multiply
+    return fits, list(accumulate(1 if s[0] in "+-" else 3 for s in fits))
 
 
 def _fits(value: int) -> bool:
