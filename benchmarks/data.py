@@ -11,9 +11,11 @@ turns. Memory is this process's highest resident set, the peer's included.
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +32,7 @@ from tasks import store
 from tasks.execute import run_stage
 from tasks.params import load_params, plain
 from tasks.prompts import Texts
-from tasks.tables import TABLES
+from tasks.tables import TABLES, Table
 from tasks.tables import frame as frame_of
 
 HERE = Path(__file__).resolve().parents[1]
@@ -101,17 +103,12 @@ def project() -> Iterator[Path]:
         yield root
 
 
-def put(root: Path, stage: str, tables: dict[str, pl.DataFrame]) -> None:
-    """Writes tables as if a stage had made them."""
+def put(root: Path, stage: str, tables: dict[str, Iterable[pl.DataFrame]]) -> None:
+    """Writes tables as if a stage had made them, each frame after the other."""
     block = load_params(root).block("r1")
     with store.writing(root, "r1", stage) as draft:
-        for name, table in TABLES.items():
-            if name in tables:
-                frame = tables[name]
-                typed = frame_of(table).collect_schema()
-                missing = [c for c in table.schema.names if c not in frame.columns]
-                frame = frame.with_columns(pl.lit(None).alias(c) for c in missing)
-                draft.table(table, frame.select(table.schema.names).cast(dict(typed)))
+        for name, frames in tables.items():
+            draft.table(TABLES[name], (typed(TABLES[name], frame) for frame in frames))
         none: dict[str, Any] = {
             key: {} for key in ("inputs", "params", "code", "versions", "metrics", "tokens", "seconds")
         }
@@ -119,9 +116,16 @@ def put(root: Path, stage: str, tables: dict[str, pl.DataFrame]) -> None:
         draft.commit(store.Manifest(round="r1", stage=stage, **told))
 
 
-def candidates(prompts: int, samples: int = 8) -> tuple[pl.DataFrame, pl.DataFrame]:
+def typed(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame with all of a table's columns; those that it lacks are null."""
+    missing = [pl.lit(None).alias(c) for c in table.schema.names if c not in frame.columns]
+    types = frame_of(table).collect_schema()
+    return frame.with_columns(missing).select(table.schema.names).cast(dict(types))  # type: ignore[arg-type]
+
+
+def candidates(prompts: int, samples: int = 8, first: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Prompts, and answers to them that agree more or less, as `generate` writes them."""
-    rows = pl.DataFrame({"n": range(prompts)}, schema={"n": pl.Int64})
+    rows = pl.DataFrame({"n": range(first, first + prompts)}, schema={"n": pl.Int64})
     name = pl.col("n").cast(pl.String).str.zfill(16)
     asked = rows.select(id=name, problem=pl.lit("How many? ") + name, level=pl.lit(3)).with_columns(
         prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content=pl.col("problem")))
@@ -145,9 +149,9 @@ def votes(prompts: int = 125_000, repeats: int = 5) -> None:
     """
     with project() as root:
         asked, answers = candidates(prompts)
-        put(root, "prompts", {"prompts": asked})
-        put(root, "generate", {"responses": answers})
-        put(root, "critique", {"critiques": pl.DataFrame(), "refinements": pl.DataFrame()})
+        put(root, "prompts", {"prompts": [asked]})
+        put(root, "generate", {"responses": [answers]})
+        put(root, "critique", {"critiques": [], "refinements": []})
         responses = store.round_folder(root, "r1") / "responses" / "*.parquet"
 
         def ours() -> None:
@@ -180,7 +184,7 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
         made = store.round_folder(root, "r1") / "responses"
 
         def ours() -> None:
-            put(root, "generate", {"responses": answers})
+            put(root, "generate", {"responses": [answers]})
 
         def theirs() -> None:
             for part in sorted(made.glob("*.parquet")):
@@ -190,6 +194,41 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
         ours()
         print(f"{sum(p.stat().st_size for p in made.iterdir()) / 1e9:.2f} GB of Parquet, {answers.height:,} rows")
         compare({"write and version": ours, "sha256 and copy": theirs}, repeats)
+
+
+@app.command()
+def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
+    """Judge, filter and pair over that many responses of 2 kB, 8 a prompt, each stage as the process that a user starts.
+    Fails when one of them needs more GiB than `most`.
+    """
+    size, rng = 16_384, random.Random(0)
+    words = [f"w{i}" for i in range(50_000)]
+    texts = pl.Series("response", [" ".join(rng.choices(words, k=330)) for _ in range(20_000)])
+    starts = range(0, responses // 8, size)
+
+    def answers() -> Iterator[pl.DataFrame]:
+        for first in starts:
+            _, made = candidates(size, first=first)
+            long = texts.sample(made.height, with_replacement=True, seed=first)
+            yield made.with_columns(response=long + "\n" + made["response"])
+
+    with project() as root:
+        put(root, "prompts", {"prompts": (candidates(size, first=first)[0] for first in starts)})
+        put(root, "generate", {"responses": answers()})
+        put(root, "critique", {"critiques": [], "refinements": []})
+        made = store.find(root, "r1", "responses")[1]
+        print(f"{made.rows:,} responses, {made.rows * 2.0 / 1e6:.1f} GB of text" if made.rows else "none")
+        for stage in ("judge", "filter", "pair"):
+            clock = time.perf_counter()
+            code = "import sys, resource; from tasks.execute import run_stage; from pathlib import Path;"
+            code += "run_stage(Path(), 'r1', sys.argv[1]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            done = subprocess.run([sys.executable, "-c", code, stage], cwd=root, stdout=subprocess.PIPE, check=True)
+            peak = int(done.stdout) / 2**20
+            print(
+                f"{stage:8} {time.perf_counter() - clock:8.1f} s {peak:6.2f} GiB (goal: at most {most} GiB)", flush=True
+            )
+            if peak > most:
+                raise typer.Exit(1)
 
 
 def instructions(count: int) -> list[str]:

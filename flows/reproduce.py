@@ -38,14 +38,17 @@ BACKOFF = 5.0
 """Seconds before the first retry; each further one waits twice as long."""
 
 WARM = """
-import os, sys
+import gc, os, sys
+gc.disable()
 import dvc.cli, dvc.commands.repro
 from dvc.repo import Repo
 Repo().close()
 if address := sys.stdin.readline().strip():
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = ["dvc", "--wait-for-lock", "repro", "--single-item", address]
-    sys.exit(dvc.cli.main())
+    code = dvc.cli.main()
+    gc.freeze()
+    sys.exit(code)
 """
 """A process that has DVC imported when it is told its stage. Another stage that finishes holds DVC's lock for a moment:
 it waits for that, since a failure would cost a whole stage."""

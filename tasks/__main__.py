@@ -4,6 +4,7 @@ Only typer is imported here at the top: `flywheel --help` answers at once, each 
 """
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -132,11 +133,15 @@ def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
 @app.command(rich_help_panel="Rounds")
 def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
+    # Importing transformers makes millions of objects and no garbage: looking for some took a quarter of the start-up,
+    # and a second more when the process ends.
+    gc.set_threshold(100_000, 50, 1000)
     from tasks.execute import run_stage
 
     done = run_stage(ROOT, round, name)
     rows = ", ".join(f"{n} {o.rows}" if o.kind == "table" else n for n, o in done.outputs.items() if o.rows != 0)
     typer.echo(f"{name}@{round}: {rows or 'nothing'} in {sum(done.seconds.values()):.1f} s")
+    gc.freeze()
 
 
 @app.command(rich_help_panel="Rounds")

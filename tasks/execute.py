@@ -21,9 +21,13 @@ from tasks import pipeline, store
 from tasks.engines import Metered
 from tasks.errors import StoreError, UnknownName
 from tasks.params import Block, load_params, stages_of
-from tasks.stage import Input, Result, Stage, content_id
+from tasks.stage import Input, Panel, Result, Stage, Strategy, content_id
 from tasks.tables import TABLES, frame
 
+PIECE = 2**17
+"""Responses that are worked off at once where prompts can be taken each for itself."""
+DRAWN = 64
+"""Ids looked at for each piece."""
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
 
 
@@ -45,7 +49,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         arguments, digests = _arguments(root, stage, block, draft, code)
         if "engine" in arguments:
             arguments["engine"] = meter
-        result = _as_result(stage, stage.function(**arguments))
+        result = _as_result(stage, _called(stage, arguments))
         meter.check()
         ran = time.perf_counter() - clock
         metrics = _write(stage, draft, result)
@@ -136,6 +140,39 @@ def _unchanged(root: Path, stage: Stage, block: Block, digests: dict[str, str]) 
                 f"{stage.name}@{block.name}: {need.name} of {owner} was replaced while it was being read; "
                 "run it again. Nothing was written; the old version stays"
             )
+
+
+def _called(stage: Stage, arguments: dict[str, Any]) -> Any:
+    """What the stage's function gives; of a large round whose prompts it takes each for itself, piece by piece."""
+    params = arguments.get("params")
+    ranges = _ranges(arguments["responses"]) if isinstance(params, Strategy | Panel) and params.apart() else []
+    if len(ranges) < 2:
+        return stage.function(**arguments)
+    [table] = stage.tables
+    return Result({table.name: (stage.function(**_within(arguments, *some)) for some in ranges)})
+
+
+def _ranges(responses: pl.LazyFrame) -> list[tuple[str | None, str | None]]:
+    """Ranges of prompt ids, from (or all below) and to (or all above), with about `PIECE` responses each.
+
+    A table that is sorted by prompt, as `generate` writes it, is parted exactly; of any other one some ids are drawn.
+    """
+    if responses.select(pl.len()).collect().item() <= PIECE:
+        return []
+    drawn = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % (PIECE // DRAWN) == 0)
+    ids = drawn.collect(engine="streaming")["prompt_id"].sort()
+    ends = ids.gather_every(DRAWN)[1:].unique(maintain_order=True).to_list()
+    return list(zip([None, *ends], [*ends, None], strict=True))
+
+
+def _within(arguments: dict[str, Any], low: str | None, high: str | None) -> dict[str, Any]:
+    """The arguments, their tables with the rows of the prompts in a range alone."""
+
+    def rows(frame: pl.LazyFrame) -> pl.LazyFrame:
+        prompt = pl.col("prompt_id" if "prompt_id" in frame.collect_schema() else "id")
+        return frame.filter(*([prompt >= low] if low else []), *([prompt < high] if high else []))
+
+    return {k: rows(v) if isinstance(v, pl.LazyFrame) else v for k, v in arguments.items()}
 
 
 def _as_result(stage: Stage, given: Any) -> Result:

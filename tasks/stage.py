@@ -54,6 +54,12 @@ class Strategy(Params):
     example: ClassVar[dict[str, Any]] = {}
     """Params with which the contract test runs it: those without a default, and small counts where it is slow."""
 
+    def apart(self) -> bool:
+        """Whether what becomes of a prompt's rows depends on that prompt's rows alone, and no engine is asked: a large
+        table is then worked off in pieces, some prompts after the others.
+        """
+        return False
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Does the work; each stage says in its `__init__.py` what its strategies are given and give back."""
         raise NotImplementedError
@@ -65,12 +71,17 @@ class Panel(Params):
     panel: dict[str, Strategy]
     """The members by name; one file of the stage's folder each."""
 
+    def apart(self) -> bool:
+        """When all members do."""
+        return all(member.apart() for member in self.panel.values())
+
 
 @dataclass(frozen=True)
 class Result:
     """What a stage gives back when one table is not all: frames by table name, metrics, curves to plot."""
 
     frames: dict[str, Any]
+    """A frame, or an iterator of frames that are one table together."""
     metrics: dict[str, float] = field(default_factory=dict)
     plots: dict[str, Any] = field(default_factory=dict)
     """Data frames by name of the plot; written as CSV for `dvc plots`."""

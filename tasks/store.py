@@ -36,6 +36,7 @@ from pydantic import BaseModel
 from tasks.errors import Busy, CheckFailed, FlywheelError, StoreError
 from tasks.tables import TABLES, Table
 
+Frame = pl.LazyFrame | pl.DataFrame
 ROWS_PER_GROUP = 65_536
 GROUPS_PER_PART = 8
 LEAST_ROOM = 1 << 20
@@ -169,15 +170,15 @@ class Draft:
         self.address = f"{stage}@{place.name.partition('=')[2]}"
         self.outputs: dict[str, Output] = {}
 
-    def table(self, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> dict[str, float]:
-        """Writes a table part by part, checks it, and gives its metrics.
+    def table(self, table: Table, frame: Frame | Iterator[Frame]) -> dict[str, float]:
+        """Writes a table part by part, checks it, and gives its metrics. Of several frames one is made after the other.
 
         Raises:
             CheckFailed: naming rows that break a check or share a key.
         """
         to = self.new / table.name
         to.mkdir(parents=True)
-        _write_parts(to, table, frame)
+        _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
         check(table, to, self.address)
         self.outputs[table.name] = _describe(to, "table")
         return _metrics(table, to)
@@ -235,7 +236,8 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
             raise Busy(f"{draft.address} is being run by another process; wait for it, or end it") from error
         try:
             _roll_forward(place, draft.staging)
-            shutil.rmtree(draft.new, ignore_errors=True)
+            for left in (draft.new, draft.staging / "spill"):  # by a kill
+                shutil.rmtree(left, ignore_errors=True)
             draft.new.mkdir()
             yield draft
         except BaseException as error:
@@ -289,11 +291,10 @@ def _entries(ready: Path) -> list[Path]:
     return whole + [f for s in shared if s.is_dir() for f in sorted(s.iterdir())]
 
 
-def _write_parts(to: Path, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> None:
-    columns = table.schema.names
-    batches = frame.lazy().select(columns).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
+def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
     writer, groups, part = None, 0, 0
-    for group in _groups((b.to_arrow().cast(table.schema) for b in batches), table.schema):
+    batches = (batch for frame in frames for batch in _batches(frame, table.schema))
+    for group in _groups(batches, table.schema):
         if writer is None:
             writer = pq.ParquetWriter(to / f"part-{part:05d}.parquet", table.schema, compression="zstd")
         writer.write_table(group, row_group_size=ROWS_PER_GROUP)
@@ -303,6 +304,11 @@ def _write_parts(to: Path, table: Table, frame: pl.LazyFrame | pl.DataFrame) -> 
             writer, groups, part = None, 0, part + 1
     if writer is not None:
         writer.close()
+
+
+def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
+    rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
+    return (some.to_arrow().cast(schema) for some in rows)
 
 
 def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
@@ -346,7 +352,8 @@ def _metrics(table: Table, place: Path) -> dict[str, float]:
 
 
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False})
+    spill = str(place.parents[1] / "spill")  # what does not fit into memory goes below the stage's staging place
+    con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
     con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is no pattern
     return con
 

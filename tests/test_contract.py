@@ -218,7 +218,7 @@ class Case:
             given = {k: v for k, v in context.items() if k in self.stage.context}
             given |= {f: draft.folder(f) for f in self.stage.folders}
             given |= {i.argument: self.input(i.name, rows) for i in self.stage.inputs}
-            result = execute._as_result(self.stage, self.stage(**given))
+            result = execute._as_result(self.stage, execute._called(self.stage, given))
             execute._write(self.stage, draft, result)
             written = sorted(p for p in draft.new.rglob("*") if p.is_file())
             return {str(p.relative_to(draft.new)): p.read_bytes() for p in written}
@@ -302,6 +302,21 @@ def test_what_failed_or_has_no_score_is_never_learnt_from(case):
         if table.name == "judgments":
             assert set(rows["response_id"]) == {r["id"] for r in ROUND["responses"]}
             assert rows.filter(pl.col("response_id").is_in(FAILED))["error"].null_count() == 0
+
+
+@every_strategy(reads("responses"))
+def test_pieces_of_a_large_round_are_together_what_the_whole_would_be(case, monkeypatch):
+    if not case.params().apart():
+        pytest.skip("it needs all prompts at once, or an engine")
+    [table] = case.stage.tables
+    whole = case.written(case.run(ROUND), table.name)
+    calls, function = [], case.stage.function
+    case.stage = replace(case.stage, function=lambda **given: calls.append(given) or function(**given))
+    monkeypatch.setattr(execute, "PIECE", 2)
+    monkeypatch.setattr(execute, "DRAWN", 1)
+    pieces = case.written(case.run(ROUND), table.name)
+    assert len(calls) == 3
+    assert pieces.sort(table.key).equals(whole.sort(table.key))
 
 
 @every_strategy()

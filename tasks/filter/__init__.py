@@ -110,7 +110,7 @@ def _required(judge: str, least: float) -> dict[str, tuple[pl.Expr, pl.Expr]]:
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
     left = pl.col("reason").is_null()
-    first = pl.int_range(pl.len()).over("prompt_id", "response", left) == 0
+    first = pl.int_range(pl.len()).over("prompt_id", pl.col("response").hash(), left) == 0
     rows = drop(better_first(rows), {"duplicate": (~first, NO_MARGIN)})
     place = left.cum_sum().over("prompt_id")
     return drop(rows, {"rank": (place > params.per_prompt, place - params.per_prompt)})

@@ -20,6 +20,10 @@ class Threshold(Selection):
     """Most responses kept a level, the best first, so that easy problems do not crowd out hard ones; null has no
     limit."""
 
+    def apart(self) -> bool:
+        """Unless there is a limit a level."""
+        return self.per_level is None
+
     def __call__(self, prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
         """A kept row's margin is its distance to `least`; a dropped one's, by how much it missed its rule."""
         score = pl.col("score")

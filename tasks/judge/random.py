@@ -9,6 +9,10 @@ from tasks.stage import Strategy, seed_of
 class Random(Strategy):
     """A score drawn uniformly from [0, 1) by a hash of the round's seed and the response's id."""
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores in [0, 1); no verdict."""
 

@@ -12,6 +12,10 @@ class SelfCertainty(Strategy):
     gives none.
     """
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores ≥ 0; only ranks, so no verdict."""
         return opinion(case.responses, pl.col("self_certainty"), "the engine gave no self-certainty")

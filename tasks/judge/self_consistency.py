@@ -12,6 +12,10 @@ class SelfConsistency(Strategy):
     than another, none in a tie at the top.
     """
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores in (0, 1]; a response without an answer is an error."""
         counted = (

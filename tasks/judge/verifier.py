@@ -12,6 +12,10 @@ class Verifier(Strategy):
     As the reward it makes the verifiable-reward loop; beside another reward it shows how good that one is.
     """
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores in [0, 1], part by part."""
 

@@ -15,6 +15,10 @@ class BestWorst(Pairing):
     least: float | None = None
     """Reward that the chosen one must reach; null asks for none."""
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, rated: pl.LazyFrame, refinements: pl.LazyFrame) -> pl.LazyFrame:
         """One candidate a prompt."""
         best = _first(rated, descending=True, name="chosen")

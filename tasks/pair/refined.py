@@ -16,6 +16,10 @@ class Refined(Pairing):
     that prompt with the refinement's answer (for a vote: the majority's), or 1 when none gave it.
     """
 
+    def apart(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, rated: pl.LazyFrame, refinements: pl.LazyFrame) -> pl.LazyFrame:
         """One candidate a response that was refined with success."""
         likeliest = (
