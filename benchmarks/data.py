@@ -2,6 +2,7 @@
 
     python benchmarks/data.py votes        [--prompts 125000]     judge by votes, filter, pair  against  DuckDB SQL
     python benchmarks/data.py write        [--rows 2000000]       write and version a table     against  sha256 and copy
+    python benchmarks/data.py memory       [--responses 1000000]  judge, filter, pair over 2 kB each  in at most 2 GiB
     python benchmarks/data.py duplicates   [--texts 800]          near-duplicates by ROUGE-L    against  self-instruct's loop
 
 Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
@@ -36,6 +37,14 @@ from tasks.tables import TABLES, Table
 from tasks.tables import frame as frame_of
 
 HERE = Path(__file__).resolve().parents[1]
+PEAK = """
+import sys
+from pathlib import Path
+from tasks.execute import run_stage
+run_stage(Path(), "r1", sys.argv[1])
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+"""Runs a stage and prints the most memory that its process had, in KiB (getrusage would count the parent's)."""
 app = typer.Typer(add_completion=False, help=__doc__)
 
 SQL = """
@@ -220,9 +229,7 @@ def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
         print(f"{made.rows:,} responses, {made.rows * 2.0 / 1e6:.1f} GB of text" if made.rows else "none")
         for stage in ("judge", "filter", "pair"):
             clock = time.perf_counter()
-            code = "import sys, resource; from tasks.execute import run_stage; from pathlib import Path;"
-            code += "run_stage(Path(), 'r1', sys.argv[1]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-            done = subprocess.run([sys.executable, "-c", code, stage], cwd=root, stdout=subprocess.PIPE, check=True)
+            done = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
             peak = int(done.stdout) / 2**20
             print(
                 f"{stage:8} {time.perf_counter() - clock:8.1f} s {peak:6.2f} GiB (goal: at most {most} GiB)", flush=True

@@ -37,8 +37,8 @@ from tasks.errors import Busy, CheckFailed, FlywheelError, StoreError
 from tasks.tables import TABLES, Table
 
 Frame = pl.LazyFrame | pl.DataFrame
-ROWS_PER_GROUP = 65_536
-GROUPS_PER_PART = 8
+ROWS_PER_GROUP = 16_384
+GROUPS_PER_PART = 32
 LEAST_ROOM = 1 << 20
 """Bytes; with less, whatever went wrong went wrong for want of them."""
 

@@ -1,6 +1,8 @@
 """One stage of one round: what it is given, what it leaves behind, and what stays when it fails."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -221,3 +223,11 @@ def test_an_input_that_was_damaged_is_refused(made):
     part.write_bytes(data)
     with pytest.raises(StoreError, match=r"responses/part-00000.parquet is not what was written"):
         run_stage(Path(), "r2", "judge")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory from /proc")
+def test_a_tenth_of_ten_million_responses_needs_less_than_the_memory_for_all_of_them():
+    command = [sys.executable, "benchmarks/data.py", "memory", "--responses", "1000000", "--most", "1.6"]
+    done = subprocess.run(command, cwd=projects.HERE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pair" in done.stdout

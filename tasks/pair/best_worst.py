@@ -21,15 +21,20 @@ class BestWorst(Pairing):
 
     def __call__(self, rated: pl.LazyFrame, refinements: pl.LazyFrame) -> pl.LazyFrame:
         """One candidate a prompt."""
-        best = _first(rated, descending=True, name="chosen")
+        ends = _first(rated, descending=True, name="chosen").join(
+            _first(rated, descending=False, name="rejected"), on="prompt_id"
+        )
+        # the texts last, and only of those rows that can become pairs: they are most of what there is to read
+        worth = ends.filter(pl.col("chosen_score") - pl.col("rejected_score") >= self.margin)
         if self.least is not None:
-            best = best.filter(pl.col("chosen_score") >= self.least)
-        worst = _first(rated, descending=False, name="rejected")
-        return best.join(worst, on="prompt_id").with_columns(source=pl.lit("responses"))
+            worth = worth.filter(pl.col("chosen_score") >= self.least)
+        for name in ("chosen", "rejected"):
+            texts = rated.select(pl.col("id").alias(f"{name}_id"), pl.col("response").alias(name))
+            worth = worth.join(texts, on=f"{name}_id")
+        return worth.with_columns(source=pl.lit("responses"))
 
 
 def _first(rated: pl.LazyFrame, *, descending: bool, name: str) -> pl.LazyFrame:
     ordered = rated.sort("score", "mean_logprob", "id", descending=[descending, True, False], nulls_last=True)
     first = ordered.unique("prompt_id", keep="first", maintain_order=True)
-    ours = {f"{name}_id": "id", name: "response", f"{name}_score": "score"}
-    return first.select("prompt_id", **ours)
+    return first.select("prompt_id", pl.col("id").alias(f"{name}_id"), pl.col("score").alias(f"{name}_score"))
