@@ -96,8 +96,8 @@ def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> None:
 
 
 @contextmanager
-def project() -> Iterator[Path]:
-    """An empty project with r0 and r1, whose only judge are the votes."""
+def project(engine: dict[str, Any] | None = None, domain: dict[str, Any] | None = None) -> Iterator[Path]:
+    """An empty project with r0 and r1, whose only judge are the votes; with another engine and domain, if given."""
     with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
         root = Path(place)
         (root / "data").mkdir()
@@ -107,6 +107,8 @@ def project() -> Iterator[Path]:
         block = content["rounds"]["r1"]
         block["judge"] = {"panel": {"self_consistency": {}}, "reward": "self_consistency"}
         block["filter"] |= {"require": {}}
+        block["generate"] |= {"samples": 1} if engine else {}
+        block |= {"engine": engine or block["engine"], "domain": domain or block["domain"]}
         YAML().dump({"bases": {"r0": content["bases"]["r0"]}, "rounds": {"r1": block}}, root / "params.yaml")
         run_stage(root, "r0", "base")
         yield root

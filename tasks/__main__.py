@@ -3,13 +3,14 @@
 Only typer is imported here at the top: `flywheel --help` answers at once, each command imports what it needs.
 """
 
+import atexit
 import errno
 import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -133,15 +134,13 @@ def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
 @app.command(rich_help_panel="Rounds")
 def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
-    # Importing transformers makes millions of objects and no garbage: looking for some took a quarter of the start-up,
-    # and a second more when the process ends.
+    # Importing transformers makes millions of objects and no garbage: looking for some took a quarter of the start-up.
     gc.set_threshold(100_000, 50, 1000)
     from tasks.execute import run_stage
 
     done = run_stage(ROOT, round, name)
     rows = ", ".join(f"{n} {o.rows}" if o.kind == "table" else n for n, o in done.outputs.items() if o.rows != 0)
     typer.echo(f"{name}@{round}: {rows or 'nothing'} in {sum(done.seconds.values()):.1f} s")
-    gc.freeze()
 
 
 @app.command(rich_help_panel="Rounds")
@@ -266,8 +265,19 @@ _USERS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES
 
 
 def main() -> None:
-    """The entry point of `flywheel`."""
-    guarded(app)
+    """The process `flywheel`. One that ran a stage ends without taking the interpreter apart: after transformers that
+    takes a second.
+    """
+    try:
+        guarded(app)
+    except SystemExit as ended:
+        if sys.argv[1:2] != ["stage"] or isinstance(ended.code, str):
+            raise
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(BrokenPipeError):
+                stream.flush()
+        os._exit(ended.code or 0)
 
 
 def guarded(command: Callable[[], Any]) -> None:

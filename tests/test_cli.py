@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from tasks import store
-from tasks.__main__ import main
+from tasks.__main__ import app, guarded
 
 pytestmark = pytest.mark.xdist_group("campaign")
 FLYWHEEL = Path(sys.executable).parent / "flywheel"
@@ -30,7 +30,7 @@ def flywheel(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["flywheel", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main()
+            guarded(app)
         said = capsys.readouterr()
         return ended.value.code or 0, said.out + said.err
 

@@ -1,0 +1,100 @@
+"""Load, generate (echo), judge by a rule, filter, write: this project's stages against distilabel, side by side.
+
+    python benchmarks/chain.py     [--peer .venv-distilabel/bin/python] [--rows 100000] [--repeats 5]
+
+Both get the same JSON lines and keep the same rows. The rule here is the vote share of a prompt's only answer. Seconds
+are from the first line read to the last row written, without imports; memory is the most that a side's processes had
+together (proportional set size), looked at ten times a second. The sides take turns; medians.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import polars as pl
+import psutil
+import typer
+
+from data import project, put
+from tasks import store
+from tasks.execute import run_stage
+
+HERE = Path(__file__).resolve().parent
+GOALS = {"seconds": 20.0, "memory": 0.5}
+
+
+def ours(prompts: Path) -> None:
+    """Runs the chain in a project of its own, and prints rows kept and seconds."""
+    with project({"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/none"}) as root:
+        clock = time.perf_counter()
+        asked = pl.read_ndjson(prompts).with_row_index("n").select(
+            id=pl.col("n").cast(pl.String).str.zfill(16),
+            problem="prompt",
+            prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content="prompt")),
+        )  # fmt: skip
+        put(root, "prompts", {"prompts": [asked]})
+        for stage in ("generate", "judge", "filter"):
+            run_stage(root, "r1", stage)
+        seconds = time.perf_counter() - clock
+        kept = store.scan(root, "r1", "filtered")[0].filter("kept").select(pl.len()).collect().item()
+        print(f"\n{kept} {seconds:.3f}")
+
+
+def watched(command: list[str]) -> tuple[int, float, float]:
+    """Rows kept, seconds, and GiB of all processes of a command together."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = psutil.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        most = 0.0
+        while process.poll() is None:
+            most = max(most, sum(map(held, [process, *process.children(recursive=True)])))
+            time.sleep(0.1)
+        said.seek(0)
+        rows, seconds = said.read().strip().split("\n")[-1].split()
+    return int(rows), float(seconds), most / 2**30
+
+
+def held(process: psutil.Process) -> int:
+    """Its memory, that which it shares divided among those who do."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:  # it has ended
+        return 0
+
+
+def main(
+    peer: Path = Path(".venv-distilabel/bin/python"), rows: int = 100_000, repeats: int = 5, only: Path | None = None
+) -> None:
+    """Measures both sides and prints the ratios; with `only`, runs this project's side once over a file."""
+    if only:
+        ours(only)
+        return
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
+        prompts = Path(place) / "prompts.jsonl"
+        prompts.write_text(
+            "".join(json.dumps({"prompt": f"Tell me about number {i}. " * 8}) + "\n" for i in range(rows))
+        )
+        sides = {
+            "this project": [sys.executable, __file__, "--only", str(prompts)],
+            "distilabel": [str(peer), str(HERE / "distilabel_chain.py"), str(prompts), f"{place}/made"],
+        }
+        taken = {name: [] for name in sides}
+        for _ in range(repeats):
+            for name, command in sides.items():
+                taken[name].append(watched(command))
+    kept = {name: runs[0][0] for name, runs in taken.items()}
+    assert len(set(kept.values())) == 1, f"the sides keep different rows: {kept}"
+    (seconds, memory), (theirs, room) = ([median(run[i] for run in runs) for i in (1, 2)] for runs in taken.values())
+    print(f"{rows:,} rows, {kept['this project']:,} kept")
+    print(f"{'this project':16}{seconds:8.2f} s {rows / seconds:10,.0f} rows/s {memory:6.2f} GiB")
+    print(f"{'distilabel':16}{theirs:8.2f} s {rows / theirs:10,.0f} rows/s {room:6.2f} GiB")
+    print(
+        f"faster by {theirs / seconds:.1f} (goal: at least {GOALS['seconds']}); memory {memory / room:.2f} (goal: at most {GOALS['memory']})"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
