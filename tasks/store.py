@@ -20,8 +20,11 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import count, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +41,9 @@ from tasks.tables import TABLES, Table
 
 Frame = pl.LazyFrame | pl.DataFrame
 ROWS_PER_GROUP = 16_384
-GROUPS_PER_PART = 32
+GROUPS_PER_PART = 4
+WRITERS = 2
+"""Parts that are encoded at the same time."""
 LEAST_ROOM = 1 << 20
 """Bytes; with less, whatever went wrong went wrong for want of them."""
 
@@ -292,18 +297,24 @@ def _entries(ready: Path) -> list[Path]:
 
 
 def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
-    writer, groups, part = None, 0, 0
-    batches = (batch for frame in frames for batch in _batches(frame, table.schema))
-    for group in _groups(batches, table.schema):
-        if writer is None:
-            writer = pq.ParquetWriter(to / f"part-{part:05d}.parquet", table.schema, compression="zstd")
-        writer.write_table(group, row_group_size=ROWS_PER_GROUP)
-        groups += 1
-        if groups == GROUPS_PER_PART:
-            writer.close()
-            writer, groups, part = None, 0, part + 1
-    if writer is not None:
-        writer.close()
+    """Writes frames that are one table. Parts are encoded in threads while the next rows are made."""
+    groups = _groups((batch for frame in frames for batch in _batches(frame, table.schema)), table.schema)
+    with ThreadPoolExecutor(WRITERS) as threads:
+        begun = deque[Future[None]]()
+        for number in count():
+            if not (part := list(islice(groups, GROUPS_PER_PART))):
+                break
+            if len(begun) == WRITERS:  # memory holds so many parts, and the one that is being made
+                begun.popleft().result()
+            begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", part))
+        for written in begun:
+            written.result()
+
+
+def _write_part(path: Path, groups: list[pa.Table]) -> None:
+    with pq.ParquetWriter(path, groups[0].schema, compression="zstd") as writer:
+        for group in groups:
+            writer.write_table(group)
 
 
 def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -360,7 +371,10 @@ def _view(place: Path) -> duckdb.DuckDBPyConnection:
 
 def _describe(place: Path, kind: Literal["table", "folder"]) -> Output:
     files = sorted(p for p in place.rglob("*") if p.is_file())
-    parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=sha256(p)) for p in files]
+    with ThreadPoolExecutor() as threads:
+        digests = list(threads.map(sha256, files))
+    named = zip(files, digests, strict=True)
+    parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=found) for p, found in named]
     rows = None
     if kind == "table":
         parts = [p.model_copy(update={"rows": pq.read_metadata(place / p.file).num_rows}) for p in parts]
