@@ -28,7 +28,7 @@ class Echo(LLM):
         """How distilabel names it."""
         return "echo"
 
-    def generate(self, inputs: list[Any], num_generations: int = 1, **_: Any) -> list[Any]:
+    def generate(self, inputs: list[Any], num_generations: int = 1) -> list[Any]:
         """The last message of each chat."""
         return [
             {

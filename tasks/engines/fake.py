@@ -67,8 +67,10 @@ class Fake(Engine):
             return self._script(messages, seed)
         if scripted := next((text for part, text in self.answers.items() if part in last), None):
             return scripted
+        if self.reply == "echo":
+            return last
         usual, unusual = int(_unit(messages) * 10), int(_unit(messages, seed, "digit") * 10)
-        return last if self.reply == "echo" else f"Answer: {usual if _unit(messages, seed) < 0.6 else unusual}"
+        return f"Answer: {usual if _unit(messages, seed) < 0.6 else unusual}"
 
 
 class _FakePolicy:
@@ -88,7 +90,8 @@ class _FakePolicy:
             yield index, Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(text.split())))
 
     def _work(self) -> None:
-        time.sleep(self._engine.seconds)
+        if self._engine.seconds:
+            time.sleep(self._engine.seconds)
         if self._given == self._engine.crash_after:
             os.kill(os.getpid(), signal.SIGKILL)
         self._given += 1
