@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+PEER := .venv-distilabel
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
@@ -26,12 +27,21 @@ test-vllm: $(VENV)/vllm
 lint: $(VENV)/ready
 	@ruff check . && ruff format --check . && lint-imports
 
-bench: $(VENV)/ready
-	@python benchmarks/engine.py
+bench: $(VENV)/ready $(PEER)/ready
+	@python benchmarks/engine.py --repeats 2
 	@python benchmarks/data.py votes
 	@python benchmarks/data.py write
-	@python benchmarks/data.py duplicates
+	@python benchmarks/data.py memory
+	@python benchmarks/data.py duplicates --repeats 1
+	@python benchmarks/chain.py --peer $(PEER)/bin/python --repeats 3
+	@python benchmarks/cache.py
 	@python benchmarks/commands.py
+
+$(PEER)/ready:
+	@echo "Making distilabel's environment in $(PEER), to measure against …"
+	@$(PYTHON) -m venv $(PEER)
+	@$(PEER)/bin/python -m pip install --quiet --disable-pip-version-check distilabel==1.5.3 requests pillow
+	@touch $@
 
 lock:
 	@infra/lock.sh

@@ -2,7 +2,7 @@
 
     python benchmarks/distilabel_chain.py PROMPTS.jsonl FOLDER
 
-Runs in an environment of its own (`distilabel==1.5.3 requests`), in batches of 1,000. Prints the seconds from the first
+Runs in an environment of its own (`distilabel==1.5.3 requests pillow`), in batches of 1,000. Prints the seconds from the first
 line read to the last row written, without imports.
 """
 
