@@ -148,7 +148,7 @@ def test_a_part_that_is_gone_or_cut_short_is_named(root: Path, harm: str) -> Non
 def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path) -> None:
     part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
     content = bytearray(part.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 8] ^= 1  # among the rows: the footer is the larger part of so small a file
     part.write_bytes(content)
     with pytest.raises(StoreError, match=r"round=r1/judgments/part-00000\.parquet is not what was written"):
         catalog.query(root, 'with j as (from main."Judgments") select count(*) from j')
