@@ -122,9 +122,10 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
 def _process(address: str) -> Iterator[subprocess.Popen[str]]:
     process = _told(address)
     _running.add(process)
-    if _flowing.is_set():
-        _spare.append(_waiting())
     try:
+        if _flowing.is_set():
+            with suppress(OSError):  # no room for a spare one is no reason to fail
+                _spare.append(_waiting())
         yield process
     finally:
         end(process)

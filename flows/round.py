@@ -126,7 +126,7 @@ def published() -> Iterator[Callable[[], None]]:
         try:
             yield soon
         except Exception:
-            background.shutdown()
+            background.shutdown(cancel_futures=True)
             try:
                 publish()
             except Exception:
@@ -139,7 +139,7 @@ def _recorded(root: Path, log: Any) -> None:
     from tasks.record import record
 
     try:
-        record(root)
+        record(root, crown=False)
     except Exception as error:  # a stage may be replacing what is read; the last call must succeed
         log.warning(f"MLflow is brought up to date at the end: {error}")
 

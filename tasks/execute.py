@@ -160,7 +160,7 @@ def _ranges(responses: pl.LazyFrame) -> list[tuple[str | None, str | None]]:
     if responses.select(pl.len()).collect().item() <= PIECE:
         return []
     drawn = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % (PIECE // DRAWN) == 0)
-    ids = drawn.collect(engine="streaming")["prompt_id"].sort()
+    ids = drawn.collect(engine="streaming")["prompt_id"].drop_nulls().sort()
     ends = ids.gather_every(DRAWN)[1:].unique(maintain_order=True).to_list()
     return list(zip([None, *ends], [*ends, None], strict=True))
 
@@ -170,7 +170,9 @@ def _within(arguments: dict[str, Any], low: str | None, high: str | None) -> dic
 
     def rows(frame: pl.LazyFrame) -> pl.LazyFrame:
         prompt = pl.col("prompt_id" if "prompt_id" in frame.collect_schema() else "id")
-        return frame.filter(*([prompt >= low] if low else []), *([prompt < high] if high else []))
+        above = [prompt >= low] if low else []
+        below = [(prompt < high) if low else (prompt < high).fill_null(True)] if high else []
+        return frame.filter(*above, *below)
 
     return {k: rows(v) if isinstance(v, pl.LazyFrame) else v for k, v in arguments.items()}
 

@@ -58,8 +58,9 @@ class Decision(BaseModel):
     by: str
 
 
-def record(root: Path) -> str:
-    """Brings MLflow up to date, and says in a sentence or two what that changed.
+def record(root: Path, crown: bool = True) -> str:
+    """Brings MLflow up to date, and says in a sentence or two what that changed; without `crown` the alias stays where
+    it is, as it should while a flow is still making rounds.
 
     Raises:
         FlywheelError: when MLflow cannot be reached, or its experiment was deleted.
@@ -69,7 +70,7 @@ def record(root: Path) -> str:
         book = _Book(root, pipeline)
         for block in pipeline.blocks.values():
             book.add(block)
-        return f"{book.summary()}; {book.crown()}"
+        return f"{book.summary()}; {book.crown()}" if crown else book.summary()
 
 
 def promote(root: Path, name: str) -> str:

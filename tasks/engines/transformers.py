@@ -127,6 +127,7 @@ def _loaded(engine: Transformers, folder: Path) -> tuple[Any, Any, int]:
         torch.set_num_threads(threads)
         return network, tokenizer, 1
     _keep_memory()
+    _growing()  # made once, before there are threads that would each make one
     if network.config._attn_implementation == "sdpa":
         network.set_attn_implementation(_small_attention())
     return network, tokenizer, min(threads, WORKERS)
@@ -273,7 +274,10 @@ class _Policy:
                     running[threads.submit(work, batch)] = batch
                 if not running:
                     return
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = wait(
+                    running, timeout=0.5, return_when=FIRST_COMPLETED
+                ).done  # untimed, Ctrl-C would not wake it
+                for done in sorted(ended, key=lambda future: future.exception() is not None):
                     yield running.pop(done), done.result()
 
     # Generation
