@@ -6,7 +6,7 @@
     python benchmarks/data.py duplicates   [--texts 800]          near-duplicates by ROUGE-L    against  self-instruct's loop
 
 Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
-turns. Memory is this process's highest resident set, the peer's included.
+turns. Memory is this process's highest resident set, the peer's included; for `memory`, that of each stage's own process.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The request cache: answers that were already paid for, found again by what determines them.
 
 One SQLite file in WAL mode, shared by all rounds and safe with several processes. A batch of answers is one
-transaction: after `kill -9` the next run misses at most the batch in flight. It may be deleted at any time, and a
+transaction: after `kill -9` the next run misses at most the batches in flight. It may be deleted at any time, and a
 damaged one is set aside: it saves work and holds nothing that cannot be made again.
 
 Code shared by several stages: an edit of this file does not make stages stale.

@@ -74,8 +74,8 @@ class Transformers(Engine):
     """Any causal language model that transformers can load, in this process (Wolf et al. 2020, arXiv:1910.03771)."""
 
     batch_size: PositiveInt = 128
-    """Completions generated at once. Also the unit of resume: a kill costs at most this many. Given text is scored 64
-    times as many tokens at once."""
+    """Completions generated at once. Also the unit of resume: a kill costs at most this many for each
+    batch in flight. Given text is scored 64 times as many tokens at once."""
     threads: PositiveInt | None = None
     """CPU threads; null takes every core. Below 20M parameters each works at a batch of its own, since one operation is
     too little for two; above, all of them work at each operation."""
