@@ -26,7 +26,6 @@ from typing import Any
 import duckdb
 import polars as pl
 import typer
-from rouge_score.rouge_scorer import RougeScorer
 from ruamel.yaml import YAML
 
 from tasks import store
@@ -268,6 +267,8 @@ def screened(texts: list[str]) -> list[bool]:
 
 def looped(texts: list[str]) -> list[bool]:
     """The same, as self-instruct does it: every text against every one that stayed, in one process."""
+    from rouge_score.rouge_scorer import RougeScorer  # 140 MB, of which the other measurements should not be accused
+
     scorer, known, stay = RougeScorer(["rougeL"], use_stemmer=False), [], []
     for text in texts:
         stay.append(all(scorer.score(text, old)["rougeL"].fmeasure <= 0.7 for old in known))

@@ -320,7 +320,9 @@ def _write_part(path: Path, groups: list[pa.Table]) -> None:
 
 def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
     rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
-    return (some.to_arrow().cast(schema) for some in rows)
+    # a slice of a column of lists is converted with the items of the whole column: take its own rows first
+    own = pl.all().gather(pl.int_range(pl.len()))
+    return (some.select(own).to_arrow().cast(schema) for some in rows)
 
 
 def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:

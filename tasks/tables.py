@@ -286,12 +286,23 @@ def ids(*columns: str | pl.Expr) -> pl.Expr:
     """`content_id` of each row's values, for frames of millions of rows; null where one of the columns is."""
     import polars as pl
 
-    joined = pl.concat_str(columns, separator="\x1f")
-    return joined.map_batches(_hashed, return_dtype=pl.String, is_elementwise=True).alias("id")
+    return _hashed(columns, "id", "substr(sha256(x), 1, 16)", pl.String())
 
 
-def _hashed(texts: pl.Series) -> pl.Series:
+def seeds(*columns: str | pl.Expr) -> pl.Expr:
+    """`seed_of` each row's values, as `ids` are of theirs."""
+    import polars as pl
+
+    return _hashed(columns, "seed", "(('0x' || substr(sha256(x), 1, 16))::ubigint >> 1)::bigint", pl.Int64())
+
+
+def _hashed(columns: tuple[str | pl.Expr, ...], name: str, sql: str, kind: pl.DataType) -> pl.Expr:
     import duckdb
+    import polars as pl
 
-    rows = duckdb.connect().from_arrow(texts.alias("x").to_frame().to_arrow())
-    return rows.project("substr(sha256(x), 1, 16) as id").pl()["id"]
+    def hashed(texts: pl.Series) -> pl.Series:
+        rows = duckdb.connect().from_arrow(texts.alias("x").to_frame().to_arrow())
+        return rows.project(f"{sql} as y").pl()["y"]
+
+    joined = pl.concat_str(columns, separator="\x1f")
+    return joined.map_batches(hashed, return_dtype=kind, is_elementwise=True).alias(name)

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tasks import tables
 from tasks.domains import Domain, Message
-from tasks.engines import Completion, Engine, Policy, Request, Sampling
+from tasks.engines import Completion, Engine, Policy, Sampling, ask
 from tasks.stage import Result, Strategy, content_id, seed_of
 
 Row = dict[str, Any]
@@ -114,7 +114,7 @@ class AutoMathCritique(Strategy):
     def _criticise(self, policy: Policy, domain: Domain, attempts: Sequence[Attempt]) -> list[Row]:
         chats = [domain.criticise(a.problem, a.response) for a in attempts]
         how = Sampling(temperature=0.0, max_tokens=self.max_tokens)
-        notes = _ask(policy, chats, how, [0] * len(chats))
+        notes = ask(policy, chats, how, [0] * len(chats))
         return [
             _critique(policy, domain, *row) | {"refinements": 0, "successes": 0, "kept": False}
             for row in zip(attempts, chats, notes, strict=True)
@@ -128,7 +128,7 @@ class AutoMathCritique(Strategy):
         chats = [domain.refine(a.problem, a.response, c["critique"]) for a, c, _ in wanted]
         seeds = [seed_of(seed, "refine", c["id"], k) for _, c, k in wanted]
         how = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
-        completions = _ask(policy, chats, how, seeds)
+        completions = ask(policy, chats, how, seeds)
         return [_refinement(policy, domain, a, c, k, done) for (a, c, k), done in zip(wanted, completions, strict=True)]
 
     def _keep(self, attempts: Sequence[Attempt], critiques: Sequence[Row], refinements: Sequence[Row]) -> None:
@@ -178,13 +178,6 @@ def _few(attempts: Sequence[Attempt], most: int) -> list[Attempt]:
         if seen[attempt.prompt_id] <= most:
             taken.append(attempt)
     return taken
-
-
-def _ask(policy: Policy, chats: Sequence[list[Message]], how: Sampling, seeds: Sequence[int]) -> list[Completion]:
-    """A completion for each chat, in their order."""
-    turns = [tuple((m["role"], m["content"]) for m in chat) for chat in chats]
-    found = dict(policy.sample([Request(t, how, s) for t, s in zip(turns, seeds, strict=True)])) if turns else {}
-    return [found[n] for n in range(len(turns))]
 
 
 def _critique(policy: Policy, domain: Domain, attempt: Attempt, chat: list[Message], note: Completion) -> Row:

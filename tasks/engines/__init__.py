@@ -8,9 +8,10 @@ of this file does not make stages stale, an edit of an engine's own file does.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -18,6 +19,8 @@ from tasks.errors import EngineError
 from tasks.stage import Params
 
 T = TypeVar("T")
+Messages = tuple[tuple[str, str], ...]
+"""A chat: (role, content) pairs."""
 
 MANY = 8
 """Requests of a stage of which at least one must be answered."""
@@ -42,8 +45,8 @@ class Sampling:
 class Request:
     """One completion wanted: `messages` is the chat so far; `seed` alone decides the draw, never the position."""
 
-    messages: tuple[tuple[str, str], ...]
-    """(role, content) pairs; a last pair of role `assistant` is continued, not closed."""
+    messages: Messages
+    """A last pair of role `assistant` is continued, not closed."""
     sampling: Sampling
     seed: int
 
@@ -87,7 +90,7 @@ class Policy(Protocol):
         ...
 
     def score(
-        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+        self, prompts: Sequence[Messages], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
         """Log-probabilities of given completions after given chats (implicit rewards, P(True), perplexity)."""
         ...
@@ -112,6 +115,27 @@ class Engine(Params):
     def problems(self) -> list[str]:
         """What keeps this engine from working on this machine, each with its mend; empty when it can work."""
         return []
+
+
+def turns(chat: Iterable[Mapping[str, str]]) -> Messages:
+    """A chat of a table or a domain, as engines take it."""
+    return tuple([(message["role"], message["content"]) for message in chat])
+
+
+def ask(
+    policy: Policy, chats: Sequence[Iterable[Mapping[str, str]]], sampling: Sampling, seeds: Iterable[int]
+) -> list[Completion]:
+    """A completion for each chat, in their order."""
+    requests = [Request(turns(chat), sampling, seed) for chat, seed in zip(chats, seeds, strict=True)]
+    found = dict(policy.sample(requests)) if requests else {}
+    return [found[n] for n in range(len(requests))]
+
+
+def bulks(stream: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The stream in lists of `size`; the last is shorter."""
+    rest = iter(stream)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 @dataclass
@@ -166,14 +190,15 @@ class _MeteredPolicy:
         return self.policy.digest
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        meter = self.meter
         for index, completion in self._timed(self.policy.sample(requests)):
-            self.meter.count(completion.error)
-            self.meter.prompt_tokens += completion.prompt_tokens
-            self.meter.completion_tokens += completion.tokens
+            meter.count(completion.error)
+            meter.prompt_tokens += completion.prompt_tokens
+            meter.completion_tokens += completion.tokens
             yield index, completion
 
     def score(
-        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+        self, prompts: Sequence[Messages], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
         for index, scored in self._timed(self.policy.score(prompts, completions)):
             self.meter.count(scored.error)

@@ -8,10 +8,9 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from tasks.cache import key
-from tasks.engines import Completion, Request
+from tasks.engines import Completion, Messages, Request
 from tasks.errors import EngineError
 
-Messages = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)

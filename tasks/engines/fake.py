@@ -11,18 +11,18 @@ import hashlib
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PrivateAttr
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from tasks.engines import Completion, Engine, Request, Scored
+from tasks.engines import Completion, Engine, Messages, Request, Scored
 from tasks.errors import EngineError
 
 Rate = Annotated[float, Field(ge=0, le=1)]
-Messages = tuple[tuple[str, str], ...]
 GARBAGE = "\ufffd{[<Answer Day: ??\x00 Verdict"
 
 
@@ -44,14 +44,15 @@ class Fake(Engine):
     down: bool = False
     """Opening it fails, as a server that does not run."""
 
-    _script: Callable[[Messages, int], str] | None = PrivateAttr(None)
-
     @classmethod
     def scripted(cls, answer: Callable[[Messages, int], str], **fields: object) -> Self:
         """An engine that answers `answer(messages, seed)`."""
-        engine = cls.model_validate(fields)
-        engine._script = answer
-        return engine
+
+        class Scripted(cls):  # type: ignore[misc, valid-type]
+            def answer(self, messages: Messages, seed: int) -> str:
+                return answer(messages, seed)
+
+        return Scripted.model_validate(fields)
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_FakePolicy"]:
@@ -63,8 +64,6 @@ class Fake(Engine):
     def answer(self, messages: Messages, seed: int) -> str:
         """The text for a request, faults aside."""
         last = messages[-1][1]
-        if self._script is not None:
-            return self._script(messages, seed)
         if scripted := next((text for part, text in self.answers.items() if part in last), None):
             return scripted
         if self.reply == "echo":
@@ -78,6 +77,7 @@ class _FakePolicy:
         self.digest = digest
         self._engine = engine
         self._given = 0
+        self._faulty = engine.error_rate + engine.garbage_rate > 0
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         for index, request in enumerate(requests):
@@ -98,13 +98,13 @@ class _FakePolicy:
 
     def _complete(self, request: Request) -> Completion:
         seed = request.seed if request.sampling.temperature else 0
-        fault = _unit(request.messages, seed, "fault")
-        prompt_tokens = sum(len(content.split()) for _, content in request.messages)
+        fault = _unit(request.messages, seed, "fault") if self._faulty else 1.0
+        prompt_tokens = sum([len(content.split()) for _, content in request.messages])
         if fault < self._engine.error_rate:
             return Completion("", 0, prompt_tokens, "error", error="the fake engine failed, as its params ask")
         garbage = fault < self._engine.error_rate + self._engine.garbage_rate
         text = GARBAGE if garbage else self._engine.answer(request.messages, seed)
-        words, sure = len(text.split()) + 1, _unit(request.messages, seed, text)
+        words, sure = len(text.split()) + 1, zlib.crc32(text.encode("utf-8", "surrogatepass"), seed % 2**32) / 2**32
         return Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
 
 

@@ -32,7 +32,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Request, Scored
+from tasks.engines import Completion, Engine, Messages, Request, Scored
 from tasks.engines._endpoints import Endpoint, Endpoints
 from tasks.errors import EngineError
 
@@ -198,7 +198,7 @@ class _Policy:
             yield from ((i, completion) for i in places[k])
 
     def score(
-        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+        self, prompts: Sequence[Messages], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
         raise EngineError(
             "engine openai cannot score given text: chat completions have no call for it; take engine transformers "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from tasks.engines import Completion, Engine, Request, Scored
+from tasks.engines import Completion, Engine, Messages, Request, Scored, turns
 from tasks.errors import EngineError
 
 COLUMNS = ("response", "tokens", "prompt_tokens", "finish_reason", "logprob", "entropy", "self_certainty", "error")
@@ -71,7 +71,7 @@ class _Policy:
         self.digest = next((row["model"] for row in rows if row["model"]), "")
         self._name = name
         self._sampling = sampling
-        self._answers = {(_messages(row["prompt"]), row["seed"]): _completion(row) for row in rows}
+        self._answers = {(turns(row["prompt"]), row["seed"]): _completion(row) for row in rows}
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         yield from ((i, self._answer(request)) for i, request in enumerate(requests))
@@ -86,13 +86,9 @@ class _Policy:
         return self._answers.get((request.messages, request.seed), missing)
 
     def score(
-        self, prompts: Sequence[tuple[tuple[str, str], ...]], completions: Sequence[str]
+        self, prompts: Sequence[Messages], completions: Sequence[str]
     ) -> Iterator[tuple[int, Scored]]:
         raise EngineError("engine replay cannot score given text: scores are not recorded; take engine transformers")
-
-
-def _messages(chat: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((turn["role"], turn["content"]) for turn in chat)
 
 
 def _completion(row: dict[str, Any]) -> Completion:

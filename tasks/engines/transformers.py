@@ -36,8 +36,8 @@ from pydantic import PositiveInt
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Request, Scored
-from tasks.engines._chats import Chats, Messages, Prompt
+from tasks.engines import Completion, Engine, Messages, Request, Scored
+from tasks.engines._chats import Chats, Prompt
 from tasks.errors import EngineError, ModelRefused
 
 if TYPE_CHECKING:

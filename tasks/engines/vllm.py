@@ -28,8 +28,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Request, Scored
-from tasks.engines._chats import Chats, Messages, Prompt
+from tasks.engines import Completion, Engine, Messages, Request, Scored, bulks
+from tasks.engines._chats import Chats, Prompt
 from tasks.errors import EngineError
 
 VERSION = 1
@@ -236,7 +236,7 @@ class _Policy:
         yield from ((i, c) for p, c in misfits for i in places[p.key])
         wanted = {p.key.hex(): (p, _sampling(p)) for p in fitting}
         calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in wanted.items()}
-        for bulk in _bulks(self._ask(calls), self._engine.batch_size):
+        for bulk in bulks(self._ask(calls), self._engine.batch_size):
             done = {(p := wanted[name][0]).key: _completion(p, out) for name, out in bulk}
             self._answers.put({k: astuple(c) for k, c in done.items() if c.error is None})
             yield from ((i, c) for k, c in done.items() for i in places[k])
@@ -262,7 +262,7 @@ class _Policy:
         asked = {
             str(i): ({"prompt_token_ids": [*rows[i][0], *rows[i][1]]}, how) for i in rows if fits[i] and rows[i][1]
         }
-        for bulk in _bulks(self._ask(asked), self._engine.batch_size):
+        for bulk in bulks(self._ask(asked), self._engine.batch_size):
             done = {int(name): _scored(out, rows[int(name)][1]) for name, out in bulk}
             self._answers.put({keys[i]: s.logprobs for i, s in done.items() if not s.error})
             yield from done.items()
@@ -321,15 +321,3 @@ def _scored(out: Any, after: Sequence[int]) -> Scored:
         return Scored(error=f"vLLM refused it: {out}")
     told = out.prompt_logprobs[-len(after) :]
     return Scored(tuple(entry[token].logprob for entry, token in zip(told, after, strict=True)))
-
-
-def _bulks(stream: Iterator[tuple[str, Any]], size: int) -> Iterator[list[tuple[str, Any]]]:
-    """The stream in lists of `size`; the last is shorter."""
-    bulk: list[tuple[str, Any]] = []
-    for item in stream:
-        bulk.append(item)
-        if len(bulk) == size:
-            yield bulk
-            bulk = []
-    if bulk:
-        yield bulk

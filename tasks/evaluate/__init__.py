@@ -18,9 +18,9 @@ from typing import Any
 
 import polars as pl
 
-from tasks import tables
+from tasks import engines, tables
 from tasks.domains import Domain, Item, Message, Split
-from tasks.engines import Completion, Engine, Policy, Request, Sampling
+from tasks.engines import Completion, Engine, Policy, Sampling
 from tasks.stage import Panel, Result, content_id, stage
 
 FROZEN = 0
@@ -86,12 +86,7 @@ def ask(
     policy: Policy, chats: Sequence[list[Message]], sampling: Sampling, seeds: Sequence[int] | None = None
 ) -> list[Completion]:
     """A completion for each chat, in their order."""
-    if not chats:
-        return []
-    turns = [tuple((m["role"], m["content"]) for m in chat) for chat in chats]
-    draws = seeds or [GREEDY_SEED] * len(chats)
-    found = dict(policy.sample([Request(t, sampling, s) for t, s in zip(turns, draws, strict=True)]))
-    return [found[i] for i in range(len(chats))]
+    return engines.ask(policy, chats, sampling, seeds or [GREEDY_SEED] * len(chats))
 
 
 def frozen(domain: Domain, split: Split, count: int) -> list[Item]:

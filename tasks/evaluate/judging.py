@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tasks import tables
 from tasks.domains import Domain, Item, Verdict
-from tasks.engines import Policy, Sampling, Scored
+from tasks.engines import Policy, Sampling, Scored, turns
 from tasks.evaluate import Measure, Z, ask, at_levels, frozen, item_id, measures_frame, proportion
 from tasks.stage import Result, Strategy, content_id, seed_of
 
@@ -72,7 +72,7 @@ def voted(verdicts: Sequence[Verdict]) -> Row:
 
 def likelihoods(policy: Policy, domain: Domain, items: Sequence[Item]) -> list[Row]:
     """The mean log-probability per token of each gold answer after its problem."""
-    prompts = [tuple((m["role"], m["content"]) for m in domain.solve(i.problem)) for i in items]
+    prompts = [turns(domain.solve(i.problem)) for i in items]
     found = dict(policy.score(prompts, [i.response or "" for i in items])) if items else {}
     return [audit(policy, LIKELIHOOD, item, _mean(found[n])) for n, item in enumerate(items)]
 

@@ -1,22 +1,17 @@
 """K independent samples a prompt (repeated sampling); one at temperature 0 is the greedy answer."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import polars as pl
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tasks import tables
 from tasks.domains import Domain
-from tasks.engines import Completion, Policy, Request, Sampling
-from tasks.stage import Strategy, content_id, seed_of
+from tasks.engines import Completion, Policy, Request, Sampling, bulks, turns
+from tasks.stage import Strategy
 
-
-class Draw(NamedTuple):
-    """One answer wanted."""
-
-    prompt_id: str
-    sample: int
-    request: Request
+SOME = 4096
+"""Completions that are made columns at a time: as objects they are several times as large."""
 
 
 class Sample(Strategy):
@@ -40,40 +35,35 @@ class Sample(Strategy):
     def __call__(self, prompts: pl.DataFrame, policy: Policy, domain: Domain, seed: int) -> pl.LazyFrame:
         """One row a sample, by prompt and sample; an answer that failed says why in `error`."""
         how = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
-        asked = [
-            (prompt_id, tuple((m["role"], m["content"]) for m in messages))
-            for prompt_id, messages in prompts.select("id", "prompt").iter_rows()
-        ]
-        draws = [
-            Draw(prompt_id, k, Request(messages, how, seed_of(seed, prompt_id, k)))
-            for prompt_id, messages in asked
-            for k in range(self.samples)
-        ]
-        came = policy.sample([d.request for d in draws])
-        # of a generator polars makes columns chunk by chunk, so that few rows are Python objects at a time
-        rows = (row(draws[index], completion, domain, policy.digest) for index, completion in came)
-        schema = tables.frame(tables.responses).collect_schema()
-        return pl.DataFrame(rows, schema=schema).lazy().sort("prompt_id", "sample")
+        drawn = prompts.select(prompt_id="id", sample=pl.lit(list(range(self.samples)))).explode("sample")
+        drawn = drawn.with_columns(tables.seeds(pl.lit(seed), "prompt_id", "sample"))
+        chats = [chat for chat in map(turns, prompts["prompt"].to_list()) for _ in range(self.samples)]
+        requests = [Request(chat, how, own) for chat, own in zip(chats, drawn["seed"].to_list(), strict=True)]
+        answers = pl.concat(columns(some, domain) for some in bulks(policy.sample(requests), SOME)).sort("n")
+        rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").with_columns(
+            mean_logprob=pl.when(pl.col("tokens") > 0).then(pl.col("logprob") / pl.col("tokens")),
+            hinted=pl.lit(False),
+            model=pl.lit(policy.digest),
+        )
+        said = pl.col("error").fill_null("None")
+        named = rows.with_columns(tables.ids("prompt_id", "model", "sample", "seed", "response", said))
+        return named.select(tables.responses.schema.names).lazy()
 
 
-def row(draw: Draw, came: Completion, domain: Domain, model: str) -> dict[str, Any]:
-    """A completion as a row of `responses`."""
-    mean = came.logprob / came.tokens if came.logprob is not None and came.tokens else None
-    return {
-        "id": content_id(draw.prompt_id, model, draw.sample, draw.request.seed, came.text, came.error),
-        "prompt_id": draw.prompt_id,
-        "sample": draw.sample,
-        "seed": draw.request.seed,
-        "response": came.text,
-        "answer": None if came.error else domain.answer(came.text),
-        "tokens": came.tokens,
-        "prompt_tokens": came.prompt_tokens,
-        "finish_reason": came.finish_reason,
-        "logprob": came.logprob,
-        "mean_logprob": mean,
-        "entropy": came.entropy,
-        "self_certainty": came.self_certainty,
-        "hinted": False,
-        "model": model,
-        "error": came.error,
+def columns(came: list[tuple[int, Completion]], domain: Domain) -> pl.DataFrame:
+    """Completions as columns of `responses`, each with the place `n` of its request."""
+    completions = [completion for _, completion in came]
+    given = {
+        "n": [n for n, _ in came],
+        "response": [c.text for c in completions],
+        "answer": [None if c.error else domain.answer(c.text) for c in completions],
+        "tokens": [c.tokens for c in completions],
+        "prompt_tokens": [c.prompt_tokens for c in completions],
+        "finish_reason": [c.finish_reason for c in completions],
+        "logprob": [c.logprob for c in completions],
+        "entropy": [c.entropy for c in completions],
+        "self_certainty": [c.self_certainty for c in completions],
+        "error": [c.error for c in completions],
     }
+    kinds = tables.frame(tables.responses).collect_schema()
+    return pl.DataFrame(given, schema={name: kinds.get(name, pl.Int64()) for name in given})

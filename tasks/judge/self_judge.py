@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import NonNegativeFloat, PositiveInt
 
-from tasks.domains import Domain, Message, Verdict
-from tasks.engines import Completion, Policy, Request, Sampling
+from tasks.domains import Domain, Verdict
+from tasks.engines import Completion, Policy, Sampling, ask
 from tasks.judge import OPINION, ORPHAN, Case, graded
 from tasks.stage import Strategy, seed_of
 
@@ -56,18 +56,11 @@ class SelfJudge(Strategy):
         return ranked.filter(place < self.likeliest)
 
     def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
-        requests = [
-            self._request(domain.judge(*pair), domain.verdict_form, seed_of(seed, "self_judge", *pair, sample))
-            for pair in judged
-            for sample in range(self.samples)
-        ]
-        came = dict(policy.sample(requests)) if requests else {}
-        ordered = [came[i] for i in range(len(requests))]
-        return {pair: read(ordered[i * self.samples : (i + 1) * self.samples], domain) for i, pair in enumerate(judged)}
-
-    def _request(self, messages: list[Message], form: str | None, seed: int) -> Request:
-        sampling = Sampling(self.temperature, max_tokens=self.max_tokens, regex=form)
-        return Request(tuple((m["role"], m["content"]) for m in messages), sampling, seed)
+        how = Sampling(self.temperature, max_tokens=self.max_tokens, regex=domain.verdict_form)
+        draws = [(pair, sample) for pair in judged for sample in range(self.samples)]
+        chats = [domain.judge(*pair) for pair, _ in draws]
+        came = ask(policy, chats, how, [seed_of(seed, "self_judge", *pair, sample) for pair, sample in draws])
+        return {pair: read(came[i * self.samples : (i + 1) * self.samples], domain) for i, pair in enumerate(judged)}
 
 
 def read(came: list[Completion], domain: Domain) -> dict[str, Any]:

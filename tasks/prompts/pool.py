@@ -12,7 +12,7 @@ import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tasks.domains import Message
-from tasks.engines import Policy, Request, Sampling
+from tasks.engines import Policy, Request, Sampling, turns
 from tasks.prompts import FROZEN, Case, Desk, Known, Screening
 from tasks.stage import content_id, seed_of
 
@@ -100,7 +100,7 @@ class Pool(Screening):
 
     def _request(self, messages: list[Message], rng: random.Random) -> Request:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
-        return Request(tuple((m["role"], m["content"]) for m in messages), sampling, rng.getrandbits(63))
+        return Request(turns(messages), sampling, rng.getrandbits(63))
 
     def _write(self, wishes: list[Wish], policy: Policy, desk: Desk) -> None:
         """Has a batch written, and puts it on the desk in the order of the wishes."""
