@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SHARE = 16_384
+"""Rows that one thread hashes at a time."""
 ID, TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.string(), pa.float64(), pa.int32(), pa.bool_()
 
 
@@ -282,6 +284,14 @@ def frame(table: Table, rows: Iterable[Mapping[str, Any]] = ()) -> pl.LazyFrame:
     return pl.DataFrame(list(rows), schema=none.schema).lazy()
 
 
+def chats(column: pl.Series) -> list[tuple[tuple[str, str], ...]]:
+    """A chat column as engines take chats: (role, content) pairs. A row without a chat has none."""
+    flat = column.explode(empty_as_null=False, keep_nulls=False).struct.unnest()
+    turns = list(zip(flat["role"].to_list(), flat["content"].to_list(), strict=True))
+    ends = column.list.len().fill_null(0).cum_sum().to_list()
+    return [tuple(turns[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def ids(*columns: str | pl.Expr) -> pl.Expr:
     """`content_id` of each row's values, for frames of millions of rows; null where one of the columns is."""
     import polars as pl
@@ -301,8 +311,9 @@ def _hashed(columns: tuple[str | pl.Expr, ...], name: str, sql: str, kind: pl.Da
     import polars as pl
 
     def hashed(texts: pl.Series) -> pl.Series:
-        rows = duckdb.connect().from_arrow(texts.alias("x").to_frame().to_arrow())
-        return rows.project(f"{sql} as y").pl()["y"]
+        batches = texts.alias("x").to_frame().to_arrow().to_batches(SHARE)
+        rows = pa.Table.from_batches(batches, pa.schema([("x", pa.large_string())]))
+        return duckdb.default_connection().cursor().from_arrow(rows).project(f"{sql} as y").pl()["y"]
 
     joined = pl.concat_str(columns, separator="\x1f")
     return joined.map_batches(hashed, return_dtype=kind, is_elementwise=True).alias(name)

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from tasks import tables
 from tasks.domains import Domain
-from tasks.engines import Completion, Policy, Request, Sampling, bulks, turns
+from tasks.engines import Completion, Policy, Request, Sampling, bulks
 from tasks.stage import Strategy
 
 SOME = 4096
@@ -37,7 +37,7 @@ class Sample(Strategy):
         how = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
         drawn = prompts.select(prompt_id="id", sample=pl.lit(list(range(self.samples)))).explode("sample")
         drawn = drawn.with_columns(tables.seeds(pl.lit(seed), "prompt_id", "sample"))
-        chats = [chat for chat in map(turns, prompts["prompt"].to_list()) for _ in range(self.samples)]
+        chats = [chat for chat in tables.chats(prompts["prompt"]) for _ in range(self.samples)]
         requests = [Request(chat, how, own) for chat, own in zip(chats, drawn["seed"].to_list(), strict=True)]
         answers = pl.concat(columns(some, domain) for some in bulks(policy.sample(requests), SOME)).sort("n")
         rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").with_columns(
