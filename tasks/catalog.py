@@ -10,13 +10,11 @@ A table that no round has written is a view without rows.
 """
 
 import csv
-import hashlib
 import json
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +45,7 @@ ROUNDS = pa.schema(
         "domain": TEXT,
         "engine": TEXT,
         "strategies": pa.map_(TEXT, TEXT),  # by stage; the members of a panel are joined by ` + `
-        "model": TEXT,  # digest of the weights, as rows carry it; null for an adapter
+        "model": TEXT,  # digest of the weights, as rows carry it; null for an adapter that no round made
         "promoted": FLAG,  # what the gate said; null before it has run
         "stages": INTEGER,  # how many have run
         "finished": TEXT,  # the last of them, ISO 8601, UTC
@@ -255,7 +253,7 @@ def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: d
     kinds = [k for k in ("bases", "rounds") if name in (content.get(k) or {})]
     block = content[kinds[0]][name] or {} if kinds else {}
     asked = {k: v for m in manifests.values() for k, v in m.params.items()}
-    weights = [m.outputs["model"] for m in manifests.values() if "model" in m.outputs]
+    files = {p.file: p.sha256 for m in manifests.values() if "model" in m.outputs for p in m.outputs["model"].parts}
     decided = [m.metrics["promoted"] > 0 for m in manifests.values() if "promoted" in m.metrics]
     stages = {s: _strategy(m.params.get(s) or block.get(s)) for s, m in manifests.items()}
     return {
@@ -267,7 +265,7 @@ def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: d
         "domain": _strategy(asked.get("domain") or block.get("domain")),
         "engine": _strategy(asked.get("engine") or block.get("engine")),
         "strategies": [(s, v) for s, v in sorted(stages.items()) if v],
-        "model": _weights(store.round_folder(root, name) / "model", weights[0]) if weights else None,
+        "model": models.told_digest(store.round_folder(root, name) / "model", files) if files else None,
         "promoted": decided[0] if decided else None,
         "stages": len(manifests),
         "finished": max((m.finished for m in manifests.values()), default=None),
@@ -278,19 +276,6 @@ def _strategy(block: Any) -> str | None:
     if not isinstance(block, dict):
         return None
     return " + ".join(block["panel"]) if isinstance(block.get("panel"), dict) else block.get("strategy")
-
-
-def _weights(place: Path, model: Output) -> str | None:
-    """What `models.digest` says of a model, as rows carry it, without reading weights: from its manifest's or its
-    pointer's digests. None for an adapter, whose digest is not to be had without reading its base.
-    """
-    if (place / models.POINTER).is_file():
-        told = json.loads((place / models.POINTER).read_text())
-        return told.get("digest") if isinstance(told, dict) else None
-    digests = {p.file: p.sha256 for p in model.parts if any(fnmatch(p.file, w) for w in models.PATTERNS)}
-    if models.ADAPTER in digests:
-        return None
-    return hashlib.sha256("\n".join(f"{n} {d}" for n, d in sorted(digests.items())).encode()).hexdigest()
 
 
 def _stage_row(manifest: Manifest) -> dict[str, Any]:

@@ -125,10 +125,7 @@ def _read(root: Path, need: Input, block: Block) -> tuple[Any, str]:
     owner = _owner(need, block)
     if need.name in TABLES:
         return store.scan(root, owner, need.name)
-    from tasks.models import resolve
-
-    place, digest = store.folder(root, owner, need.name)
-    return resolve(place), digest
+    return store.folder(root, owner, need.name)
 
 
 def _unchanged(root: Path, stage: Stage, block: Block, digests: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Model folders: what may be loaded, where it really lies, and its digest.
 
-A folder is a whole model (config, safetensors, tokenizer), a LoRA adapter that names its base, or holds nothing but
+A folder is a whole model (config, safetensors, tokenizer), a LoRA adapter that names its base (and, where a round made
+it, the base's digest in `base.json`), or holds nothing but
 `pointer.json`, which says where the model lies (a folder; or repository and revision of the hub, whose cache is elsewhere
 on every machine) and the sha256 of each of its files, so that weights are never copied.
 Only safetensors are read and no code that comes with a model is run: what would need either is refused.
@@ -10,7 +11,8 @@ Code shared by several stages: an edit of this file does not make stages stale.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from tasks.errors import ModelRefused
 POINTER = "pointer.json"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+BASE = "base.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -96,18 +99,28 @@ def pointer(path: Path, source: dict[str, str] | None = None) -> dict[str, Any]:
 def digest(folder: Path) -> str:
     """sha256 over the sorted (name, sha256) of the model's files; an adapter's includes its base's."""
     folder = resolve(folder)
-    lines = [f"{f.name} {_content(f)}" for f in _files(folder)]
-    if (folder / ADAPTER).is_file():
-        lines.append(f"base {digest(adapter_base(folder))}")
+    base = digest(named_base(folder)) if (folder / ADAPTER).is_file() else None
+    return _digest(folder, {f.name: file_digest(f) for f in _files(folder)}, base)
+
+
+def told_digest(folder: Path, files: Mapping[str, str]) -> str | None:
+    """What `digest` says of a round's model folder, whose files' digests are known, without reading weights. None for an
+    adapter that does not say which weights its base has.
+    """
+    if (folder / POINTER).is_file():
+        return _json(folder / POINTER).get("digest")
+    if ADAPTER not in files:
+        return _digest(folder, files, None)
+    return _digest(folder, files, str(_json(folder / BASE)["digest"])) if BASE in files else None
+
+
+def _digest(folder: Path, files: Mapping[str, str], base: str | None) -> str:
+    own = {n: found for n, found in files.items() if "/" not in n and any(fnmatch(n, p) for p in PATTERNS)}
+    if base is not None:  # of an adapter's config without the base's location, which differs from machine to machine
+        config = {k: v for k, v in _json(folder / ADAPTER).items() if k != "base_model_name_or_path"}
+        own[ADAPTER] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    lines = [f"{name} {found}" for name, found in sorted(own.items())] + ([f"base {base}"] if base is not None else [])
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _content(path: Path) -> str:
-    """sha256 of a file; of an adapter's config without the base's location, which differs from machine to machine."""
-    if path.name != ADAPTER:
-        return file_digest(path)
-    config = {k: v for k, v in _json(path).items() if k != "base_model_name_or_path"}
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -132,15 +145,33 @@ def is_adapter(folder: Path) -> bool:
     return (resolve(folder) / ADAPTER).is_file()
 
 
+def layout(folder: Path) -> tuple[Path, Path]:
+    """Where the whole model lies that a resolved folder is or, as an adapter, stands on; and where its tokenizer lies."""
+    base = adapter_base(folder) if is_adapter(folder) else folder
+    return base, folder if any((folder / name).is_file() for name in TOKENIZERS) else base
+
+
 def adapter_base(folder: Path) -> Path:
-    """The folder of the model that an adapter was trained on; raises ModelRefused when it is not a local folder."""
-    name = _json(folder / ADAPTER).get("base_model_name_or_path")
-    if not name or not Path(name).is_dir():
+    """The model that an adapter was trained on, as `named_base`, where it really lies."""
+    return resolve(named_base(folder))
+
+
+def named_base(folder: Path) -> Path:
+    """The folder that an adapter names as its base. A relative name is looked for from here, then from each folder above
+    the adapter: an adapter of a round finds its base wherever the project lies.
+
+    Raises ModelRefused when there is no such folder, or its model is not the one that was recorded.
+    """
+    name = str(_json(folder / ADAPTER).get("base_model_name_or_path") or "")
+    found = next((at for up in ("", *folder.absolute().parents) if name and (at := Path(up, name)).is_dir()), None)
+    if found is None:
         raise ModelRefused(
             f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
             "add that model with `flywheel base add`, and write its folder here"
         )
-    return resolve(Path(name))
+    if (folder / BASE).is_file() and _json(folder / BASE).get("digest") != digest(found):
+        raise ModelRefused(f"{found}: is not the model that the adapter {folder} was trained on; restore it")
+    return found
 
 
 def check(folder: Path) -> None:

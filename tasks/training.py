@@ -4,6 +4,7 @@ An edit of this file does not make stages stale. It imports torch when it is imp
 trainer is made: strategies import it inside their functions.
 """
 
+import json
 import math
 import os
 import random
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
 from torch import nn  # noqa: TID253
 
-from tasks.errors import Diverged
+from tasks import models
+from tasks.errors import Diverged, ModelRefused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -101,19 +103,29 @@ def buckets(lengths: Iterable[int], tokens: int) -> list[list[int]]:
 
 
 def load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A policy to train, in float32, and its tokenizer; sets the number of threads that suits the model's size."""
+    """A policy to train, in float32, and its tokenizer, from a round's model folder; an adapter is merged into its base.
+    Sets the number of threads that suits the model's size.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    folder = models.resolve(folder)
+    base, words = models.layout(folder)
     # eager: on a CPU the backward of torch's fused attention takes most of a step of a small model
     attention = "sdpa" if torch.cuda.is_available() else "eager"
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=attention)
+    if base != folder:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(policy, folder).merge_and_unload()
     torch.set_num_threads(1 if policy.num_parameters() < SMALL else torch.get_num_threads())
-    return policy, AutoTokenizer.from_pretrained(folder)
+    return policy, AutoTokenizer.from_pretrained(words)
 
 
 def peft(policy: "PreTrainedModel", adapter: Any, seed: int) -> "PreTrainedModel":
-    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None."""
-    if adapter is None:
+    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None, or
+    when it already has one.
+    """
+    if adapter is None or hasattr(policy, "peft_config"):
         return policy
     from peft import LoraConfig, get_peft_model
 
@@ -186,23 +198,87 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
 
 
 def save(
-    policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", parent: Path, model: Path, blend: float
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    parent: Path,
+    model: Path,
+    blend: float,
+    adapter: Any = None,
 ) -> None:
-    """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones.
+    """Writes the model folder: the parent's weights moved by the share `blend` of the way to the trained ones; or what
+    moves them, where `adapter` says that it is not merged.
 
     Raises Diverged when a weight is not finite, as the last step can leave it, which no loss follows.
     """
-    if hasattr(policy, "merge_and_unload"):
-        policy = policy.merge_and_unload()
-    if blend < 1:
-        _blend(policy, load(parent)[0].state_dict(), blend)
-    broken = [name for name, weight in policy.named_parameters() if not weight.isfinite().all()]
-    if broken:
-        raise Diverged(
-            f"the trained weights are not finite, first in {broken[0]}: lower the learning rate. Nothing was saved."
-        )
-    policy.save_pretrained(model)
+    if adapter is not None and not adapter.merge:
+        _finite(policy.named_parameters())
+        _save_adapter(policy, parent, model, blend)
+    else:
+        if hasattr(policy, "merge_and_unload"):
+            policy = policy.merge_and_unload()
+        if blend < 1:
+            _blend(policy, load(parent)[0].state_dict(), blend)
+        _finite(policy.named_parameters())
+        policy.save_pretrained(model)
     tokenizer.save_pretrained(model)
+
+
+def _finite(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if broken := next((name for name, weight in weights if not weight.isfinite().all()), None):
+        raise Diverged(
+            f"the trained weights are not finite, first in {broken}: lower the learning rate. Nothing was saved."
+        )
+
+
+def _save_adapter(policy: "PreTrainedModel", parent: Path, model: Path, blend: float) -> None:
+    """Writes the adapter alone. Where the parent is one too, both side by side as one of the sum of their ranks, on the
+    parent's base: the products of the factors add up, and no round hangs on an adapter of another.
+    """
+    from peft import LoraConfig, get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    ours = policy.peft_config["default"]
+    factors = _scaled(get_peft_model_state_dict(policy), blend * ours.lora_alpha / ours.r)
+    base, rank = parent, ours.r
+    if models.is_adapter(parent):
+        base, theirs, old = _factors(models.resolve(parent), set(factors))
+        factors = {n: torch.cat([old[n], factors[n]], 0 if ".lora_A." in n else 1) for n in factors}
+        rank += theirs
+    rounds = base.absolute().parents[1]
+    beside = rounds in model.absolute().parents  # named so that the project can be moved
+    LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=ours.target_modules,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(base.absolute().relative_to(rounds) if beside else base.absolute()),
+        inference_mode=True,
+    ).save_pretrained(model)
+    save_file(factors, model / "adapter_model.safetensors")
+    (model / models.BASE).write_text(json.dumps({"digest": models.digest(base)}))
+
+
+def _factors(folder: Path, wanted: set[str]) -> tuple[Path, int, dict[str, torch.Tensor]]:
+    """A parent's base as its adapter names it, the adapter's rank and its factors, scaled.
+
+    Raises ModelRefused where it is more than factors of one rank for the same layers.
+    """
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    config = LoraConfig.from_pretrained(folder)
+    found = load_file(folder / "adapter_model.safetensors")
+    odd = config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern
+    if odd or set(found) != wanted:
+        raise ModelRefused(
+            f"{folder}: this adapter is not one of plain factors for all linear layers, and cannot be put beside another "
+            "one; set train.adapter.merge to true"
+        )
+    return models.named_base(folder), config.r, _scaled(found, config.lora_alpha / config.r)
+
+
+def _scaled(factors: dict[str, torch.Tensor], by: float) -> dict[str, torch.Tensor]:
+    return {n: (f * by if ".lora_B." in n else f).detach().float().cpu().contiguous() for n, f in factors.items()}
 
 
 @torch.no_grad()

@@ -176,3 +176,12 @@ def test_an_adapter_whose_base_is_not_local_or_not_safe_is_refused(adapter, mode
     edit(adapter / "adapter_config.json", base_model_name_or_path="someone/model")
     with pytest.raises(ModelRefused, match="no local folder"):
         models.check(adapter)
+
+
+def test_the_digest_of_an_adapter_can_be_told_without_its_base(adapter, model):
+    def told():
+        return models.told_digest(adapter, {f.name: models.file_digest(f) for f in adapter.iterdir()})
+
+    assert told() is None
+    (adapter / "base.json").write_text(json.dumps({"digest": models.digest(model)}))
+    assert told() == models.digest(adapter)

@@ -89,9 +89,7 @@ class Policy(Protocol):
         """A completion for each request. A request that fails gives a `Completion` with `error`."""
         ...
 
-    def score(
-        self, prompts: Sequence[Messages], completions: Sequence[str]
-    ) -> Iterator[tuple[int, Scored]]:
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
         """Log-probabilities of given completions after given chats (implicit rewards, P(True), perplexity)."""
         ...
 
@@ -197,9 +195,7 @@ class _MeteredPolicy:
             meter.completion_tokens += completion.tokens
             yield index, completion
 
-    def score(
-        self, prompts: Sequence[Messages], completions: Sequence[str]
-    ) -> Iterator[tuple[int, Scored]]:
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
         for index, scored in self._timed(self.policy.score(prompts, completions)):
             self.meter.count(scored.error)
             self.meter.prompt_tokens += len(scored.logprobs)

@@ -12,7 +12,6 @@ from tasks.engines import Completion, Messages, Request
 from tasks.errors import EngineError
 
 
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A request as the model sees it."""

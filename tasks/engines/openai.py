@@ -197,9 +197,7 @@ class _Policy:
                 self._answers.put({k: astuple(completion)})
             yield from ((i, completion) for i in places[k])
 
-    def score(
-        self, prompts: Sequence[Messages], completions: Sequence[str]
-    ) -> Iterator[tuple[int, Scored]]:
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
         raise EngineError(
             "engine openai cannot score given text: chat completions have no call for it; take engine transformers "
             "for the strategies that need it, or strategies that do not"

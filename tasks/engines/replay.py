@@ -85,9 +85,7 @@ class _Policy:
         missing = _failed(f"not recorded: {self._name} has no response to these messages and this seed")
         return self._answers.get((request.messages, request.seed), missing)
 
-    def score(
-        self, prompts: Sequence[Messages], completions: Sequence[str]
-    ) -> Iterator[tuple[int, Scored]]:
+    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
         raise EngineError("engine replay cannot score given text: scores are not recorded; take engine transformers")
 
 

@@ -153,9 +153,8 @@ def _load(engine: Transformers, folder: Path, device: str) -> tuple[Any, Any]:
     _import_without_sklearn()
     from transformers import AutoTokenizer
 
-    base = models.adapter_base(folder) if models.is_adapter(folder) else folder
-    own = any((folder / name).is_file() for name in models.TOKENIZERS)
-    tokenizer = AutoTokenizer.from_pretrained(folder if own else base, local_files_only=True, trust_remote_code=False)
+    base, words = models.layout(folder)
+    tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
     network = _network(base, _dtype(engine, device))
     if base != folder:
         from peft import PeftModel

@@ -188,8 +188,7 @@ def _llm(engine: Vllm, folder: Path) -> Any:
     from vllm import LLM
 
     on_cpu = not torch.cuda.is_available()
-    base = models.adapter_base(folder) if models.is_adapter(folder) else folder
-    own = any((folder / name).is_file() for name in models.TOKENIZERS)
+    base, tokenizer = models.layout(folder)
     kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
     more: dict[str, Any] = {}
     if base != folder:
@@ -197,7 +196,7 @@ def _llm(engine: Vllm, folder: Path) -> Any:
         more = {"enable_lora": True, "max_lora_rank": next(r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank)}
     return LLM(
         str(base),
-        tokenizer=str(folder if own else base),
+        tokenizer=str(tokenizer),
         dtype=engine.dtype,
         gpu_memory_utilization=engine.memory or (0.3 if on_cpu else 0.9),
         kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,

@@ -27,5 +27,5 @@ class SFT(FineTuning):
 
         policy, tokenizer = load(parent_model)
         policy, curve = self.supervised(policy, tokenizer, rows, work / "sft", seed)
-        save(policy, tokenizer, parent_model, model, self.blend)
+        save(policy, tokenizer, parent_model, model, self.blend, self.adapter)
         return pl.DataFrame(curve, schema=CURVE)

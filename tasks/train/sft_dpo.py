@@ -56,7 +56,7 @@ class SFTThenDPO(FineTuning):
         if len(pairs):
             policy, more = self.preferred(policy, tokenizer, pairs, work / "dpo", seed)
             curve += more
-        save(policy, tokenizer, parent_model, model, self.blend)
+        save(policy, tokenizer, parent_model, model, self.blend, self.adapter)
         return pl.DataFrame(curve, schema=CURVE)
 
     def preferred(
@@ -86,7 +86,7 @@ class SFTThenDPO(FineTuning):
             precompute_ref_log_probs=True,
             **arguments(work, steps, self.pairs_batch, seed, self.warmup),
         )
-        if hasattr(policy, "merge_and_unload"):
+        if self.adapter is not None and self.adapter.merge and hasattr(policy, "merge_and_unload"):
             policy = policy.merge_and_unload()
         policy = peft(policy, self.adapter, seed)
         optimizer = MuonAdamW(policy, self.pairs_matrices, self.pairs_rest)

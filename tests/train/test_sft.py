@@ -1,6 +1,8 @@
 """Fine-tuning through TRL: rows are learnt, pairs are preferred, a kill changes nothing, NaN stops it."""
 
+import json
 import multiprocessing
+import shutil
 import signal
 import time
 from math import inf, nan
@@ -10,9 +12,10 @@ import polars as pl
 import pytest
 import torch
 
+from tasks import models
 from tasks.base.scratch import Scratch
 from tasks.domains.arithmetic import Arithmetic
-from tasks.errors import Diverged
+from tasks.errors import Diverged, ModelRefused
 from tasks.train import Lora
 from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
@@ -164,3 +167,75 @@ def test_either_step_is_left_out_without_rows_for_it(parent, tmp_path):
     params = SFTThenDPO(**FAST | {"epochs": 1}, pairs_batch=8)
     assert set(train(params, parent, tmp_path / "a", rows=ROWS.clear())["phase"]) == {"dpo"}
     assert set(train(params, parent, tmp_path / "b", pairs=PAIRS.clear())["phase"]) == {"sft"}
+
+
+ROUNDS = "data/round={}/model"
+
+
+def adapted(project, name, parent, **how):
+    """A round of a project whose adapter is not merged; its model's folder."""
+    folder = project / ROUNDS.format(name)
+    params = how.pop("params", SFT)(**FAST | {"adapter": Lora(rank=4, merge=False)} | how)
+    place = {"parent_model": parent, "model": folder, "work": project / "work" / name}
+    params(ROWS, PAIRS, **place, seed=1, domain=DOMAIN)
+    return folder
+
+
+@pytest.fixture
+def project(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "one" / ROUNDS.format("r0"))
+    return tmp_path / "one"
+
+
+def same(one, other):
+    new, old = (load(folder)[0].state_dict() for folder in (one, other))
+    return max((new[name] - old[name]).abs().max().item() for name in new)
+
+
+@pytest.mark.parametrize("blend", [1.0, 0.5])
+def test_an_adapter_that_is_not_merged_is_the_merged_model(project, blend):
+    r0 = project / ROUNDS.format("r0")
+    alone = adapted(project, "r1", r0, blend=blend)
+    merged = adapted(project, "merged", r0, blend=blend, adapter=Lora(rank=4))
+
+    assert models.is_adapter(alone) and not (alone / "model.safetensors").exists()
+    assert same(alone, merged) < 1e-5 < same(alone, r0)
+
+
+def test_a_line_of_adapters_stands_on_its_first_base(project):
+    r0 = project / ROUNDS.format("r0")
+    first = adapted(project, "r1", r0)
+    second = adapted(project, "r2", first, blend=0.5)
+    whole = adapted(project, "whole", first, blend=0.5, adapter=Lora(rank=4))
+
+    assert models.named_base(second) == r0
+    assert json.loads((second / models.ADAPTER).read_text())["r"] == 8
+    assert same(second, whole) < 1e-5 < same(second, first)
+
+
+def test_pairs_go_on_with_the_adapter_that_the_rows_made(project):
+    r0 = project / ROUNDS.format("r0")
+    tuned = adapted(project, "r1", r0, params=SFTThenDPO, pairs_batch=8)
+    assert json.loads((tuned / models.ADAPTER).read_text())["r"] == 4
+    assert same(tuned, adapted(project, "r2", r0)) > 1e-5
+
+
+def test_a_project_with_adapters_can_be_moved_but_not_given_another_base(project, tmp_path):
+    before = models.digest(adapted(project, "r1", project / ROUNDS.format("r0")))
+    moved = project.rename(tmp_path / "two")
+    assert models.digest(moved / ROUNDS.format("r1")) == before
+
+    config = moved / ROUNDS.format("r0") / "config.json"
+    config.write_text(config.read_text().replace("silu", "gelu"))
+    with pytest.raises(ModelRefused, match="round=r0/model: is not the model that the adapter"):
+        models.check(moved / ROUNDS.format("r1"))
+
+
+def test_an_adapter_of_another_kind_cannot_be_put_beside_a_new_one(project):
+    from peft import LoraConfig, get_peft_model
+
+    r0 = project / ROUNDS.format("r0")
+    other = get_peft_model(load(r0)[0], LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    other.save_pretrained(project / "other")
+    with pytest.raises(ModelRefused, match="set train.adapter.merge to true"):
+        adapted(project, "r1", project / "other")
