@@ -19,7 +19,7 @@ from scipy.stats import chi2_contingency
 
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
-from tasks.engines import Request, Sampling
+from tasks.engines import Request, Sampling, turns
 from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
 from tasks.engines.vllm import Vllm
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(900)
 def ask(count, samples=1, **sampling):
     chats = [DOMAIN.solve(item.problem) for item in DOMAIN.items("validation", count, 0)]
     how = Sampling(**{"max_tokens": 96} | sampling)
-    return [Request(tuple((m["role"], m["content"]) for m in c), how, s) for c in chats for s in range(samples)]
+    return [Request(turns(c), how, s) for c in chats for s in range(samples)]
 
 
 def texts(policy, requests):
@@ -133,15 +133,18 @@ def test_a_core_that_goes_is_started_again_once(tmp_path, how):
 
 @installed
 @pytest.mark.demand
-def test_an_adapter_is_served_beside_its_base(tmp_path):
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+def test_a_rounds_adapter_is_served_beside_its_base(tmp_path):
+    import polars as pl
 
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_pretrained(BASE, local_files_only=True)
-    network = get_peft_model(network, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    network.save_pretrained(tmp_path / "adapter")
+    from tasks.train import Lora
+    from tasks.train.sft import SFT
+
+    said = [{"role": "assistant", "content": "Answer: 7"}]
+    rows = pl.DataFrame([{"prompt": DOMAIN.solve(i.problem), "completion": said} for i in DOMAIN.items("train", 32, 0)])
+    params = SFT(epochs=2, batch=8, matrices=0.01, adapter=Lora(rank=4, merge=False))
+    for parent, name in ((BASE, "first"), (tmp_path / "first", "adapter")):  # the second round keeps both as one
+        place = {"parent_model": parent, "model": tmp_path / name, "work": tmp_path / "work" / name}
+        params(rows, pl.DataFrame(), **place, seed=1, domain=DOMAIN)
     requests = ask(10, temperature=0.0)
     with Transformers().open(tmp_path / "adapter") as policy:
         theirs = texts(policy, requests)
