@@ -202,7 +202,9 @@ def engines(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     """What each engine can do, and what keeps it from working; broken where params.yaml uses it."""
     used: dict[str, list[Any]] = {}
     for block in plan.blocks.values() if plan else ():
-        used.setdefault(block.engine.strategy_name(), []).append(block.engine)
+        jury = getattr(block.stages.get("judge"), "panel", {}).get("jury")
+        for engine in (block.engine, *(j.engine for j in getattr(jury, "jury", {}).values())):
+            used.setdefault(engine.strategy_name(), []).append(engine)
     for name in names("engines"):
         kind = load("engines", name)
         can = " and ".join(a for a in ("samples", "scores") if getattr(kind, a)) or "does nothing"

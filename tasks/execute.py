@@ -54,9 +54,9 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         ran = time.perf_counter() - clock
         metrics = _write(stage, draft, result)
         seconds = {
-            "start": round(startup + meter.load_seconds, 3),
-            "model": round(model := ran - meter.load_seconds if "work" in arguments else meter.seconds, 3),
-            "run": round(ran - meter.load_seconds - model, 3),
+            "start": round(startup + (loading := meter.total("load_seconds")), 3),
+            "model": round(model := ran - loading if "work" in arguments else meter.total("seconds"), 3),
+            "run": round(ran - loading - model, 3),
             "write": round(time.perf_counter() - clock - ran, 3),
         }
         manifest = store.Manifest(
@@ -69,7 +69,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             seed=block.seed,
             versions=_versions(),
             metrics=metrics,
-            tokens={k: getattr(meter, k) for k in ("requests", "prompt_tokens", "completion_tokens")},
+            tokens={k: int(meter.total(k)) for k in ("requests", "prompt_tokens", "completion_tokens")},
             seconds=seconds,
             started=started.isoformat(timespec="milliseconds"),
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -168,12 +168,12 @@ def volume(stage: Stage, raw: dict[str, Any]) -> Estimate:
     """What the params of a round alone (`raw`, by stage) say: an estimate, read from the fields by their names.
 
     A strategy that asks an engine does so for `count` (or `limit`) items, or for every prompt of the round, or every
-    response where it reads them (the `likeliest` of a prompt, where it says so); `samples` or `votes` times each, and
-    once more for each of `refinements`. On each of `splits` it answers `greedy` problems once and `sampled` ones
+    response where it reads them (the `likeliest` of a prompt, where it says so); `samples` or `votes` times each (for
+    each member of a `jury`), and once more for each of `refinements`. On each of `splits` it answers `greedy` problems once and `sampled` ones
     `samples` times; of `problems` each is answered, criticised and refined. Each request is taken for `max_tokens`. It
     may come to more (a pool writes again what it turned away) or to less (equal answers are judged once).
     """
-    members = [m for m in _members(stage, raw.get(stage.name)) if m["needs"]]
+    members = [m for m in _members(stage, raw.get(stage.name)) if m["needs"] or "jury" in m]
     requests = [_asked(stage, m, raw) for m in members]
     tokens = sum(r * int(m.get("max_tokens") or 0) for r, m in zip(requests, members, strict=True))
     return Estimate(sum(requests), tokens, "its params" if members else "")
@@ -192,7 +192,7 @@ def _members(stage: Stage, own: Any) -> list[dict[str, Any]]:
 
 def _asked(stage: Stage, member: dict[str, Any], raw: dict[str, Any]) -> int:
     number = {k: v for k, v in member.items() if isinstance(v, int | float)}
-    times = number.get("samples", 1) * number.get("votes", 1)
+    times = number.get("samples", 1) * number.get("votes", 1) * len(member.get("jury", [None]))
     on_sets = number.get("greedy", 0) + number.get("sampled", 0) * times
     if "splits" in member:
         return len(member["splits"]) * int(on_sets)

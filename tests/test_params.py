@@ -369,6 +369,7 @@ def test_the_schema_accepts_what_is_valid(accepts, good):
     assert accepts(edited(good, "rounds.r1.train={strategy: sft, adapter: {rank: 8}}"))
     assert accepts(edited(good, "rounds.r1.domain={strategy: math, train: data/seeds/a, test: data/seeds/b}"))
     assert accepts(edited(good, "rounds.r1.judge.panel.verifier="))
+    assert accepts(edited(good, "rounds.r1.judge.panel.jury={jury: {a: {engine: {strategy: openai, model: big}}}}"))
 
 
 BEYOND_IT = r"parent=r|base=r1|r0=|reward=|R 9|path=|/data/a|seeds/m|files=data|filter\.|r2\.(evaluate|prompts)"

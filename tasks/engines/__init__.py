@@ -99,6 +99,8 @@ class Engine(Params):
 
     samples: ClassVar[bool] = True
     scores: ClassVar[bool] = True
+    loads: ClassVar[bool] = True
+    """Loads the model itself, and does not only tell another who has it."""
     statistics: ClassVar[bool] = True
     """Entropy and self-certainty, which want the whole vocabulary's probabilities."""
     structures: ClassVar[bool] = False
@@ -109,6 +111,10 @@ class Engine(Params):
         folder and found again by weights digest, rendered prompt, sampling, seed, engine and version.
         """
         raise NotImplementedError
+
+    def instead(self, other: "Engine") -> "Engine":
+        """Another engine in the place of this one, for one model of several that a stage asks."""
+        return other
 
     def problems(self) -> list[str]:
         """What keeps this engine from working on this machine, each with its mend; empty when it can work."""
@@ -151,6 +157,17 @@ class Metered:
     failed: int = 0
     """Requests that came back with an error."""
     last_error: str = ""
+    others: list["Metered"] = field(default_factory=list)
+    """What was asked of others in this one's place."""
+
+    def instead(self, other: Engine) -> "Metered":
+        """Another engine, whose requests count too."""
+        self.others.append(Metered(other))
+        return self.others[-1]
+
+    def total(self, name: str) -> float:
+        """A count of this engine and of the others together."""
+        return sum(getattr(m, name) for m in (self, *self.others))
 
     def count(self, error: str | None) -> None:
         """Counts a request, and whether it failed."""
@@ -160,6 +177,8 @@ class Metered:
 
     def check(self) -> None:
         """Raises EngineError when nothing came of many requests: rows of errors alone are no result."""
+        for other in self.others:
+            other.check()
         if self.failed == self.requests >= MANY:
             raise EngineError(
                 f"engine {self.engine.strategy_name()}: none of {self.requests} requests was answered; the last one "

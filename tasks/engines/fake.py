@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
@@ -28,6 +28,8 @@ GARBAGE = "\ufffd{[<Answer Day: ??\x00 Verdict"
 
 class Fake(Engine):
     """Answers without a model; faults on request."""
+
+    loads: ClassVar[bool] = False
 
     reply: Literal["answer", "echo"] = "answer"
     """`answer`: `Answer: d`, mostly the same digit for the same messages; `echo`: the last message again."""

@@ -76,6 +76,7 @@ Url = Annotated[str, Field(pattern=r"^https?://.+"), AfterValidator(_endpoint)]
 class Openai(Engine):
     """Servers that speak OpenAI's chat completions, local or remote: one, or a pool of them with the same model."""
 
+    loads: ClassVar[bool] = False
     scores: ClassVar[bool] = False
     statistics: ClassVar[bool] = False
 

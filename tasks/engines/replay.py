@@ -25,6 +25,7 @@ COLUMNS = ("response", "tokens", "prompt_tokens", "finish_reason", "logprob", "e
 class Replay(Engine):
     """Answers from the `prompts` and `responses` that a round recorded."""
 
+    loads: ClassVar[bool] = False
     scores: ClassVar[bool] = False
 
     round: str = Field(min_length=1)

@@ -5,9 +5,9 @@ same for all. Members see only responses that came back. One that failed gets a 
 so does what a member could not read: neither is ever a fail.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -49,9 +49,11 @@ class Case:
     responses: pl.LazyFrame
     """Those that came back."""
     policy: Policy | None
-    """The parent's model, when a member asked for an engine."""
+    """The parent's model, for members that need an engine."""
     domain: Domain
     seed: int
+    open: Callable[[Engine, Path], AbstractContextManager[Policy]]
+    """Opens another model. Members that need no engine are called when the parent's is closed."""
 
     def asked(self) -> pl.LazyFrame:
         """The responses with their `problem` and `reference`."""
@@ -72,17 +74,19 @@ def judge(
 ) -> pl.LazyFrame:
     """Every member's judgment of every response. The model is loaded only when a member asks it something."""
     failed = pl.col("error").is_not_null() | pl.col("response").is_null()
-    with _opened(params, engine, parent_model, cache) as policy:
-        case = Case(prompts, responses.filter(~failed), policy, domain, seed)
-        opinions = {name: member(case).select(COLUMNS) for name, member in sorted(params.panel.items())}
+
+    def opened(other: Engine, model: Path) -> AbstractContextManager[Policy]:
+        return engine.instead(other).open(model, cache)
+
+    case = Case(prompts, responses.filter(~failed), None, domain, seed, opened)
+    asking = [name for name, member in params.panel.items() if member.needs]
+    opinions = {}
+    with engine.open(parent_model, cache) if asking else nullcontext() as policy:
+        opinions |= {name: params.panel[name](replace(case, policy=policy)) for name in asking}
+    opinions |= {name: member(case) for name, member in params.panel.items() if name not in asking}
     unjudged = opinion(responses.filter(failed), None, "no response: " + pl.col("error").fill_null("nothing came back"))
-    rows = [pl.concat([given, unjudged]).with_columns(judge=pl.lit(name)) for name, given in opinions.items()]
+    rows = [pl.concat([opinions[n].select(COLUMNS), unjudged]).with_columns(judge=pl.lit(n)) for n in sorted(opinions)]
     return _settled(pl.concat(rows).sort("judge", "prompt_id", "response_id"), params.reward)
-
-
-def _opened(params: Judge, engine: Engine, model: Path, cache: Path) -> AbstractContextManager[Policy | None]:
-    asks = any(member.needs for member in params.panel.values())
-    return engine.open(model, cache) if asks else nullcontext()
 
 
 def _settled(rows: pl.LazyFrame, reward: str) -> pl.LazyFrame:

@@ -1,12 +1,13 @@
 """The model's own judge prompt."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import NonNegativeFloat, PositiveInt
 
 from tasks.domains import Domain, Verdict
-from tasks.engines import Completion, Policy, Sampling, ask
+from tasks.engines import Completion, Policy, Sampling, ask, bulks
 from tasks.judge import OPINION, ORPHAN, Case, graded
 from tasks.stage import Strategy, seed_of
 
@@ -36,10 +37,10 @@ class SelfJudge(Strategy):
 
     def __call__(self, case: Case) -> pl.LazyFrame:
         """Scores in [0, 1]; no verdict that can be read is an error. `rationale` is the first text that came."""
-        assert case.policy is not None
         asked = self._some(case.asked()).select("id", "prompt_id", "problem", "response").sort("id").collect()
         different = sorted(set(asked.drop_nulls("problem").select("problem", "response").iter_rows()))
-        opinions = self._judge(different, case.policy, case.domain, case.seed)
+        said = self.completions(different, case)
+        opinions = {pair: read(came, case.domain) for pair, came in zip(different, said, strict=True)}
         lost = graded([ORPHAN])
         given = [opinions.get(row, lost) for row in asked.select("problem", "response").iter_rows()]
         rows = asked.select(pl.col("id").alias("response_id"), "prompt_id", pl.Series("opinion", given, dtype=OPINION))
@@ -55,12 +56,18 @@ class SelfJudge(Strategy):
         place = pl.col("response").rle_id().over("prompt_id")
         return ranked.filter(place < self.likeliest)
 
-    def _judge(self, judged: list[Judged], policy: Policy, domain: Domain, seed: int) -> dict[Judged, dict[str, Any]]:
-        how = Sampling(self.temperature, max_tokens=self.max_tokens, regex=domain.verdict_form)
+    def completions(self, judged: Sequence[Judged], case: Case) -> list[list[Completion]]:
+        """What was said of each."""
+        assert case.policy is not None
+        return self.asked(judged, case.policy, case)
+
+    def asked(self, judged: Sequence[Judged], policy: Policy, case: Case) -> list[list[Completion]]:
+        """What a model says of each, `samples` times."""
+        how = Sampling(self.temperature, max_tokens=self.max_tokens, regex=case.domain.verdict_form)
         draws = [(pair, sample) for pair in judged for sample in range(self.samples)]
-        chats = [domain.judge(*pair) for pair, _ in draws]
-        came = ask(policy, chats, how, [seed_of(seed, "self_judge", *pair, sample) for pair, sample in draws])
-        return {pair: read(came[i * self.samples : (i + 1) * self.samples], domain) for i, pair in enumerate(judged)}
+        chats = [case.domain.judge(*pair) for pair, _ in draws]
+        came = ask(policy, chats, how, [seed_of(case.seed, "self_judge", *pair, sample) for pair, sample in draws])
+        return list(bulks(came, self.samples))
 
 
 def read(came: list[Completion], domain: Domain) -> dict[str, Any]:

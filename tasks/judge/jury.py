@@ -1,0 +1,99 @@
+"""Other models as judges, one after the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+
+from tasks import models
+from tasks.engines import Completion, Engine
+from tasks.errors import ModelRefused, UnknownName, suggest
+from tasks.judge import Case
+from tasks.judge.self_judge import Judged, SelfJudge
+from tasks.stage import Params, load, names
+
+
+def _engine(told: Any) -> Engine:
+    if isinstance(told, Engine):
+        return told
+    if not isinstance(told, dict) or "strategy" not in told:
+        raise ValueError(f"must name its strategy, as in {{strategy: {names('engines')[0]}}}")
+    try:
+        kind = load("engines", str(told["strategy"]))
+    except UnknownName as error:
+        raise ValueError(str(error)) from error
+    try:
+        return kind.model_validate({k: v for k, v in told.items() if k != "strategy"})  # type: ignore[no-any-return]
+    except ValidationError as error:
+        raise ValueError("; ".join(_wrong(e["loc"], e["type"], e["msg"], kind) for e in error.errors())) from error
+
+
+def _wrong(place: tuple[int | str, ...], kind: str, said: str, engine: type[Engine]) -> str:
+    what = f"unknown key; {suggest(str(place[-1]), engine.model_fields)}" if kind == "extra_forbidden" else said
+    return f"{'.'.join(map(str, place))}: {what}"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"strategy": {"enum": names("engines")}},
+    "required": ["strategy"],
+    "description": "An engine with its parameters, as a block's `engine`.",
+}
+
+
+class Juror(Params):
+    """A model that judges."""
+
+    engine: Annotated[Any, PlainValidator(_engine), WithJsonSchema(SCHEMA)]
+    """Who runs it."""
+    model: str | None = None
+    """Its folder, such as `data/round=teacher/model` of a base; null where the engine asks a server that has it."""
+    digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """The digest of that model, by which its judgments become stale with it."""
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> "Juror":
+        if self.model is None and self.engine.loads:
+            raise ValueError(f"engine {self.engine.strategy_name()} loads a model: write its folder under `model`")
+        if self.model is not None and self.digest is None:
+            there = Path(self.model).is_dir()
+            raise ValueError(f"pin the model: write digest: {models.digest(Path(self.model)) if there else '…'}")
+        return self
+
+    def folder(self) -> Path:
+        """Where its model lies; nowhere when a server has it. Raises ModelRefused when it is not the pinned one."""
+        if self.model is None:
+            return Path("served")
+        if (found := models.digest(Path(self.model))) != self.digest:
+            raise ModelRefused(
+                f"{self.model}: the model's digest is {found}, but params.yaml pins {self.digest}: restore the folder, or "
+                "write the new digest if it is wanted"
+            )
+        return Path(self.model)
+
+
+class Jury(SelfJudge):
+    """A panel of other models judges (PoLL, Verga et al. 2024, arXiv:2404.18796; with one juror, LLM-as-a-judge, Zheng et
+    al. 2023, arXiv:2306.05685), asked and read as `self_judge` is. Scores are averaged and verdicts voted on over all
+    jurors' judgments: average pooling, and majority voting without their tie-break.
+
+    Jurors are opened one after the other, when the round's own model is closed: no two models are in memory together.
+    """
+
+    needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset()
+    example: ClassVar[dict[str, Any]] = {
+        "jury": {"one": {"engine": {"strategy": "fake"}}, "two": {"engine": {"strategy": "fake", "garbage_rate": 0.5}}}
+    }
+
+    jury: dict[str, Juror] = Field(min_length=1)
+    """Jurors by name."""
+
+    def completions(self, judged: Sequence[Judged], case: Case) -> list[list[Completion]]:
+        """What each juror said of each, the jurors in alphabetical order."""
+        said: list[list[Completion]] = [[] for _ in judged]
+        for _, juror in sorted(self.jury.items()):
+            with case.open(juror.engine, juror.folder()) as policy:
+                for heard, more in zip(said, self.asked(judged, policy, case), strict=True):
+                    heard += more
+        return said
