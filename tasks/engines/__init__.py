@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from tasks import models
 from tasks.errors import EngineError
 from tasks.stage import Params
 
@@ -22,6 +23,7 @@ T = TypeVar("T")
 Messages = tuple[tuple[str, str], ...]
 """A chat: (role, content) pairs."""
 
+GIB = 2**30
 MANY = 8
 """Requests of a stage of which at least one must be answered."""
 
@@ -119,6 +121,23 @@ class Engine(Params):
     def problems(self) -> list[str]:
         """What keeps this engine from working on this machine, each with its mend; empty when it can work."""
         return []
+
+
+def check_room(folder: Path, device: str, count: int = 1) -> None:
+    """Raises EngineError when a model's weights alone take more memory than `count` devices have free. They may need more
+    than that, so what passes can still fail.
+    """
+    import psutil
+    import torch
+
+    base, _ = models.layout(folder)
+    need = sum(f.stat().st_size for f in base.glob("*.safetensors"))
+    free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0] * count
+    if need > free:
+        raise EngineError(
+            f"{base}: the weights take {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB of {device} memory are free (see "
+            "`flywheel doctor`); end what else holds some, take a smaller model, or have a server answer (engine openai)"
+        )
 
 
 def turns(chat: Iterable[Mapping[str, str]]) -> Messages:

@@ -36,7 +36,7 @@ from pydantic import PositiveInt
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Messages, Request, Scored
+from tasks.engines import Completion, Engine, Messages, Request, Scored, check_room
 from tasks.engines._chats import Chats, Prompt
 from tasks.errors import EngineError, ModelRefused
 
@@ -153,6 +153,7 @@ def _load(engine: Transformers, folder: Path, device: str) -> tuple[Any, Any]:
     _import_without_sklearn()
     from transformers import AutoTokenizer
 
+    check_room(folder, device)
     base, words = models.layout(folder)
     tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
     network = _network(base, _dtype(engine, device))

@@ -28,7 +28,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Messages, Request, Scored, bulks
+from tasks.engines import Completion, Engine, Messages, Request, Scored, bulks, check_room
 from tasks.engines._chats import Chats, Prompt
 from tasks.errors import EngineError
 
@@ -188,6 +188,7 @@ def _llm(engine: Vllm, folder: Path) -> Any:
     from vllm import LLM
 
     on_cpu = not torch.cuda.is_available()
+    check_room(folder, "cpu" if on_cpu else "cuda", engine.tensor_parallel)
     base, tokenizer = models.layout(folder)
     kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
     more: dict[str, Any] = {}

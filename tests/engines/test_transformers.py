@@ -9,6 +9,7 @@ import sys
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -526,3 +527,11 @@ def test_a_completion_is_equal_after_a_trip_through_the_cache():
 
     given_ = Completion("é\n", 3, 4, "length", -1.25e-7, 0.1 + 0.2, 3.0)
     assert Completion(*json.loads(json.dumps(astuple(given_)))) == given_
+
+
+def test_a_model_that_cannot_fit_is_not_loaded(tiny_model, monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(EngineError, match="GiB of cpu memory are free"), Transformers(device="cpu").open(tiny_model):
+        pass
