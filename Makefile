@@ -6,7 +6,7 @@ PEER := .venv-distilabel
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test lint lock bench vllm-cpu test-vllm
+.PHONY: demo test lint lock bench bench-gpu vllm-cpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
@@ -36,6 +36,9 @@ bench: $(VENV)/ready $(PEER)/ready
 	@python benchmarks/chain.py --peer $(PEER)/bin/python --repeats 3
 	@python benchmarks/cache.py
 	@python benchmarks/commands.py
+
+bench-gpu: $(VENV)/ready
+	@python benchmarks/gpu.py
 
 $(PEER)/ready:
 	@echo "Making distilabel's environment in $(PEER), to measure against …"

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tasks.domains.arithmetic import Arithmetic
-from tasks.engines import Request, Sampling
+from tasks.engines import Request, Sampling, turns
 from tasks.engines.transformers import Transformers
 
 BATCH = 32
@@ -43,29 +43,28 @@ def requests(prompts: int, samples: int) -> list[Request]:
     """`prompts` held-out problems `samples` times each, one after the other, as the stage `generate` asks."""
     domain, sampling = Arithmetic(), Sampling(max_tokens=MAX_TOKENS)
     chats = [domain.solve(item.problem) for item in domain.items("heldout", prompts, seed=0)]
-    messages = [tuple((turn["role"], turn["content"]) for turn in chat) for chat in chats]
-    return [Request(m, sampling, seed=1000 * i + k) for i, m in enumerate(messages) for k in range(samples)]
+    return [Request(turns(c), sampling, seed=1000 * i + k) for i, c in enumerate(chats) for k in range(samples)]
 
 
-def engine(model: Path, threads: int) -> Callable[[list[Request]], int]:
+def engine(model: Path, threads: int, dtype: str = "float32") -> Callable[[list[Request]], int]:
     """Counts the tokens that the engine answers with."""
-    policy = until_the_end.enter_context(Transformers(threads=threads).open(model))
+    policy = until_the_end.enter_context(Transformers(threads=threads, dtype=dtype).open(model))
     return lambda wanted: sum(completion.tokens for _, completion in policy.sample(wanted))
 
 
-def generate(model: Path, threads: int) -> Callable[[list[Request]], int]:
+def generate(model: Path, threads: int, dtype: str = "float32", device: str = "cpu") -> Callable[[list[Request]], int]:
     """Counts the tokens that a plain `model.generate` answers with, in batches in the order of the list."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(threads)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
 
     def answer(wanted: list[Request]) -> int:
         chats = [[{"role": r, "content": c} for r, c in q.messages] for q in wanted]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
+        ).to(device)
         with torch.inference_mode():
             out = network.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=MAX_TOKENS)
         answers = out[:, inputs["input_ids"].shape[1] :]
