@@ -32,14 +32,7 @@ lint: $(VENV)/ready
 	@ruff check . && ruff format --check . && lint-imports
 
 bench: $(VENV)/ready $(PEER)/ready
-	@python benchmarks/engine.py --repeats 2
-	@python benchmarks/data.py votes
-	@python benchmarks/data.py write
-	@python benchmarks/data.py memory
-	@python benchmarks/data.py duplicates --repeats 1
-	@python benchmarks/chain.py --peer $(PEER)/bin/python --repeats 3
-	@python benchmarks/cache.py
-	@python benchmarks/commands.py
+	@python benchmarks --peer $(PEER)/bin/python
 
 bench-gpu: $(VENV)/ready
 	@python benchmarks/gpu.py

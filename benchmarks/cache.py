@@ -16,6 +16,7 @@ from typing import Any
 import typer
 import uvicorn
 from fastapi import FastAPI, Request
+from table import add
 
 from tasks import engines
 from tasks.engines.openai import Openai
@@ -57,8 +58,12 @@ def main(requests: int = 100_000, repeats: int = 5) -> None:
             return time.perf_counter() - clock
 
         first, again = run(), median(run() for _ in range(repeats))
-    print(
-        f"{requests:,} requests: {first:.1f} s, from the cache {again:.2f} s, ratio {again / first:.3f} (goal: at most {GOAL})"
+    add(
+        f"{requests:,} requests again, from the cache",
+        f"{again:.2f} s",
+        f"first run {first:.1f} s",
+        again / first,
+        GOAL,
     )
 
 

@@ -18,6 +18,7 @@ from statistics import median
 import polars as pl
 import psutil
 import typer
+from table import add
 
 from data import project, put
 from tasks import store
@@ -88,12 +89,9 @@ def main(
     kept = {name: runs[0][0] for name, runs in taken.items()}
     assert len(set(kept.values())) == 1, f"the sides keep different rows: {kept}"
     (seconds, memory), (theirs, room) = ([median(run[i] for run in runs) for i in (1, 2)] for runs in taken.values())
-    print(f"{rows:,} rows, {kept['this project']:,} kept")
-    print(f"{'this project':16}{seconds:8.2f} s {rows / seconds:10,.0f} rows/s {memory:6.2f} GiB")
-    print(f"{'distilabel':16}{theirs:8.2f} s {rows / theirs:10,.0f} rows/s {room:6.2f} GiB")
-    print(
-        f"faster by {theirs / seconds:.1f} (goal: at least {GOALS['seconds']}); memory {memory / room:.2f} (goal: at most {GOALS['memory']})"
-    )
+    what = f"load, generate, judge, filter, write {rows:,} rows"
+    add(what, f"{seconds:.2f} s", f"distilabel {theirs:.2f} s", theirs / seconds, GOALS["seconds"], least=True)
+    add("most memory of that", f"{memory:.2f} GiB", f"distilabel {room:.2f} GiB", memory / room, GOALS["memory"])
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+from table import add
 
 from tasks import store
 from tasks.params import load_params
@@ -77,23 +76,22 @@ def covered(spans: list[tuple[float, float]]) -> float:
 
 
 def main() -> None:
-    """Runs the demo in a fresh clone, then the commands in it, and prints both tables."""
-    console = Console(width=100)
+    """Runs the demo in a fresh clone, then the commands in it, and prints what both took."""
     with tempfile.TemporaryDirectory(prefix="flywheel-") as folder:
         place = Path(folder) / "project"
         wall, busy, total = demo(place)
-        table = Table("command", "median, s", "goal, s")
         for name, (command, goal) in COMMANDS.items():
-            table.add_row(name, f"{seconds(command, place):.2f}", f"≤ {goal}")
-    console.print(table)
-    shares = Table("part of the stages", "process-seconds")
-    for name, value in total.items():
-        shares.add_row(name, f"{value:.1f}")
-    console.print(shares)
+            took = seconds(command, place)
+            add(name, f"{took:.2f} s", f"{goal} s", took / goal, 1)
     outside = wall - covered(busy)
-    console.print(
-        f"the demo took {wall:.0f} s; for {outside:.0f} s of it, {outside / wall:.1%}, no stage started up or was in the model "
-        "(goal: at most 15 %)"
+    add("demo, outside model and start-up", f"{outside:.0f} s", f"demo {wall:.0f} s", outside / wall, 0.15)
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in total.items() if name != "start")
+    add(
+        f"start-up of the demo's {len(busy)} stages",
+        f"{total['start']:.0f} process-s",
+        f"{parts} process-s",
+        None,
+        None,
     )
 
 

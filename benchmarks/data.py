@@ -6,11 +6,10 @@
     python benchmarks/data.py duplicates   [--texts 800]          near-duplicates by ROUGE-L    against  self-instruct's loop
 
 Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
-turns. Memory is this process's highest resident set, the peer's included; for `memory`, that of each stage's own process.
+turns. Memory is the highest resident set of each stage's own process.
 """
 
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import duckdb
 import polars as pl
 import typer
 from ruamel.yaml import YAML
+from table import add
 
 from tasks import store
 from tasks.execute import run_stage
@@ -44,6 +44,8 @@ run_stage(Path(), "r1", sys.argv[1])
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 """Runs a stage and prints the most memory that its process had, in KiB (getrusage would count the parent's)."""
+MANY = {10_000: 2, 100_000: 15}
+"""Texts to screen, and the most seconds that it may take."""
 app = typer.Typer(add_completion=False, help=__doc__)
 
 SQL = """
@@ -77,8 +79,8 @@ copy (
 """
 
 
-def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> None:
-    """Prints each side's median seconds and the ratio of the first to the second; the sides take turns."""
+def compare(what: str, sides: dict[str, Callable[[], Any]], repeats: int, goal: float | None = None) -> None:
+    """A row of both sides' median seconds, and the ratio of the first to the second; the sides take turns."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
@@ -86,12 +88,8 @@ def compare(sides: dict[str, Callable[[], Any]], repeats: int) -> None:
             side()
             taken[name].append(time.perf_counter() - clock)
     times = {name: median(several) for name, several in taken.items()}
-    for name, seconds in times.items():
-        print(f"{name:40} {seconds:8.2f} s")
-    ours, theirs = times.values()
-    print(
-        f"ratio {ours / theirs:.2f}; most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
-    )
+    (_, ours), (other, theirs) = times.items()
+    add(what, f"{ours:.2f} s", f"{other} {theirs:.2f} s", ours / theirs, goal)
 
 
 @contextmanager
@@ -179,7 +177,7 @@ def votes(prompts: int = 125_000, repeats: int = 5) -> None:
         pairs = store.scan(root, "r1", "pairs")[0].select(columns).collect()
         assert pairs.equals(pl.read_parquet(root / "pairs.parquet").select(columns)), "pairs differ"
         print(f"{answers.height:,} candidates, {kept.height:,} kept, {pairs.height:,} pairs; both decide the same")
-        compare({"judge, filter, pair": ours, "DuckDB SQL": theirs}, repeats)
+        compare(f"vote, filter, pair {answers.height:,}", {"ours": ours, "DuckDB SQL": theirs}, repeats, 1.3)
 
 
 @app.command()
@@ -202,8 +200,8 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
                 shutil.copy(part, root / part.name)
 
         ours()
-        print(f"{sum(p.stat().st_size for p in made.iterdir()) / 1e9:.2f} GB of Parquet, {answers.height:,} rows")
-        compare({"write and version": ours, "sha256 and copy": theirs}, repeats)
+        what = f"write and version {sum(p.stat().st_size for p in made.iterdir()) / 1e9:.2f} GB"
+        compare(what, {"ours": ours, "sha256 and copy": theirs}, repeats, 3)
 
 
 @app.command()
@@ -232,9 +230,8 @@ def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
             clock = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
             peak = int(done.stdout) / 2**20
-            print(
-                f"{stage:8} {time.perf_counter() - clock:8.1f} s {peak:6.2f} GiB (goal: at most {most} GiB)", flush=True
-            )
+            took = f"{time.perf_counter() - clock:.1f} s, {peak:.2f} GiB"
+            add(f"{stage} {made.rows:,} responses of 2 kB", took, f"{most} GiB", peak / most, 1)
             if peak > most:
                 raise typer.Exit(1)
 
@@ -278,18 +275,23 @@ def looped(texts: list[str]) -> list[bool]:
 
 
 @app.command()
-def duplicates(texts: int = 800, more: list[int] = [10_000, 100_000], repeats: int = 3) -> None:  # noqa: B006
-    """Near-duplicates by ROUGE-L above 0.7, the first one stays; then this project alone on as many texts as `more`."""
+def duplicates(texts: int = 800, repeats: int = 3) -> None:
+    """Near-duplicates by ROUGE-L above 0.7, the first one stays; then this project alone on many texts."""
     some = instructions(texts)
     ours, theirs = screened(some), looped(some)
     different = sum(a != b for a, b in zip(ours, theirs, strict=True))
     print(f"{texts:,} texts, {sum(ours):,} stay; {different} decisions differ (ties at 0.7, which floats decide)")
-    compare({"this project": lambda: screened(some), "self-instruct's loop": lambda: looped(some)}, repeats)
-    for count in more:
+    sides = {"ours": lambda: screened(some), "self-instruct's loop": lambda: looped(some)}
+    compare(f"near-duplicates in {texts:,} texts", sides, repeats)
+    for count, goal in MANY.items():
         many = instructions(count)
-        clock = time.perf_counter()
-        stay = sum(screened(many))
-        print(f"{count:,} texts, {stay:,} stay: {time.perf_counter() - clock:.1f} s")
+        taken = []
+        for _ in range(max(repeats, 1)):
+            clock = time.perf_counter()
+            screened(many)
+            taken.append(time.perf_counter() - clock)
+        seconds = median(taken)
+        add(f"near-duplicates in {count:,} texts", f"{seconds:.2f} s", f"{goal} s", seconds / goal, 1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Both sides get the same requests in the same order, temperature 1: held-out story problems of levels 2 to 8, first
 `prompts` of them `samples` times each, one level after the other, as a round asks; then `mixed` of them once each,
 shuffled, so that short ones wait for long ones in a batch. `model.generate` gets them in batches of 32; the engine makes
-its own. Each side runs with one thread and with its default number of threads. Counted are the tokens of the answers,
+its own. Each side runs with one thread; what a round asks, with its default number of threads too. Counted are the tokens of the answers,
 the end token included and padding not; text to text, so that tokenizing and decoding are in the time on both sides. The
 sides take turns, each in a process of its own, and each one's median counts.
 """
@@ -25,8 +25,7 @@ from statistics import median
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
+from table import add
 
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling, turns
@@ -92,26 +91,26 @@ def main(
 ) -> None:
     """Measures both sides and prints the ratios."""
     shuffled = random.Random(0).sample(requests(mixed, 1), mixed)
-    goals = {("as a round asks", 1): 1.5, ("as a round asks", CORES): 3.0, ("mixed", 1): 2.0}
-    table = Table("requests", "threads", "engine, tokens/s", "model.generate, tokens/s", "ratio", "goal")
+    round_asks = requests(prompts, samples)
+    asked = {
+        f"{len(round_asks):,} requests as a round asks, 1 thread": (round_asks, 1, 1.5),
+        f"{len(round_asks):,} requests as a round asks, {CORES} threads": (round_asks, CORES, 3.0),
+        f"{mixed:,} mixed requests, 1 thread": (shuffled, 1, 2.0),
+    }
     with ExitStack() as open_ones:
         sides = [(name, threads) for threads in dict.fromkeys((1, CORES)) for name in SIDES]
         alone = partial(ProcessPoolExecutor, 1, get_context("spawn"))
         workers = {side: open_ones.enter_context(alone()) for side in sides}
 
-        def turn(side: tuple[str, int], wanted: list[Request]) -> float:
-            return workers[side].submit(rate, side[0], model, side[1], wanted).result()
+        def turn(name: str, threads: int, wanted: list[Request]) -> float:
+            return workers[name, threads].submit(rate, name, model, threads, wanted).result()
 
         for side in sides:
-            turn(side, shuffled[:BATCH])  # loads the model
-        for name, wanted in {"as a round asks": requests(prompts, samples), "mixed": shuffled}.items():
-            taken = [{side: turn(side, wanted) for side in sides} for _ in range(repeats)]
-            rates = {side: median(run[side] for run in taken) for side in sides}
-            for threads in dict.fromkeys((1, CORES)):
-                ours, theirs, goal = rates["engine", threads], rates["generate", threads], goals.get((name, threads))
-                row = (f"{ours:,.0f}", f"{theirs:,.0f}", f"{ours / theirs:.2f}", f"≥ {goal}" if goal else "")
-                table.add_row(f"{len(wanted):,} {name}", str(threads), *row)
-    Console(width=110).print(table)
+            turn(*side, shuffled[:BATCH])  # loads the model
+        for what, (wanted, threads, goal) in asked.items():
+            taken = [{name: turn(name, threads, wanted) for name in SIDES} for _ in range(repeats)]
+            ours, theirs = (median(run[name] for run in taken) for name in SIDES)
+            add(what, f"{ours:,.0f} tokens/s", f"model.generate {theirs:,.0f}", ours / theirs, goal, least=True)
 
 
 if __name__ == "__main__":

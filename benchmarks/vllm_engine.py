@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 from engine import requests
+from table import add
 
 from tasks.engines.vllm import Vllm
 
@@ -43,10 +44,8 @@ def main(model: Path = Path("data/base"), prompts: int = 64, samples: int = 8, r
                 side()
                 if turn:
                     taken[name].append(time.perf_counter() - clock)
-    speeds = {name: len(wanted) / median(seconds) for name, seconds in taken.items()}
-    for name, speed in speeds.items():
-        print(f"{name:14} {speed:8.1f} answers/s")
-    print(f"ratio {speeds['this project'] / speeds['LLM.generate']:.2f} (goal: at least 0.95)")
+    ours, theirs = (len(wanted) / median(seconds) for seconds in taken.values())
+    add("engine vllm", f"{ours:.1f} answers/s", f"LLM.generate {theirs:.1f}", ours / theirs, 0.95, least=True)
 
 
 if __name__ == "__main__":
