@@ -368,6 +368,7 @@ def _metrics(table: Table, place: Path) -> dict[str, float]:
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
     spill = str(place.parents[1] / "spill")  # what does not fit into memory goes below the stage's staging place
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
+    con.execute("set enable_progress_bar = false")  # it would be among what the stage says
     con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is no pattern
     return con
 
