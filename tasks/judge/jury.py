@@ -62,9 +62,10 @@ class Juror(Params):
         return self
 
     def folder(self) -> Path:
-        """Where its model lies; nowhere when a server has it. Raises ModelRefused when it is not the pinned one."""
+        """Where its model lies; nowhere when a server has it. Raises ModelRefused when it is not there, or not the one that is pinned."""
         if self.model is None:
             return Path("served")
+        models.check(Path(self.model))
         if (found := models.digest(Path(self.model))) != self.digest:
             raise ModelRefused(
                 f"{self.model}: the model's digest is {found}, but params.yaml pins {self.digest}: restore the folder, or "

@@ -89,6 +89,8 @@ def test_a_model_is_pinned_by_its_digest(tiny_model, tmp_path):
     assert juror.folder() == tiny_model and juror.engine == Transformers()
     with pytest.raises(ModelRefused, match="params.yaml pins 000000"):
         Juror(engine=engine, model=str(tiny_model), digest="0" * 64).folder()
+    with pytest.raises(ModelRefused, match="there is no such model folder"):
+        Juror(engine=engine, model=str(tmp_path / "gone"), digest="0" * 64).folder()
 
 
 @pytest.mark.parametrize(
