@@ -24,8 +24,10 @@ from tasks.params import Block, load_params, stages_of
 from tasks.stage import Input, Panel, Result, Stage, Strategy, content_id
 from tasks.tables import TABLES, frame
 
-PIECE = 2**17
-"""Responses that are worked off at once where prompts can be taken each for itself."""
+PIECE = 2**28
+"""Bytes of responses that are worked off at once where prompts can be taken each for itself."""
+MOST = 2**20
+"""Responses that are worked off at once, however small they are."""
 DRAWN = 64
 """Ids looked at for each piece."""
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
@@ -150,13 +152,19 @@ def _called(stage: Stage, arguments: dict[str, Any]) -> Any:
 
 
 def _ranges(responses: pl.LazyFrame) -> list[tuple[str | None, str | None]]:
-    """Ranges of prompt ids, from (or all below) and to (or all above), with about `PIECE` responses each.
+    """Ranges of prompt ids, from (or all below) and to (or all above), with about `PIECE` bytes of responses each, as the
+    first rows are.
 
     A table that is sorted by prompt, as `generate` writes it, is parted exactly; of any other one some ids are drawn.
     """
-    if responses.select(pl.len()).collect().item() <= PIECE:
+    count = responses.select(pl.len()).collect().item()
+    if count <= MOST // DRAWN:
         return []
-    drawn = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % (PIECE // DRAWN) == 0)
+    first = responses.head(MOST // DRAWN).collect()
+    piece = min(MOST, max(DRAWN, PIECE * len(first) // max(1, first.estimated_size())))
+    if count <= piece:
+        return []
+    drawn = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % (piece // DRAWN) == 0)
     ids = drawn.collect(engine="streaming")["prompt_id"].drop_nulls().sort()
     ends = ids.gather_every(DRAWN)[1:].unique(maintain_order=True).to_list()
     return list(zip([None, *ends], [*ends, None], strict=True))

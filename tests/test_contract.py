@@ -312,7 +312,7 @@ def test_pieces_of_a_large_round_are_together_what_the_whole_would_be(case, monk
     whole = case.written(case.run(ROUND), table.name)
     calls, function = [], case.stage.function
     case.stage = replace(case.stage, function=lambda **given: calls.append(given) or function(**given))
-    monkeypatch.setattr(execute, "PIECE", 2)
+    monkeypatch.setattr(execute, "MOST", 2)
     monkeypatch.setattr(execute, "DRAWN", 1)
     pieces = case.written(case.run(ROUND), table.name)
     assert len(calls) == 3

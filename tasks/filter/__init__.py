@@ -109,13 +109,16 @@ def _required(judge: str, least: float) -> dict[str, tuple[pl.Expr, pl.Expr]]:
 
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
-    left = pl.col("reason").is_null()
-    first = pl.int_range(pl.len()).over("prompt_id", pl.col("response").hash(), left) == 0
-    rows = drop(better_first(rows), {"duplicate": (~first, NO_MARGIN)})
-    place = left.cum_sum().over("prompt_id")
+    left, text = pl.col("reason").is_null(), pl.col("response").hash()
+    # the texts are not sorted with their rows, and a prompt's rows lie together: numbers are cheaper to tell apart than ids
+    rows = better_first(rows.with_columns(text=text).select(pl.exclude("response")), within="prompt_id")
+    rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
+    rows = drop(rows, {"duplicate": (~pl.struct("prompt", "text", left).is_first_distinct(), NO_MARGIN)})
+    place = left.cum_sum().over("prompt")
     return drop(rows, {"rank": (place > params.per_prompt, place - params.per_prompt)})
 
 
-def better_first(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Sorted by reward, then rank, both highest first, then id."""
-    return rows.sort("score", "rank", "id", descending=[True, True, False], nulls_last=True)
+def better_first(rows: pl.LazyFrame, *, within: str | None = None) -> pl.LazyFrame:
+    """Sorted by reward, then rank, both highest first, then id; where `within` names a column, by that first."""
+    by, down = ["score", "rank", "id"], [True, True, False]
+    return rows.sort(*([within] if within else []), *by, descending=[False] * bool(within) + down, nulls_last=True)

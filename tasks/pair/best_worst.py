@@ -21,9 +21,14 @@ class BestWorst(Pairing):
 
     def __call__(self, rated: pl.LazyFrame, refinements: pl.LazyFrame) -> pl.LazyFrame:
         """One candidate a prompt."""
-        ends = _first(rated, descending=True, name="chosen").join(
-            _first(rated, descending=False, name="rejected"), on="prompt_id"
-        )
+        best = ["score", "mean_logprob", "id"]
+        ordered = rated.select("prompt_id", *best).sort(best, descending=[True, True, False], nulls_last=True)
+        # of each prompt the first of each score, the best score first
+        firsts = ordered.filter(pl.struct("prompt_id", "score").is_first_distinct())
+        named = {f"chosen_{n}": pl.col(n).first() for n in ("id", "score")} | {
+            f"rejected_{n}": pl.col(n).last() for n in ("id", "score")
+        }
+        ends = firsts.group_by("prompt_id").agg(**named)
         # the texts last, and only of those rows that can become pairs: they are most of what there is to read
         worth = ends.filter(pl.col("chosen_score") - pl.col("rejected_score") >= self.margin)
         if self.least is not None:
@@ -32,9 +37,3 @@ class BestWorst(Pairing):
             texts = rated.select(pl.col("id").alias(f"{name}_id"), pl.col("response").alias(name))
             worth = worth.join(texts, on=f"{name}_id")
         return worth.with_columns(source=pl.lit("responses"))
-
-
-def _first(rated: pl.LazyFrame, *, descending: bool, name: str) -> pl.LazyFrame:
-    ordered = rated.sort("score", "mean_logprob", "id", descending=[descending, True, False], nulls_last=True)
-    first = ordered.unique("prompt_id", keep="first", maintain_order=True)
-    return first.select("prompt_id", pl.col("id").alias(f"{name}_id"), pl.col("score").alias(f"{name}_score"))
