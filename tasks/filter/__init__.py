@@ -110,8 +110,8 @@ def _required(judge: str, least: float) -> dict[str, tuple[pl.Expr, pl.Expr]]:
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
     left, text = pl.col("reason").is_null(), pl.col("response").hash()
-    # the texts are not sorted with their rows, and a prompt's rows lie together: numbers are cheaper to tell apart than ids
-    rows = better_first(rows.with_columns(text=text).select(pl.exclude("response")), within="prompt_id")
+    # hashes are sorted with the rows and not texts, and numbers are cheaper to tell apart than ids
+    rows = better_first(rows.with_columns(text=text), within="prompt_id")
     rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
     rows = drop(rows, {"duplicate": (~pl.struct("prompt", "text", left).is_first_distinct(), NO_MARGIN)})
     place = left.cum_sum().over("prompt")
