@@ -7,6 +7,7 @@ are from the first line read to the last row written, without imports; memory is
 together (proportional set size), looked at ten times a second. The sides take turns; medians.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -30,6 +31,7 @@ GOALS = {"seconds": 20.0, "memory": 0.5}
 
 def ours(prompts: Path) -> None:
     """Runs the chain in a project of its own, and prints rows kept and seconds."""
+    gc.set_threshold(100_000, 50, 1000)  # as `flywheel stage` does
     with project({"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/none"}) as root:
         clock = time.perf_counter()
         asked = pl.read_ndjson(prompts).with_row_index("n").select(
