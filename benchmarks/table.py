@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +37,7 @@ def reached(row: Row) -> bool:
 
 def show(rows: list[Row]) -> None:
     """Prints rows as a table that Markdown understands too."""
-    table = Table(*COLUMNS, box=None, pad_edge=False)
+    table = Table(*COLUMNS, box=MARKDOWN)
     for row in rows:
         what, ours, theirs, ratio, goal, least = row
         sign = "" if goal is None else f"{'≥' if least else '≤'} {goal:g}" + ("" if reached(row) else ": missed")

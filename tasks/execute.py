@@ -127,7 +127,11 @@ def _read(root: Path, need: Input, block: Block) -> tuple[Any, str]:
     owner = _owner(need, block)
     if need.name in TABLES:
         return store.scan(root, owner, need.name)
-    return store.folder(root, owner, need.name)
+    from tasks.models import resolve
+
+    place, digest = store.folder(root, owner, need.name)
+    resolve(place)  # what a pointer points to is checked too; the place itself is given, so that an adapter can name it
+    return place, digest
 
 
 def _unchanged(root: Path, stage: Stage, block: Block, digests: dict[str, str]) -> None:

@@ -110,8 +110,9 @@ def told_digest(folder: Path, files: Mapping[str, str]) -> str | None:
     if (folder / POINTER).is_file():
         return _json(folder / POINTER).get("digest")
     if ADAPTER not in files:
-        return _digest(folder, files, None)
-    return _digest(folder, files, str(_json(folder / BASE)["digest"])) if BASE in files else None
+        return None if POINTER in files else _digest(folder, files, None)
+    here = all((folder / name).is_file() for name in (ADAPTER, BASE))
+    return _digest(folder, files, str(_json(folder / BASE).get("digest"))) if here else None
 
 
 def _digest(folder: Path, files: Mapping[str, str], base: str | None) -> str:
@@ -163,7 +164,8 @@ def named_base(folder: Path) -> Path:
     Raises ModelRefused when there is no such folder, or its model is not the one that was recorded.
     """
     name = str(_json(folder / ADAPTER).get("base_model_name_or_path") or "")
-    found = next((at for up in ("", *folder.absolute().parents) if name and (at := Path(up, name)).is_dir()), None)
+    places = [Path(up, name) for up in ("", *folder.absolute().parents)] if name else []
+    found = next((at for at in places if at.is_dir() and at.absolute() != folder.absolute()), None)
     if found is None:
         raise ModelRefused(
             f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "

@@ -244,7 +244,7 @@ def _save_adapter(policy: "PreTrainedModel", parent: Path, model: Path, blend: f
         base, theirs, old = _factors(models.resolve(parent), set(factors))
         factors = {n: torch.cat([old[n], factors[n]], 0 if ".lora_A." in n else 1) for n in factors}
         rank += theirs
-    rounds = base.absolute().parents[1]
+    rounds = base.absolute().parent.parent
     beside = rounds in model.absolute().parents  # named so that the project can be moved
     LoraConfig(
         r=rank,
@@ -254,6 +254,9 @@ def _save_adapter(policy: "PreTrainedModel", parent: Path, model: Path, blend: f
         base_model_name_or_path=str(base.absolute().relative_to(rounds) if beside else base.absolute()),
         inference_mode=True,
     ).save_pretrained(model)
+    config = json.loads((model / models.ADAPTER).read_text())
+    config["target_modules"] = sorted(config["target_modules"])  # peft keeps a set, whose order differs by process
+    (model / models.ADAPTER).write_text(json.dumps(config, indent=2, sort_keys=True))
     save_file(factors, model / "adapter_model.safetensors")
     (model / models.BASE).write_text(json.dumps({"digest": models.digest(base)}))
 

@@ -194,7 +194,12 @@ def _llm(engine: Vllm, folder: Path) -> Any:
     more: dict[str, Any] = {}
     if base != folder:
         rank = json.loads((folder / models.ADAPTER).read_text())["r"]
-        more = {"enable_lora": True, "max_lora_rank": next(r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank)}
+        held = next((r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank), None)
+        if held is None:
+            raise EngineError(
+                f"{folder}: vLLM serves adapters up to rank 512, this one has {rank}; train its round with adapter.merge: true"
+            )
+        more = {"enable_lora": True, "max_lora_rank": held}
     return LLM(
         str(base),
         tokenizer=str(tokenizer),

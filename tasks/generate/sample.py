@@ -39,7 +39,8 @@ class Sample(Strategy):
         drawn = drawn.with_columns(tables.seeds(pl.lit(seed), "prompt_id", "sample"))
         chats = [chat for chat in tables.chats(prompts["prompt"]) for _ in range(self.samples)]
         requests = [Request(chat, how, own) for chat, own in zip(chats, drawn["seed"].to_list(), strict=True)]
-        answers = pl.concat(columns(some, domain) for some in bulks(policy.sample(requests), SOME)).sort("n")
+        answers = pl.concat([columns([], domain), *(columns(b, domain) for b in bulks(policy.sample(requests), SOME))])
+        answers = answers.sort("n")
         rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").with_columns(
             mean_logprob=pl.when(pl.col("tokens") > 0).then(pl.col("logprob") / pl.col("tokens")),
             hinted=pl.lit(False),

@@ -57,8 +57,11 @@ class Juror(Params):
         if self.model is None and self.engine.loads:
             raise ValueError(f"engine {self.engine.strategy_name()} loads a model: write its folder under `model`")
         if self.model is not None and self.digest is None:
-            there = Path(self.model).is_dir()
-            raise ValueError(f"pin the model: write digest: {models.digest(Path(self.model)) if there else '…'}")
+            try:
+                models.check(Path(self.model))
+                raise ValueError(f"pin the model: write digest: {models.digest(Path(self.model))}")
+            except ModelRefused as refused:
+                raise ValueError(f"pin the model by its digest, once it is there: {refused}") from refused
         return self
 
     def folder(self) -> Path:
