@@ -21,14 +21,13 @@ class BestWorst(Pairing):
 
     def __call__(self, rated: pl.LazyFrame, refinements: pl.LazyFrame) -> pl.LazyFrame:
         """One candidate a prompt."""
-        best = ["score", "mean_logprob", "id"]
-        ordered = rated.select("prompt_id", *best).sort(best, descending=[True, True, False], nulls_last=True)
-        # of each prompt the first of each score, the best score first
-        firsts = ordered.filter(pl.struct("prompt_id", "score").is_first_distinct())
-        named = {f"chosen_{n}": pl.col(n).first() for n in ("id", "score")} | {
-            f"rejected_{n}": pl.col(n).last() for n in ("id", "score")
-        }
-        ends = firsts.group_by("prompt_id").agg(**named)
+        chosen, rejected = _first(by=[True, True, False]), _first(by=[False, True, False])
+        ends = rated.group_by("prompt_id").agg(
+            chosen_id=chosen,
+            chosen_score=pl.col("score").max(),
+            rejected_id=rejected,
+            rejected_score=pl.col("score").min(),
+        )
         # the texts last, and only of those rows that can become pairs: they are most of what there is to read
         worth = ends.filter(pl.col("chosen_score") - pl.col("rejected_score") >= self.margin)
         if self.least is not None:
@@ -37,3 +36,8 @@ class BestWorst(Pairing):
             texts = rated.select(pl.col("id").alias(f"{name}_id"), pl.col("response").alias(name))
             worth = worth.join(texts, on=f"{name}_id")
         return worth.with_columns(source=pl.lit("responses"))
+
+
+def _first(by: list[bool]) -> pl.Expr:
+    """The id that comes first by score, mean log-probability and id, each descending or not; nulls last."""
+    return pl.col("id").sort_by("score", "mean_logprob", "id", descending=by, nulls_last=True).first()
