@@ -34,7 +34,7 @@ def ours(prompts: Path) -> None:
     gc.set_threshold(100_000, 50, 1000)  # as `flywheel stage` does
     with project({"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/none"}) as root:
         clock = time.perf_counter()
-        asked = pl.read_ndjson(prompts).with_row_index("n").select(
+        asked = pl.scan_ndjson(prompts).with_row_index("n").select(
             id=pl.col("n").cast(pl.String).str.zfill(16),
             problem="prompt",
             prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content="prompt")),

@@ -111,7 +111,7 @@ def project(engine: dict[str, Any] | None = None, domain: dict[str, Any] | None 
         yield root
 
 
-def put(root: Path, stage: str, tables: dict[str, Iterable[pl.DataFrame]]) -> None:
+def put(root: Path, stage: str, tables: dict[str, Iterable[store.Frame]]) -> None:
     """Writes tables as if a stage had made them, each frame after the other."""
     block = load_params(root).block("r1")
     with store.writing(root, "r1", stage) as draft:
@@ -124,11 +124,11 @@ def put(root: Path, stage: str, tables: dict[str, Iterable[pl.DataFrame]]) -> No
         draft.commit(store.Manifest(round="r1", stage=stage, **told))
 
 
-def typed(table: Table, frame: pl.DataFrame) -> pl.DataFrame:
+def typed(table: Table, frame: store.Frame) -> pl.LazyFrame:
     """A frame with all of a table's columns; those that it lacks are null."""
-    missing = [pl.lit(None).alias(c) for c in table.schema.names if c not in frame.columns]
-    types = frame_of(table).collect_schema()
-    return frame.with_columns(missing).select(table.schema.names).cast(dict(types))  # type: ignore[arg-type]
+    given, types = frame.lazy().collect_schema(), frame_of(table).collect_schema()
+    missing = [pl.lit(None).alias(c) for c in types if c not in given]
+    return frame.lazy().with_columns(missing).select(table.schema.names).cast(dict(types))  # type: ignore[arg-type]
 
 
 def candidates(prompts: int, samples: int = 8, first: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -52,14 +52,15 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         if "engine" in arguments:
             arguments["engine"] = meter
         result = _as_result(stage, _called(stage, arguments))
-        meter.check()
-        ran = time.perf_counter() - clock
+        ran, asked = time.perf_counter() - clock, meter.spent()
         metrics = _write(stage, draft, result)
+        meter.check()
+        took, trains = time.perf_counter() - clock, "work" in arguments
         seconds = {
-            "start": round(startup + (loading := meter.total("load_seconds")), 3),
-            "model": round(model := ran - loading if "work" in arguments else meter.total("seconds"), 3),
-            "run": round(ran - loading - model, 3),
-            "write": round(time.perf_counter() - clock - ran, 3),
+            "start": startup + meter.total("load_seconds"),
+            "model": ran - meter.total("load_seconds") if trains else meter.total("seconds"),
+            "run": 0.0 if trains else ran - asked,
+            "write": took - ran - (meter.spent() - asked),
         }
         manifest = store.Manifest(
             round=name,
@@ -72,7 +73,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             versions=_versions(),
             metrics=metrics,
             tokens={k: int(meter.total(k)) for k in ("requests", "prompt_tokens", "completion_tokens")},
-            seconds=seconds,
+            seconds={name: round(some, 3) for name, some in seconds.items()},
             started=started.isoformat(timespec="milliseconds"),
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )

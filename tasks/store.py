@@ -83,7 +83,8 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     tokens: dict[str, int]
     seconds: dict[str, float]
-    """`start` (process start-up, imports and model loading), `run` and `write`."""
+    """`start` (process start-up, imports and model loading), `model`, `run`, and `write` with what is worked off only
+    while it is written."""
     started: str
     finished: str
 

@@ -188,6 +188,10 @@ class Metered:
         """A count of this engine and of the others together."""
         return sum(getattr(m, name) for m in (self, *self.others))
 
+    def spent(self) -> float:
+        """Seconds of loading and answering, of this engine and of the others."""
+        return self.total("load_seconds") + self.total("seconds")
+
     def count(self, error: str | None) -> None:
         """Counts a request, and whether it failed."""
         self.requests += 1

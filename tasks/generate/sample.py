@@ -41,14 +41,15 @@ class Sample(Strategy):
         requests = [Request(chat, how, own) for chat, own in zip(chats, drawn["seed"].to_list(), strict=True)]
         answers = pl.concat([columns([], domain), *(columns(b, domain) for b in bulks(policy.sample(requests), SOME))])
         answers = answers.sort("n")
-        rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").with_columns(
+        rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").lazy()
+        rows = rows.with_columns(
             mean_logprob=pl.when(pl.col("tokens") > 0).then(pl.col("logprob") / pl.col("tokens")),
             hinted=pl.lit(False),
             model=pl.lit(policy.digest),
         )
         said = pl.col("error").fill_null("None")
         named = rows.with_columns(tables.ids("prompt_id", "model", "sample", "seed", "response", said))
-        return named.select(tables.responses.schema.names).lazy()
+        return named.select(tables.responses.schema.names)
 
 
 def columns(came: list[tuple[int, Completion]], domain: Domain) -> pl.DataFrame:

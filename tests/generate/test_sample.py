@@ -17,7 +17,12 @@ def asked(*names: str, error: str | None = None) -> list[dict]:
 
 def run(rows: list[dict], engine: Fake | None = None, seed: int = 7, **fields) -> pl.DataFrame:
     given = {"parent_model": Path("m"), "engine": engine or Fake(), "domain": Arithmetic(), "cache": Path("c")}
-    return generate(Sample(**fields), tables.frame(tables.prompts, rows), seed=seed, **given).collect()
+    return answered(Sample(**fields), rows, seed=seed, **given)
+
+
+def answered(params: Sample, rows: list[dict], **given) -> pl.DataFrame:
+    frames = generate(params, tables.frame(tables.prompts, rows), **given).frames["responses"]
+    return pl.concat([tables.frame(tables.responses), *frames], how="vertical_relaxed").collect()
 
 
 def test_a_row_a_sample_with_its_own_seed():
@@ -36,6 +41,15 @@ def test_more_prompts_or_samples_leave_the_others_as_they_are():
 
     assert many.join(few, on="id", how="semi").equals(few)
     assert not set(few["id"]) & set(run(asked("a"), samples=2, seed=8)["id"])
+
+
+def test_many_prompts_are_answered_piece_by_piece_and_the_rows_are_the_same(monkeypatch):
+    names = [f"{n}" for n in range(25)]
+    whole = run(asked(*names), samples=2)
+    monkeypatch.setattr("tasks.generate.PIECE", 7)
+
+    assert run(asked(*names), samples=2).equals(whole)
+    assert whole["prompt_id"].to_list() == sorted(whole["prompt_id"])
 
 
 def test_the_order_in_which_completions_come_back_does_not_matter():
@@ -101,7 +115,7 @@ def test_the_params_reach_the_engine():
 def test_a_real_model_gives_statistics_and_the_same_bytes_again(tiny_model, tmp_path):
     from tasks.engines.transformers import Transformers
 
-    def answered(cache: Path) -> pl.DataFrame:
+    def made(cache: Path) -> pl.DataFrame:
         given = {
             "parent_model": tiny_model,
             "engine": Transformers(),
@@ -109,14 +123,12 @@ def test_a_real_model_gives_statistics_and_the_same_bytes_again(tiny_model, tmp_
             "seed": 1,
             "cache": cache,
         }
-        return generate(
-            Sample(samples=3, max_tokens=12), tables.frame(tables.prompts, asked("Tom", "Ann")), **given
-        ).collect()
+        return answered(Sample(samples=3, max_tokens=12), asked("Tom", "Ann"), **given)
 
-    rows = answered(tmp_path / "one")
+    rows = made(tmp_path / "one")
 
-    assert rows.equals(answered(tmp_path / "one"))
-    assert rows.equals(answered(tmp_path / "two"))
+    assert rows.equals(made(tmp_path / "one"))
+    assert rows.equals(made(tmp_path / "two"))
     assert rows.select("logprob", "mean_logprob", "entropy", "self_certainty").null_count().row(0) == (0, 0, 0, 0)
     assert (rows["logprob"] <= 0).all()
     assert rows["response"].n_unique() > 1
