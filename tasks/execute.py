@@ -30,6 +30,8 @@ MOST = 2**20
 """Responses that are worked off at once, however small they are."""
 DRAWN = 64
 """Ids looked at for each piece."""
+STRETCHES = 8
+"""Places of a table whose rows are measured."""
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
 
 
@@ -157,16 +159,17 @@ def _called(stage: Stage, arguments: dict[str, Any]) -> Any:
 
 
 def _ranges(responses: pl.LazyFrame) -> list[tuple[str | None, str | None]]:
-    """Ranges of prompt ids, from (or all below) and to (or all above), with about `PIECE` bytes of responses each, as the
-    first rows are.
+    """Ranges of prompt ids, from (or all below) and to (or all above), with at most about `PIECE` bytes of responses each,
+    as the longest of some stretches of the table are.
 
     A table that is sorted by prompt, as `generate` writes it, is parted exactly; of any other one some ids are drawn.
     """
     count = responses.select(pl.len()).collect().item()
     if count <= MOST // DRAWN:
         return []
-    first = responses.head(MOST // DRAWN).collect()
-    piece = min(MOST, max(DRAWN, PIECE * len(first) // max(1, first.estimated_size())))
+    size = max(1, MOST // DRAWN // STRETCHES)
+    some = [responses.slice(n * (count - size) // (STRETCHES - 1), size).collect() for n in range(STRETCHES)]
+    piece = min(MOST, max(DRAWN, PIECE * size // max(1, *(s.estimated_size() for s in some))))
     if count <= piece:
         return []
     drawn = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % (piece // DRAWN) == 0)

@@ -231,3 +231,15 @@ def test_a_tenth_of_ten_million_responses_needs_less_than_the_memory_for_all_of_
     done = subprocess.run(command, cwd=projects.HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pair" in done.stdout
+
+
+def test_pieces_are_as_small_as_the_longest_texts_ask_wherever_they_are(monkeypatch):
+    monkeypatch.setattr(execute, "PIECE", 100_000)
+    ids = [f"{n:06}" for n in range(20_000)]
+
+    def pieces(*lengths: int) -> int:
+        texts = ["x" * lengths[n * len(lengths) // len(ids)] for n in range(len(ids))]
+        return len(execute._ranges(pl.LazyFrame({"prompt_id": ids, "response": texts})))
+
+    assert pieces(1, 1) < pieces(1, 100) == pieces(100, 1) == pieces(100, 100)
+    assert 20 <= pieces(1, 100) <= 40
