@@ -109,12 +109,14 @@ def _required(judge: str, least: float) -> dict[str, tuple[pl.Expr, pl.Expr]]:
 
 def best(rows: pl.LazyFrame, params: Selection) -> pl.LazyFrame:
     """Of what is left, keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
-    left, text = pl.col("reason").is_null(), pl.col("response").hash()
-    # hashes are sorted with the rows and not texts, and numbers are cheaper to tell apart than ids
-    rows = better_first(rows.with_columns(text=text), within="prompt_id")
+    left = pl.col("reason").is_null()
+    # hashes are sorted with the rows and not texts, and told apart for all columns together
+    rows = better_first(rows.with_columns(text=pl.col("response").hash()), within="prompt_id")
     rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
-    rows = drop(rows, {"duplicate": (~pl.struct("prompt", "text", left).is_first_distinct(), NO_MARGIN)})
-    place = left.cum_sum().over("prompt")
+    again = ~pl.struct("prompt", "text", left).hash().is_first_distinct()
+    rows = drop(rows, {"duplicate": (again, NO_MARGIN)})
+    so_far = left.cum_sum()
+    place = so_far - pl.when(pl.col("prompt").diff() != 0).then(so_far - left).forward_fill().fill_null(0)
     return drop(rows, {"rank": (place > params.per_prompt, place - params.per_prompt)})
 
 
