@@ -211,13 +211,13 @@ def _model_problems(folder: Path) -> Iterator[str]:
         yield "config.json is missing; copy it from where the model came from"
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield "there is no tokenizer (tokenizer.json); copy it from where the model came from"
-    shards = _shards(folder)
-    if not shards:
+    weights = shards(folder)
+    if not weights:
         yield f"{INDEX} names no weights: `weight_map` must give a file for each; copy it from where the model came from"
-    yield from _weight_problems(folder, shards)
+    yield from _weight_problems(folder, weights)
 
 
-def _shards(folder: Path) -> list[str]:
+def shards(folder: Path) -> list[str]:
     """The files with the weights; none when the index is not one."""
     if not (folder / INDEX).is_file():
         return ["model.safetensors"]

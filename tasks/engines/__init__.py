@@ -7,6 +7,7 @@ Results stream as (index, result) in any order; who reads them orders them. Code
 of this file does not make stages stale, an edit of an engine's own file does.
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,8 @@ Messages = tuple[tuple[str, str], ...]
 """A chat: (role, content) pairs."""
 
 GIB = 2**30
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Bytes of the numbers that are converted when a model is loaded, by their names in safetensors."""
 MANY = 8
 """Requests of a stage of which at least one must be answered."""
 
@@ -123,21 +126,25 @@ class Engine(Params):
         return []
 
 
-def check_room(folder: Path, device: str, count: int = 1) -> None:
-    """Raises EngineError when a model's weights alone take more memory than `count` devices have free. They may need more
-    than that, so what passes can still fail.
+def check_room(folder: Path, dtype: str, device: str, free: int) -> None:
+    """Raises EngineError when a model's weights alone, loaded as `dtype`, take more than the `free` bytes of a device. They
+    may need more than that, so what passes can still fail; `auto` counts as 16 bits, to which it may narrow 32.
     """
-    import psutil
-    import torch
-
     base, _ = models.layout(folder)
-    need = sum(f.stat().st_size for f in base.glob("*.safetensors"))
-    free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0] * count
+    need = sum(_weights(base / name, 4 if dtype == "float32" else 2) for name in models.shards(base))
     if need > free:
         raise EngineError(
             f"{base}: the weights take {need / GIB:.1f} GiB, and {free / GIB:.1f} GiB of {device} memory are free (see "
             "`flywheel doctor`); end what else holds some, take a smaller model, or have a server answer (engine openai)"
         )
+
+
+def _weights(path: Path, width: int) -> int:
+    """Bytes of a safetensors file's tensors with floats `width` bytes wide; quantized ones stay as they are."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    kinds = [(t["dtype"], t["data_offsets"]) for name, t in header.items() if name != "__metadata__"]
+    return sum((end - start) * width // FLOATS.get(kind, width) for kind, (start, end) in kinds)
 
 
 def turns(chat: Iterable[Mapping[str, str]]) -> Messages:

@@ -151,9 +151,12 @@ def _device(engine: Transformers) -> str:
 
 def _load(engine: Transformers, folder: Path, device: str) -> tuple[Any, Any]:
     _import_without_sklearn()
+    import psutil
+    import torch
     from transformers import AutoTokenizer
 
-    check_room(folder, device)
+    free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info()[0]
+    check_room(folder, _dtype(engine, device), device, free)
     base, words = models.layout(folder)
     tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
     network = _network(base, _dtype(engine, device))

@@ -183,12 +183,31 @@ def _is_tracker(process: Any) -> bool:
     return "resource_tracker" in " ".join(process.cmdline())
 
 
+def _free(gpus: int) -> int | None:
+    """Bytes free on so many GPUs that get an equal share each, by NVML: asking CUDA would open a context in this process,
+    which is not the core's. None where NVML cannot say (a part of a GPU, a board without it).
+    """
+    from vllm.platforms import current_platform
+    from vllm.third_party import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        places = [current_platform.device_id_to_physical_device_id(gpu) for gpu in range(gpus)]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in places]
+        return gpus * min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+    except (pynvml.NVMLError, LookupError, ValueError, RuntimeError):
+        return None
+
+
 def _llm(engine: Vllm, folder: Path) -> Any:
+    import psutil
     import torch
     from vllm import LLM
 
     on_cpu = not torch.cuda.is_available()
-    check_room(folder, "cpu" if on_cpu else "cuda", engine.tensor_parallel)
+    free = psutil.virtual_memory().available if on_cpu else _free(engine.tensor_parallel)
+    if free is not None:
+        check_room(folder, engine.dtype, "cpu" if on_cpu else "cuda", free)
     base, tokenizer = models.layout(folder)
     kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
     more: dict[str, Any] = {}

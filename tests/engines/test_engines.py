@@ -1,0 +1,51 @@
+"""What all engines share."""
+
+import json
+
+import pytest
+
+from tasks.engines import check_room
+from tasks.errors import EngineError
+
+
+def weights(place, **tensors):
+    """A model folder with shards of nothing but their headers: dtype and shape of each tensor, by shard and name."""
+    place.mkdir(exist_ok=True)
+    sizes = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1}
+    for shard, (kind, count) in tensors.items():
+        told = {"dtype": kind, "shape": [count], "data_offsets": [0, count * sizes[kind]]}
+        header = json.dumps({"__metadata__": {"format": "pt"}, "w": told}).encode()
+        (place / f"{shard}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    return place
+
+
+def fits(folder, dtype, free):
+    try:
+        check_room(folder, dtype, "cuda", free)
+    except EngineError as error:
+        assert "GiB of cuda memory are free" in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "each"),
+    [
+        ("F32", "float32", 4), ("F32", "bfloat16", 2), ("F32", "float16", 2), ("F32", "auto", 2), ("BF16", "float32", 4),
+        ("BF16", "auto", 2), ("F8_E4M3", "bfloat16", 1), ("U8", "float32", 1),
+    ],
+)  # fmt: skip
+def test_weights_count_in_the_precision_in_which_they_are_loaded(tmp_path, kind, dtype, each):
+    folder = weights(tmp_path / "model", model=(kind, 1000))
+    assert fits(folder, dtype, 1000 * each)
+    assert not fits(folder, dtype, 1000 * each - 1)
+
+
+def test_only_the_files_that_are_loaded_count(tmp_path):
+    folder = weights(tmp_path / "model", model=("BF16", 10), consolidated=("BF16", 1000))
+    assert fits(folder, "bfloat16", 20)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"}}
+    weights(folder, one=("BF16", 3), two=("BF16", 4))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fits(folder, "bfloat16", 14)
+    assert not fits(folder, "bfloat16", 13)
