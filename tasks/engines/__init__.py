@@ -155,10 +155,28 @@ def turns(chat: Iterable[Mapping[str, str]]) -> Messages:
 def ask(
     policy: Policy, chats: Sequence[Iterable[Mapping[str, str]]], sampling: Sampling, seeds: Iterable[int]
 ) -> list[Completion]:
-    """A completion for each chat, in their order."""
+    """A completion for each chat, in their order. Raises EngineError when the engine gives fewer, or more."""
     requests = [Request(turns(chat), sampling, seed) for chat, seed in zip(chats, seeds, strict=True)]
-    found = dict(policy.sample(requests)) if requests else {}
+    found = dict(each_once(policy.sample(requests), len(requests))) if requests else {}
     return [found[n] for n in range(len(requests))]
+
+
+def each_once(answers: Iterable[tuple[int, T]], count: int) -> Iterator[tuple[int, T]]:
+    """The answers to requests 0 … `count` - 1 as they come. Raises EngineError at one that is answered twice or was never
+    asked, and in the end when some were left out.
+    """
+    wanted = set(range(count))
+    for index, answer in answers:
+        if index not in wanted:
+            why = "twice" if 0 <= index < count else f"though only {count} were asked"
+            raise EngineError(f"the engine answered request {index} {why}; mend its `sample` or `score`")
+        wanted.remove(index)
+        yield index, answer
+    if wanted:
+        raise EngineError(
+            f"the engine left {len(wanted)} of {count} requests without an answer, the first of them {min(wanted)}; mend "
+            "its `sample` or `score`: what fails is an answer with an error"
+        )
 
 
 def bulks(stream: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,10 +1,13 @@
 """What all engines share."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.engines import check_room
+from tasks.engines import Completion, Sampling, ask, check_room
 from tasks.errors import EngineError
 
 
@@ -49,3 +52,16 @@ def test_only_the_files_that_are_loaded_count(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert fits(folder, "bfloat16", 14)
     assert not fits(folder, "bfloat16", 13)
+
+
+@given(st.permutations(range(4)), st.lists(st.integers(-1, 5), max_size=3), st.integers(0, 4))
+def test_every_request_has_one_answer_or_it_is_an_error(order, more, left):
+    """Answers in any order; some left out, and some doubled or to requests that nobody made."""
+    given_ = [*order[:left], *more]
+    policy = SimpleNamespace(sample=lambda requests: ((i, Completion(str(i))) for i in given_))
+    chats = [[{"role": "user", "content": "?"}]] * 4
+    if sorted(given_) == [0, 1, 2, 3]:
+        assert [c.text for c in ask(policy, chats, Sampling(), range(4))] == ["0", "1", "2", "3"]
+    else:
+        with pytest.raises(EngineError, match=r"request -?\d (twice|though only 4 were asked)|left \d of 4 requests"):
+            ask(policy, chats, Sampling(), range(4))
