@@ -15,6 +15,7 @@ The key comes from the environment alone, and is blotted out of whatever a serve
 
 import asyncio
 import hashlib
+import math
 import os
 import random
 import time
@@ -356,16 +357,22 @@ def _read(reply: "ChatCompletion") -> Completion:
 
 
 def _pause(retry_after: str) -> float:
-    """Seconds for which a server asks to be left alone: a number of them, or a date (RFC 9110); 0 where it does not."""
+    """Seconds for which a server asks to be left alone: a number of them, or a date (RFC 9110); 0 where it does not, or
+    says what is neither, such as `inf`.
+    """
     try:
-        return max(0.0, float(retry_after))
+        pause = float(retry_after)
     except ValueError:
-        pass
+        pause = _until(retry_after)
+    return max(0.0, pause) if math.isfinite(pause) else 0.0
+
+
+def _until(date: str) -> float:
     try:
-        then = parsedate_to_datetime(retry_after)
-    except (TypeError, ValueError):
+        then = parsedate_to_datetime(date)
+    except (TypeError, ValueError, OverflowError):
         return 0.0
-    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    return (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
 
 
 def _failed(why: str) -> Completion:

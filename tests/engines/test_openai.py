@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.engines import Completion, Request, Sampling
@@ -256,9 +259,9 @@ def test_it_says_that_it_cannot_score():
     ],
 )  # fmt: skip
 def test_an_url_is_one(url):
-    for given in ({"base_url": url}, {"base_urls": ["http://y/v1", url]}):
+    for named in ({"base_url": url}, {"base_urls": ["http://y/v1", url]}):
         with pytest.raises(ValidationError, match="base_url") as caught:
-            Openai(**given, model="m")
+            Openai(**named, model="m")
         assert "pass" not in caught.value.errors()[0]["msg"].replace("password", "")
 
 
@@ -447,6 +450,17 @@ def test_a_pause_is_seconds_or_a_date():
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     assert [_pause(said) for said in ("2", "0.5", "-3", "", "soon")] == [2.0, 0.5, 0.0, 0.0, 0.0]
     assert 55 < _pause(in_a_minute) <= 60
+    assert [_pause(said) for said in ("inf", "-inf", "nan", "1e999")] == [0.0] * 4
+
+
+DATES = st.builds(
+    "Mon, {} Jan {} {}:00:00 {:+05}".format, st.integers(0, 99), st.integers(0), st.integers(0, 99), st.integers()
+)
+
+
+@given(st.one_of(st.text(), DATES, st.floats().map(str), st.integers().map(str)))
+def test_whatever_a_server_says_the_pause_is_finite(said):
+    assert 0 <= _pause(said) < math.inf
 
 
 @pytest.mark.parametrize("limit", [{"timeout": 0.4}, {"deadline": 0.4}])
