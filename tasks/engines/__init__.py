@@ -41,9 +41,9 @@ class Sampling:
     max_tokens: int = 128
     stop: tuple[str, ...] = ()
     regex: str | None = None
-    """A regular expression that the whole text must match; engines without `structures` leave the text free."""
+    """A regular expression that the whole text must match; an engine that cannot hold it to one leaves it free."""
     schema: str | None = None
-    """A JSON schema, as JSON, that the text must follow; engines without `structures` leave the text free."""
+    """A JSON schema, as JSON, that the text must follow; an engine that cannot hold it to one leaves it free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,6 @@ class Engine(Params):
     """Loads the model itself, and does not only tell another who has it."""
     statistics: ClassVar[bool] = True
     """Entropy and self-certainty, which want the whole vocabulary's probabilities."""
-    structures: ClassVar[bool] = False
-    """Holds a text to a regular expression or a JSON schema while it is drawn."""
 
     def open(self, model: Path, cache: Path | None = None) -> AbstractContextManager[Policy]:
         """Loads `model` (a folder with safetensors, or with a pointer to one). With `cache`, answers are kept in that

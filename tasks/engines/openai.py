@@ -15,6 +15,7 @@ The key comes from the environment alone, and is blotted out of whatever a serve
 
 import asyncio
 import hashlib
+import json
 import math
 import os
 import random
@@ -26,14 +27,14 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tasks import models
 from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Messages, Request, Scored
+from tasks.engines import Completion, Engine, Messages, Request, Sampling, Scored
 from tasks.engines._endpoints import Endpoint, Endpoints
 from tasks.errors import EngineError
 
@@ -103,6 +104,11 @@ class Openai(Engine):
     """
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that wants none needs none."""
+    structures: Literal["openai", "vllm", "sglang"] | None = None
+    """In whose way to ask the server to hold an answer to a form, such as a judge's verdict; null does not ask, for many
+    servers refuse fields that they do not know. All three know JSON schemas; `openai`, which other servers have taken
+    over, knows no regular expressions and leaves such answers free.
+    """
     logprobs: bool = True
     """Ask for log-probabilities; false for a server that refuses a request that does."""
     extra_body: dict[str, Any] = {}
@@ -208,7 +214,8 @@ class _Policy:
     def _key(self, request: Request) -> bytes:
         extra = {**self._engine.extra_body, "logprobs": self._engine.logprobs}
         seed = request.seed if request.sampling.temperature else 0
-        return key("openai", VERSION, self.digest, extra, request.messages, astuple(request.sampling), seed)
+        held = [self._engine.structures] if self._engine.structures else []
+        return key("openai", VERSION, self.digest, extra, request.messages, astuple(request.sampling), seed, *held)
 
     # Sending: in a thread with an event loop, so that leaving cancels at once whatever is in flight.
 
@@ -320,7 +327,7 @@ class _Policy:
 
     def _body(self, request: Request) -> dict[str, Any]:
         how = request.sampling
-        more = {"min_p": how.min_p} if how.min_p else {}
+        more = _form(how, self._engine.structures) | ({"min_p": how.min_p} if how.min_p else {})
         if request.messages[-1][0] == "assistant":  # vLLM's and SGLang's way to say: go on with it
             more |= {"continue_final_message": True, "add_generation_prompt": False}
         body = {
@@ -337,6 +344,19 @@ class _Policy:
             | ({"stop": list(how.stop)} if how.stop else {})
             | ({"logprobs": True} if self._engine.logprobs else {})
         )
+
+
+def _form(how: Sampling, dialect: str | None) -> dict[str, Any]:
+    """The fields that hold an answer to a JSON schema or a regular expression."""
+    form: dict[str, Any] = {}
+    if dialect and how.schema:
+        told = {"name": "answer", "schema": json.loads(how.schema), "strict": True}
+        form = {"response_format": {"type": "json_schema", "json_schema": told}}
+    if dialect == "vllm" and how.regex:
+        form |= {"structured_outputs": {"regex": how.regex}}
+    if dialect == "sglang" and how.regex:
+        form |= {"regex": how.regex}
+    return form
 
 
 def _read(reply: "ChatCompletion") -> Completion:

@@ -44,7 +44,6 @@ class Vllm(Engine):
     """vLLM, for models and batches worth its start-up of half a minute and more."""
 
     statistics: ClassVar[bool] = False
-    structures: ClassVar[bool] = True
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` is the model's own."""

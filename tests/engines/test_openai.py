@@ -163,6 +163,40 @@ def test_an_assistant_message_at_the_end_is_to_be_continued():
     assert bodies[0]["seed"] == 3
 
 
+SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}}'
+BY_SCHEMA = {
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": json.loads(SCHEMA), "strict": True},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "by_regex", "by_schema"),
+    [
+        (None, {}, {}),
+        ("openai", {}, BY_SCHEMA),
+        ("vllm", {"structured_outputs": {"regex": "(yes|no)"}}, BY_SCHEMA),
+        ("sglang", {"regex": "(yes|no)"}, BY_SCHEMA),
+    ],
+)
+def test_an_answer_is_held_to_a_form_as_the_server_knows_it(dialect, by_regex, by_schema):
+    with replying((200, reply())) as (url, bodies):
+        engine = Openai(base_url=url, model="m", structures=dialect, concurrency=1)
+        ask(engine, wanted(1, regex="(yes|no)") + wanted(1, schema=SCHEMA) + wanted(1))
+    usual = {"messages", "model", "temperature", "top_p", "max_tokens", "seed", "logprobs"}
+    forms = [{k: v for k, v in body.items() if k not in usual} for body in bodies]
+    assert forms == [by_regex, by_schema, {}]
+
+
+def test_an_answer_that_was_free_is_not_taken_for_one_that_is_held(tmp_path):
+    with replying((200, reply())) as (url, bodies):
+        for dialect in (None, "vllm", "sglang", None, "vllm", "sglang"):
+            ask(Openai(base_url=url, model="m", structures=dialect), wanted(1, regex="(yes|no)"), tmp_path)
+    assert len(bodies) == 3
+
+
 def test_answers_are_cached_and_equal_requests_asked_once(tmp_path):
     with replying((200, reply())) as (url, bodies):
         engine = Openai(base_url=url, model="m", concurrency=2)

@@ -110,6 +110,15 @@ def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     for i, mine in scored.items():
         assert mine.logprobs == pytest.approx(theirs[i].logprobs, abs=1e-3)
 
+    _holds_to_forms(policy)
+
+    (halted,) = texts(policy, ask(1, temperature=0.0, stop=("Day 2",)))
+    assert halted and "Day 2" not in halted
+    long = Request((("user", "Day 1: " * 400),), Sampling(), 1)
+    assert "the model's context 256" in next(iter(policy.sample([long])))[1].error
+
+
+def _holds_to_forms(policy):
     judge = (("system", "judge"), ("user", "Tom has 3 pens."))
     bound = [Request(judge, Sampling(regex="Verdict: (correct|wrong)"), seed) for seed in range(5)]
     assert set(texts(policy, bound)) <= {"Verdict: correct", "Verdict: wrong"}
@@ -118,11 +127,6 @@ def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     assert judged.finish_reason == "length" or Domain().verdict(judged.text).error is None
     schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
     assert texts(policy, [Request(judge, Sampling(schema=schema, max_tokens=40), 1)])[0].lstrip().startswith("{")
-
-    (halted,) = texts(policy, ask(1, temperature=0.0, stop=("Day 2",)))
-    assert halted and "Day 2" not in halted
-    long = Request((("user", "Day 1: " * 400),), Sampling(), 1)
-    assert "the model's context 256" in next(iter(policy.sample([long])))[1].error
 
 
 @installed
@@ -204,8 +208,10 @@ def test_vllms_own_server_answers_the_openai_engine(reference, tmp_path):
     try:
         _wait(f"http://127.0.0.1:{port}/health", server)
         requests = ask(20, temperature=0.0)
-        with Openai(base_url=f"http://127.0.0.1:{port}/v1", model="r0").open(BASE) as policy:
+        engine = Openai(base_url=f"http://127.0.0.1:{port}/v1", model="r0", structures="vllm", max_retries=0)
+        with engine.open(BASE) as policy:
             assert texts(policy, requests) == texts(reference, requests)
+            _holds_to_forms(policy)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
