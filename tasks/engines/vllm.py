@@ -34,7 +34,7 @@ from tasks.errors import EngineError
 
 VERSION = 1
 """Part of every cache key; raise it when an edit of this file changes answers."""
-INSTALL = "run `make vllm-gpu` where there is a GPU with CUDA, `make vllm-cpu` where there is none"
+INSTALL = "run `make vllm-gpu` where there is a GPU with CUDA (Linux on x86_64), `make vllm-cpu` where there is none"
 
 Call = tuple[dict[str, list[int]], Any]
 """What vLLM is given for a request: the prompt's token ids and a SamplingParams."""
