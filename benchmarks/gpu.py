@@ -6,8 +6,9 @@ A Llama with the embedded policy's tokenizer is trained from random weights on t
 `sft` (TRL); then it answers `prompts` held-out problems 8 times each, by the engine `transformers`, by a plain loop of
 `model.generate` in batches of 32 and, where it is installed, by the engine `vllm`; then it is the base of a round with
 the parameters of r1. Printed are tokens a second, the training's share of the peak (6 operations a parameter and token,
-against a large matrix product measured here), the most memory that was in use on the device, and the share of the
-round's seconds in which no stage started up or was in the model. With `--cpu` all of it runs without a GPU, to try it.
+against a large matrix product measured here), the most memory that was in use on the device beyond what was before, and
+the share of the round's seconds in which no stage started up or was in the model. Each of these is measured in a process
+of its own, so that none finds the memory or the caches of another. With `--cpu` all of it runs without a GPU, to try it.
 """
 
 import shutil
@@ -17,9 +18,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import polars as pl
 import torch
@@ -35,6 +39,7 @@ from tasks.models import digest
 from tasks.params import load_params, plain, stages_of
 from tasks.train.sft import SFT
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parents[1]
 SIZE = 8192
 """Rows and columns of the matrices whose product is the peak."""
@@ -80,10 +85,21 @@ def trained(parent: Path, model: Path, work: Path, rows: pl.DataFrame) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def peak(device: str, dtype: torch.dtype) -> float:
+def training(place: Path, hidden: int, layers: int, documents: int, device: str, dtype: str) -> float:
+    """Makes and trains the model; operations a second."""
+    with watched(device) as memory:
+        parameters = untrained(place / "random", hidden, layers, getattr(torch, dtype))
+        speed = trained(place / "random", place / "model", place / "work", corpus(documents))
+        name = "CPU" if device == "cpu" else torch.cuda.get_device_name()
+        print(f"{name}, torch {torch.__version__}, {parameters / 1e6:.0f}M parameters, {dtype}")
+        print(f"training   {speed:10,.0f} tokens/s, {memory()}", flush=True)
+    return 6 * parameters * speed
+
+
+def peak(device: str, dtype: str) -> float:
     """Operations a second of a large matrix product."""
     size = SIZE if device == "cuda" else SIZE // 8
-    a = torch.randn(size, size, device=device, dtype=dtype)
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     times = []
     for _ in range(10):
         start = time.perf_counter()
@@ -94,28 +110,50 @@ def peak(device: str, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(times)
 
 
+def answering(side: str, model: Path, prompts: int, device: str, dtype: str) -> float:
+    """Tokens a second of a side, the model loaded and warm."""
+    wanted = requests(prompts, 8)
+    with watched(device) as memory:
+        answer = engine(model, CORES, dtype) if side == "engine" else generate(model, CORES, dtype, device)
+        answer(wanted[:BATCH])
+        start = time.perf_counter()
+        rate = answer(wanted) / (time.perf_counter() - start)
+        print(f"{side:10} {rate:10,.0f} tokens/s, {memory()}", flush=True)
+    return rate
+
+
+def answering_by_vllm(model: Path, prompts: int, dtype: str) -> None:
+    """The same of vLLM, whose memory is what it is given."""
+    wanted = requests(prompts, 8)
+    with Vllm(dtype=dtype, memory=0.5).open(model) as policy:
+        list(policy.sample(wanted[:BATCH]))
+        start = time.perf_counter()
+        tokens = sum(c.tokens for _, c in policy.sample(wanted))
+        print(f"vllm       {tokens / (time.perf_counter() - start):10,.0f} tokens/s", flush=True)
+
+
 @contextmanager
 def watched(device: str) -> Iterator[Callable[[], str]]:
-    """The most memory in use on the device meanwhile, by whatever process, looked at ten times a second."""
-    most, over = [0], threading.Event()
+    """The most memory that the device has in use meanwhile, by whatever process, beyond what it had at first, when this
+    process's CUDA context was there already; looked at ten times a second.
+    """
+    least, over = [0], threading.Event()
 
     def look() -> None:
         while not over.wait(0.1):
-            free, total = torch.cuda.mem_get_info()
-            most[0] = max(most[0], total - free)
+            least[0] = min(least[0], torch.cuda.mem_get_info()[0])
 
     if device == "cuda":
+        first = least[0] = torch.cuda.mem_get_info()[0]
         threading.Thread(target=look, daemon=True).start()
     try:
-        yield lambda: f"{most[0] / 2**30:.1f} GiB" if most[0] else "not measured"
+        yield lambda: f"{(first - least[0]) / 2**30:.1f} GiB" if device == "cuda" else "memory not measured"
     finally:
         over.set()
 
 
-def campaign(root: Path, model: Path, dtype: str, count: int) -> tuple[float, float]:
-    """A base and a round of it, each stage as the process that a user starts: seconds, and the share outside the model
-    and start-up.
-    """
+def campaign(root: Path, model: Path, count: int, device: str, dtype: str) -> None:
+    """A base and a round of it, each stage as the process that a user starts."""
     (root / "data").mkdir(parents=True)
     for name in ("tasks", "data/seeds"):
         (root / name).symlink_to(HERE / name)
@@ -125,14 +163,22 @@ def campaign(root: Path, model: Path, dtype: str, count: int) -> tuple[float, fl
     base["engine"] = block["engine"] = {"strategy": "transformers", "dtype": dtype}
     block["prompts"]["count"] = count
     YAML().dump({"bases": {"r0": base}, "rounds": {"r1": block}}, root / "params.yaml")
-    start = time.perf_counter()
-    for own in load_params(root).blocks.values():
-        for stage in stages_of(own):
-            command = [sys.executable, "-m", "tasks", "stage", stage.name, own.name]
-            subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
-    whole = time.perf_counter() - start
-    spent = [m.seconds for name in ("r0", "r1") for m in store.manifests(root, name).values()]
-    return whole, 1 - sum(s["start"] + s["model"] for s in spent) / whole
+    with watched(device) as memory:
+        start = time.perf_counter()
+        for own in load_params(root).blocks.values():
+            for stage in stages_of(own):
+                command = [sys.executable, "-m", "tasks", "stage", stage.name, own.name]
+                subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
+        whole = time.perf_counter() - start
+        spent = [m.seconds for name in ("r0", "r1") for m in store.manifests(root, name).values()]
+        outside = 1 - sum(s["start"] + s["model"] for s in spent) / whole
+        print(f"base and round {whole:.0f} s, {outside:.1%} outside model and start-up, {memory()}", flush=True)
+
+
+def alone(phase: Callable[..., T], *args: Any) -> T:
+    """What a phase gives in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(phase, *args).result()
 
 
 def main(
@@ -147,38 +193,17 @@ def main(
     if not cpu and not torch.cuda.is_available():
         print("there is no GPU here: nothing was measured (--cpu runs all of it without one)")
         raise typer.Exit(1)
-    device, dtype = ("cpu", "float32") if cpu else ("cuda", "bfloat16")
-    name = "CPU" if cpu else torch.cuda.get_device_name()
+    how = ("cpu", "float32") if cpu else ("cuda", "bfloat16")
     place = Path(tempfile.mkdtemp(prefix="flywheel-"))
+    model = place / "model"
     try:
-        with watched(device) as memory:
-            parameters = untrained(place / "random", hidden, layers, getattr(torch, dtype))
-            speed = trained(place / "random", place / "model", place / "work", corpus(documents))
-            share = 6 * parameters * speed / peak(device, getattr(torch, dtype))
-            print(f"{name}, torch {torch.__version__}, {parameters / 1e6:.0f}M parameters, {dtype}")
-            print(f"training   {speed:10,.0f} tokens/s, {share:.0%} of the peak, {memory()}", flush=True)
-        wanted = requests(prompts, 8)
-        rates = {}
-        for side, opened in {
-            "engine": lambda: engine(place / "model", CORES, dtype),
-            "generate": lambda: generate(place / "model", CORES, dtype, device),
-        }.items():
-            with watched(device) as memory:
-                answer = opened()
-                answer(wanted[:BATCH])
-                start = time.perf_counter()
-                rates[side] = answer(wanted) / (time.perf_counter() - start)
-                print(f"{side:10} {rates[side]:10,.0f} tokens/s, {memory()}", flush=True)
-        print(f"ratio {rates['engine'] / rates['generate']:.2f}")
+        operations = alone(training, place, hidden, layers, documents, *how)
+        print(f"training's share of the peak {operations / alone(peak, *how):.0%}", flush=True)
+        ours, theirs = (alone(answering, side, model, prompts, *how) for side in ("engine", "generate"))
+        print(f"ratio {ours / theirs:.2f}", flush=True)
         if find_spec("vllm"):
-            with Vllm(dtype=dtype, memory=0.5).open(place / "model") as policy:
-                list(policy.sample(wanted[:BATCH]))
-                start = time.perf_counter()
-                tokens = sum(c.tokens for _, c in policy.sample(wanted))
-                print(f"vllm       {tokens / (time.perf_counter() - start):10,.0f} tokens/s", flush=True)
-        with watched(device) as memory:
-            seconds, outside = campaign(place / "project", place / "model", dtype, count)
-            print(f"base and round {seconds:.0f} s, {outside:.1%} outside model and start-up, {memory()}")
+            alone(answering_by_vllm, model, prompts, how[1])
+        alone(campaign, place / "project", model, count, *how)
     finally:
         shutil.rmtree(place)
 
