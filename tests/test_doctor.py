@@ -14,6 +14,8 @@ from rich.console import Console
 
 from tasks import doctor, pipeline, store
 from tasks.errors import ParamsError
+from tasks.judge import Judge
+from tasks.judge.jury import Juror, Jury
 
 PLAN = synthetic.pipeline("r1")
 HERE = Path(doctor.__file__).parent.parent
@@ -225,3 +227,19 @@ def test_engines_say_what_they_can_do_and_what_keeps_them(monkeypatch):
     object.__setattr__(block, "engine", kind())
     used = synthetic.Pipeline(synthetic.Campaign(), {"r0": block})
     assert {f.text: f.status for f in doctor.engines(HERE, used)}["transformers: there is no GPU; take cpu"] == "broken"
+
+
+def test_the_engines_of_a_jury_are_used_as_well(monkeypatch):
+    openai, transformers = (doctor.load("engines", name) for name in ("openai", "transformers"))
+    monkeypatch.setattr(openai, "problems", lambda self: [f"{self.base_url}: no server answers"])
+    monkeypatch.setattr(transformers, "problems", lambda self: ["there is no GPU; take cpu"])
+    jurors = {n: Juror(engine=openai(base_url=f"http://{n}/v1", model="m")) for n in ("one", "two")}
+    plan = synthetic.pipeline("r1")
+    for block in plan.blocks.values():
+        object.__setattr__(block, "engine", doctor.load("engines", "fake")())
+    plan.block("r1").stages["judge"] = Judge(panel={"jury": Jury(jury=jurors)}, reward="jury")
+    found = {f.text: f.status for f in doctor.engines(HERE, plan)}
+    assert found["openai: http://one/v1: no server answers"] == "broken"
+    assert found["openai: http://two/v1: no server answers"] == "broken"
+    assert found["transformers: there is no GPU; take cpu"] == "warn"
+    assert found["fake samples and scores, used by params.yaml"] == "ok"

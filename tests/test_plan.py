@@ -108,6 +108,8 @@ def test_estimates_of_what_never_ran_come_from_the_params():
     assert asked["filter"] == (0, 0)
     raw["judge"]["panel"]["self_judge"]["likeliest"] = 2
     assert plan.volume(stages()["judge"], raw).requests == 200
+    raw["judge"]["panel"]["jury"] = {"jury": {"one": {}, "two": {}, "three": {}}, "samples": 2, "max_tokens": 10}
+    assert plan.volume(stages()["judge"], raw)[:2] == (200 + 400 * 3 * 2, 200 * 20 + 400 * 3 * 2 * 10)
 
 
 def test_dry_run_shows_stages_and_their_sum(made, capsys):
