@@ -203,6 +203,8 @@ def _problems(folder: Path) -> Iterator[str]:
 
 
 def _adapter_problems(folder: Path) -> Iterator[str]:
+    if (kind := _json(folder / ADAPTER).get("peft_type", "LORA")) != "LORA":
+        yield f"{ADAPTER} has peft_type {kind!r}, and only LORA is known; merge it into its base, and add the whole model"
     yield from _weight_problems(folder, ["adapter_model.safetensors"])
 
 

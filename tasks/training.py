@@ -27,6 +27,11 @@ CHECKPOINTS = 5
 """Checkpoints in a run."""
 WHOLE = "whole"
 """A file in a checkpoint that was written to its end."""
+FREE = frozenset({
+    "r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out", "task_type", "base_model_name_or_path", "revision",
+    "inference_mode", "peft_version",
+})  # fmt: skip
+"""What a plain LoRA adapter's config may say otherwise than peft's defaults: of these alone its factors can be added up."""
 EXPLODED = 5.0
 """A loss this many times the first one (and above 1 nat) is a divergence."""
 PLOTTED = frozenset({"loss", "grad_norm", "mean_token_accuracy", "entropy", "rewards/margins", "rewards/accuracies"})
@@ -102,12 +107,16 @@ def buckets(lengths: Iterable[int], tokens: int) -> list[list[int]]:
     return [batch for batch in batches if batch]
 
 
-def load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A policy to train, in float32, and its tokenizer, from a round's model folder; an adapter is merged into its base.
-    Sets the number of threads that suits the model's size.
+def load(folder: Path, adapter: Any = None, seed: int = 0) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """A policy to train, in float32, and its tokenizer, from a round's model folder; an adapter is merged into its base,
+    and a new one put on as `peft` does. Sets the number of threads that suits the model's size.
+
+    Raises ModelRefused where the folder cannot be loaded, or where the new adapter is not to be merged and could not be
+    put beside the folder's own one.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    models.check(folder)
     folder = models.resolve(folder)
     base, words = models.layout(folder)
     # eager: on a CPU the backward of torch's fused attention takes most of a step of a small model
@@ -118,14 +127,17 @@ def load(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
 
         policy = PeftModel.from_pretrained(policy, folder).merge_and_unload()
     torch.set_num_threads(1 if policy.num_parameters() < SMALL else torch.get_num_threads())
+    policy = peft(policy, adapter, seed)
+    if base != folder and adapter is not None and not adapter.merge:
+        from peft import get_peft_model_state_dict
+
+        _factors(folder, set(get_peft_model_state_dict(policy)))
     return policy, AutoTokenizer.from_pretrained(words)
 
 
 def peft(policy: "PreTrainedModel", adapter: Any, seed: int) -> "PreTrainedModel":
-    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None, or
-    when it already has one.
-    """
-    if adapter is None or hasattr(policy, "peft_config"):
+    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None."""
+    if adapter is None:
         return policy
     from peft import LoraConfig, get_peft_model
 
@@ -264,20 +276,23 @@ def _save_adapter(policy: "PreTrainedModel", parent: Path, model: Path, blend: f
 def _factors(folder: Path, wanted: set[str]) -> tuple[Path, int, dict[str, torch.Tensor]]:
     """A parent's base as its adapter names it, the adapter's rank and its factors, scaled.
 
-    Raises ModelRefused where it is more than factors of one rank for the same layers.
+    Raises ModelRefused, with what is odd about it, where it is more than factors of one rank for the same layers.
     """
     from peft import LoraConfig
     from safetensors.torch import load_file
 
-    config = LoraConfig.from_pretrained(folder)
+    plain = LoraConfig().to_dict()
+    told = plain | json.loads((folder / models.ADAPTER).read_text())
+    odd = [f"{k} is {v!r}" for k, v in sorted(told.items()) if k not in FREE and v and v != plain.get(k)]
     found = load_file(folder / "adapter_model.safetensors")
-    odd = config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern
-    if odd or set(found) != wanted:
+    odd += [f"{name} is missing" for name in sorted(wanted - set(found))[:1]]
+    odd += [f"{name} is none of their factors" for name in sorted(set(found) - wanted)[:1]]
+    if odd:
         raise ModelRefused(
-            f"{folder}: this adapter is not one of plain factors for all linear layers, and cannot be put beside another "
-            "one; set train.adapter.merge to true"
+            f"{folder}: this adapter is not one of plain factors for all linear layers ({'; '.join(odd)}), and cannot be "
+            "put beside another one; set train.adapter.merge to true"
         )
-    return models.named_base(folder), config.r, _scaled(found, config.lora_alpha / config.r)
+    return models.named_base(folder), told["r"], _scaled(found, told["lora_alpha"] / told["r"])
 
 
 def _scaled(factors: dict[str, torch.Tensor], by: float) -> dict[str, torch.Tensor]:

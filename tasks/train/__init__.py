@@ -80,16 +80,17 @@ class FineTuning(Training):
     def supervised(
         self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame, work: Path, seed: int
     ) -> tuple["PreTrainedModel", list[dict[str, Any]]]:
-        """Trains `policy` on the rows, going on from the checkpoints in `work`; the trained model and its curve."""
+        """Trains `policy`, or the adapter on it, on the rows, going on from the checkpoints in `work`; the trained model and
+        its curve.
+        """
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        from tasks.training import MuonAdamW, arguments, fit, in_order, peft
+        from tasks.training import MuonAdamW, arguments, fit, in_order
 
         data = Dataset.from_list(rows.select("prompt", "completion").to_dicts())
         steps = -(-len(rows) * self.epochs // self.batch)
         config = SFTConfig(max_length=self.max_length, **arguments(work, steps, self.batch, seed, self.warmup))
-        policy = peft(policy, self.adapter, seed)
         optimizer = MuonAdamW(policy, self.matrices, self.rest)
         trainer = SFTTrainer(
             policy, config, train_dataset=data, processing_class=tokenizer, optimizers=(optimizer, None)

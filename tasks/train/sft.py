@@ -22,10 +22,10 @@ class SFT(FineTuning):
         seed: int,
         domain: Domain,
     ) -> pl.DataFrame:
-        """Writes the fine-tuned model and gives the curve. Raises Diverged."""
+        """Writes the fine-tuned model and gives the curve. Raises Diverged, and ModelRefused as `training.load`."""
         from tasks.training import load, save
 
-        policy, tokenizer = load(parent_model)
+        policy, tokenizer = load(parent_model, self.adapter, seed)
         policy, curve = self.supervised(policy, tokenizer, rows, work / "sft", seed)
         save(policy, tokenizer, parent_model, model, self.blend, self.adapter)
         return pl.DataFrame(curve, schema=CURVE)

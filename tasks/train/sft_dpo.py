@@ -46,10 +46,10 @@ class SFTThenDPO(FineTuning):
         seed: int,
         domain: Domain,
     ) -> pl.DataFrame:
-        """Writes the fine-tuned model and gives the curve of both steps. Raises Diverged."""
+        """Writes the fine-tuned model and gives the curve of both steps. Raises Diverged, and ModelRefused as `training.load`."""
         from tasks.training import load, save
 
-        policy, tokenizer = load(parent_model)
+        policy, tokenizer = load(parent_model, self.adapter, seed)
         curve: list[dict[str, Any]] = []
         if len(rows):
             policy, curve = self.supervised(policy, tokenizer, rows, work / "sft", seed)
@@ -86,9 +86,8 @@ class SFTThenDPO(FineTuning):
             precompute_ref_log_probs=True,
             **arguments(work, steps, self.pairs_batch, seed, self.warmup),
         )
-        if self.adapter is not None and self.adapter.merge and hasattr(policy, "merge_and_unload"):
-            policy = policy.merge_and_unload()
-        policy = peft(policy, self.adapter, seed)
+        if self.adapter is not None and self.adapter.merge:
+            policy = peft(policy.merge_and_unload(), self.adapter, seed)
         optimizer = MuonAdamW(policy, self.pairs_matrices, self.pairs_rest)
         data = Dataset.from_list([wanted[i] for i in order])
         trainer = DPOTrainer(

@@ -231,11 +231,33 @@ def test_a_project_with_adapters_can_be_moved_but_not_given_another_base(project
         models.check(moved / ROUNDS.format("r1"))
 
 
-def test_an_adapter_of_another_kind_cannot_be_put_beside_a_new_one(project):
+ODD = {
+    "few layers": ({"target_modules": ["q_proj"]}, r"down_proj\.lora_A\.weight is missing"),
+    "scaled by the root of the rank": ({"use_rslora": True}, "use_rslora is True"),
+    "magnitudes": ({"use_dora": True}, "use_dora is True; .*magnitude_vector is none of their factors"),
+    "ranks by layer": ({"rank_pattern": {"q_proj": 3}}, r"rank_pattern is \{'q_proj': 3\}"),
+    "drawn from the weights, which it changed": ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+    "biases": ({"bias": "all"}, "bias is 'all'"),
+    "whole modules": ({"modules_to_save": ["norm"]}, r"modules_to_save is \['norm'\]"),
+}
+
+
+@pytest.mark.parametrize(("how", "said"), ODD.values(), ids=ODD)
+def test_an_adapter_of_another_kind_cannot_be_put_beside_a_new_one(project, monkeypatch, how, said):
     from peft import LoraConfig, get_peft_model
 
     r0 = project / ROUNDS.format("r0")
-    other = get_peft_model(load(r0)[0], LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    other.save_pretrained(project / "other")
-    with pytest.raises(ModelRefused, match="set train.adapter.merge to true"):
+    config = LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | how)
+    get_peft_model(load(r0)[0], config).save_pretrained(project / "other")
+    monkeypatch.setattr("tasks.training.fit", lambda *_: pytest.fail("a step was made"))
+    with pytest.raises(ModelRefused, match=f"(?s)other: this adapter .*{said}.*set train.adapter.merge to true"):
         adapted(project, "r1", project / "other")
+
+
+def test_an_adapter_that_is_no_lora_is_not_loaded(project):
+    from peft import IA3Config, get_peft_model
+
+    r0 = project / ROUNDS.format("r0")
+    get_peft_model(load(r0)[0], IA3Config(task_type="CAUSAL_LM")).save_pretrained(project / "other")
+    with pytest.raises(ModelRefused, match="peft_type 'IA3', and only LORA is known"):
+        adapted(project, "r1", project / "other", adapter=Lora(rank=4))
