@@ -52,7 +52,9 @@ class Lora(Params):
     merge: bool = True
     """Merge it into the weights when the training ends. If not, the round's model is the adapter alone, on the base of
     its line: a few megabytes for a model of any size, which engine vllm serves beside the base without merging. A round
-    whose parent is such an adapter keeps both as one, so the rank grows by `rank` with every round."""
+    whose parent is such an adapter keeps both as one, so the rank grows by `rank` with every round.
+    What is trained differs too where one step follows another: `sft_dpo` goes on in DPO with the adapter that SFT made,
+    of which merging makes a new one on top of the merged weights."""
 
 
 class FineTuning(Training):
