@@ -185,3 +185,10 @@ def test_the_digest_of_an_adapter_can_be_told_without_its_base(adapter, model):
     assert told() is None
     (adapter / "base.json").write_text(json.dumps({"digest": models.digest(model)}))
     assert told() == models.digest(adapter)
+
+
+def test_the_digest_of_a_folder_that_is_not_there_is_told_where_its_files_suffice(adapter, model, tmp_path):
+    gone = tmp_path / "gone"
+    assert models.told_digest(gone, {f.name: models.file_digest(f) for f in model.iterdir()}) == models.digest(model)
+    assert models.told_digest(gone, {f.name: models.file_digest(f) for f in adapter.iterdir()}) is None
+    assert models.told_digest(gone, {models.POINTER: "0" * 64}) is None
