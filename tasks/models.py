@@ -11,6 +11,7 @@ Code shared by several stages: an edit of this file does not make stages stale.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -111,8 +112,8 @@ def told_digest(folder: Path, files: Mapping[str, str]) -> str | None:
         return _json(folder / POINTER).get("digest")
     if ADAPTER not in files:
         return None if POINTER in files else _digest(folder, files, None)
-    here = all((folder / name).is_file() for name in (ADAPTER, BASE))
-    return _digest(folder, files, str(_json(folder / BASE).get("digest"))) if here else None
+    base = _recorded_base(folder) if (folder / ADAPTER).is_file() else None
+    return _digest(folder, files, base) if base else None
 
 
 def _digest(folder: Path, files: Mapping[str, str], base: str | None) -> str:
@@ -158,22 +159,49 @@ def adapter_base(folder: Path) -> Path:
 
 
 def named_base(folder: Path) -> Path:
-    """The folder that an adapter names as its base. A relative name is looked for from here, then from each folder above
-    the adapter: an adapter of a round finds its base wherever the project lies.
+    """The folder that an adapter names as its base, as seen from here. The base of a round's adapter, whose digest
+    `base.json` records, is the nearest one of that digest, seen from each folder above the adapter and then from here: it
+    is found wherever the project lies.
 
-    Raises ModelRefused when there is no such folder, or its model is not the one that was recorded.
+    Raises ModelRefused when there is no such folder, when none has the model that was recorded, or for a broken record.
     """
     name = str(_json(folder / ADAPTER).get("base_model_name_or_path") or "")
-    places = [Path(up, name) for up in ("", *folder.absolute().parents)] if name else []
-    found = next((at for at in places if at.is_dir() and at.absolute() != folder.absolute()), None)
-    if found is None:
-        raise ModelRefused(
-            f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
-            "add that model with `flywheel base add`, and write its folder here"
-        )
-    if (folder / BASE).is_file() and _json(folder / BASE).get("digest") != digest(found):
-        raise ModelRefused(f"{found}: is not the model that the adapter {folder} was trained on; restore it")
-    return found
+    recorded = _recorded_base(folder)
+    above = folder.absolute().parents if recorded else ()
+    places = [Path(up, name) for up in (*above, "")] if name else []
+    found = [at for at in places if at.is_dir() and at.absolute() != folder.absolute()]
+    if match := next((at for at in found if recorded in (None, digest(at))), None):
+        return match
+    if found:
+        raise ModelRefused(f"{found[0]}: is not the model that the adapter {folder} was trained on; restore it")
+    if recorded and made_by(Path(name)):
+        lost = folder.parent.parent / name
+        raise ModelRefused(f"{lost}: is missing, the base of the adapter {folder}; {_mend(lost)}")
+    raise ModelRefused(
+        f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
+        "add that model with `flywheel base add`, and write its folder here"
+    )
+
+
+def _recorded_base(folder: Path) -> str | None:
+    """The digest of an adapter's base, where a round wrote it down."""
+    if not (folder / BASE).is_file():
+        return None
+    recorded = _json(folder / BASE).get("digest")
+    if not isinstance(recorded, str) or not re.fullmatch("[0-9a-f]{64}", recorded):
+        raise ModelRefused(f"{folder / BASE}: digest is {recorded!r}, which is no sha256; {_mend(folder)}")
+    return recorded
+
+
+def made_by(folder: Path) -> str | None:
+    """The base or round whose model folder it is, by its path alone: `r1` of `data/round=r1/model`."""
+    found = re.search(r"(?:^|/)round=(\w+)/model$", folder.as_posix())
+    return found and found[1]
+
+
+def _mend(folder: Path) -> str:
+    """How a project's folder comes back."""
+    return f"`dvc checkout {folder}` brings it back, or `dvc pull {folder}` from a remote"
 
 
 def check(folder: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -185,6 +186,39 @@ def test_the_digest_of_an_adapter_can_be_told_without_its_base(adapter, model):
     assert told() is None
     (adapter / "base.json").write_text(json.dumps({"digest": models.digest(model)}))
     assert told() == models.digest(adapter)
+
+
+def test_a_base_is_looked_for_above_only_by_its_digest_and_the_nearest_is_taken(adapter, model, tmp_path):
+    """A project within a project, whose adapter was moved from the outer one."""
+    inner = tmp_path / "data/inner/data"
+    for at, act in ((tmp_path / "data", "silu"), (inner, "gelu")):
+        edit(shutil.copytree(model, at / "round=r0/model") / "config.json", hidden_act=act)
+    moved = shutil.copytree(adapter, inner / "round=r1/model")
+    edit(moved / "adapter_config.json", base_model_name_or_path="round=r0/model")
+    with pytest.raises(ModelRefused, match="no local folder"):
+        models.named_base(moved)
+    for at in (tmp_path / "data", inner):
+        (moved / "base.json").write_text(json.dumps({"digest": models.digest(at / "round=r0/model")}))
+        assert models.named_base(moved) == at / "round=r0/model"
+    (moved / "base.json").write_text(json.dumps({"digest": "0" * 64}))
+    with pytest.raises(ModelRefused, match=f"{inner}/round=r0/model: is not the model that the adapter"):
+        models.named_base(moved)
+
+
+def test_a_base_that_was_not_pulled_is_named_with_the_command_that_brings_it(adapter, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    moved = shutil.copytree(adapter, Path("data/round=r1/model"))
+    edit(moved / "adapter_config.json", base_model_name_or_path="round=r0/model")
+    (moved / "base.json").write_text(json.dumps({"digest": models.digest(model)}))
+    with pytest.raises(ModelRefused, match=r"^data/round=r0/model: is missing, .*`dvc checkout data/round=r0/model`"):
+        models.check(moved)
+
+
+@pytest.mark.parametrize("told", ['{"digest": null}', "{}", '{"digest": "r0"}'])
+def test_a_record_of_the_base_that_is_none_is_refused(adapter, told):
+    (adapter / "base.json").write_text(told)
+    with pytest.raises(ModelRefused, match=r"base\.json: digest is .*, which is no sha256; `dvc checkout"):
+        models.named_base(adapter)
 
 
 def test_the_digest_of_a_folder_that_is_not_there_is_told_where_its_files_suffice(adapter, model, tmp_path):
