@@ -71,11 +71,17 @@ def _cached(repo: str, revision: str, folder: Path) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True, **SNAPSHOT))
     except LocalEntryNotFoundError as error:
-        name = folder.absolute().parent.name.partition("=")[2] or "NAME"
         raise ModelRefused(
             f"{folder}: points to {repo} at {revision[:12]}…, which is not whole in the hub's cache of this machine; fetch it "
-            f"with `flywheel stage base {name}`"
+            f"with `flywheel stage base {_base_of(folder) or 'NAME'}`, the base that it comes from"
         ) from error
+
+
+def _base_of(folder: Path) -> str | None:
+    """A base that has the same pointer: a round that trained nothing has its parent's."""
+    own = (folder / POINTER).read_bytes()
+    same = (p for p in folder.absolute().parents[1].glob(f"round=*/model/{POINTER}") if p.read_bytes() == own)
+    return next((made_by(p.parent) for p in same if (p.parents[1] / "manifests/base.json").is_file()), None)
 
 
 def _verify(path: Path, recorded: str, pointer: Path) -> None:

@@ -127,6 +127,15 @@ def test_it_is_found_on_a_machine_whose_cache_lies_elsewhere(hub, tiny, tmp_path
     model = run(Hub(repo="ann/tiny", revision=REVISION), tmp_path / "data" / "round=qwen")
     assert str(tmp_path) not in (model / "pointer.json").read_text()
     shutil.move(tmp_path / "hub", tmp_path / "other")
+    untrained = shutil.copytree(model, tmp_path / "data/round=r1/model")
+    with pytest.raises(ModelRefused, match=r"ann/tiny at 0123.*`flywheel stage base NAME`, the base"):
+        models.check(untrained)
+    for made in ("qwen/manifests/base.json", "r1/manifests/train.json"):
+        place = tmp_path / f"data/round={made}"
+        place.parent.mkdir()
+        place.touch()
+    with pytest.raises(ModelRefused, match=r"round=r1/model: points to .*`flywheel stage base qwen`"):
+        models.check(untrained)
     with pytest.raises(ModelRefused, match=r"ann/tiny at 0123.*`flywheel stage base qwen`"):
         models.resolve(model)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
