@@ -31,7 +31,7 @@ from rich.text import Text
 
 from tasks import models, pipeline, store
 from tasks.errors import FlywheelError, masked
-from tasks.params import Pipeline, load_params
+from tasks.params import Pipeline, jurors, load_params
 from tasks.record import tracking_uri
 from tasks.stage import load, names
 
@@ -204,8 +204,7 @@ def engines(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
     """What each engine can do, and what keeps it from working; broken where params.yaml uses it."""
     used: dict[str, list[Any]] = {}
     for block in plan.blocks.values() if plan else ():
-        jury = getattr(block.stages.get("judge"), "panel", {}).get("jury")
-        for engine in (block.engine, *(j.engine for j in getattr(jury, "jury", {}).values())):
+        for engine in (block.engine, *(j.engine for j in jurors(block).values())):
             used.setdefault(engine.strategy_name(), []).append(engine)
     for name in names("engines"):
         kind = load("engines", name)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def validate(content: dict[str, Any]) -> Pipeline:
         kind = "bases" if name in parts["bases"] else "rounds"
         blocks[name] = _block(name, raw[name], f"{kind}.{name}", kind, _root(name, parents), problems)
     _screened(blocks, problems)
+    _jury(blocks, problems)
     if problems:
         lines = "\n".join(f"  {p}" for p in problems)
         raise ParamsError(f"{FILE} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}")
@@ -305,6 +307,34 @@ def _common(named: dict[str, Path]) -> str:
     """The file, or the folder of all of them."""
     inside = [path for path in named.values() if _inside(path, SEEDS)]
     return os.path.commonpath(inside) if inside else str(NO_FILES)
+
+
+def jurors(block: Block) -> dict[str, Any]:
+    """The other models that judge a block's answers, by the key of params.yaml below which they are described."""
+    jury = getattr(block.stages.get("judge"), "panel", {}).get("jury")
+    return {f"judge.panel.jury.jury.{name}": juror for name, juror in getattr(jury, "jury", {}).items()}
+
+
+def _jury(blocks: dict[str, Block], problems: _Problems) -> None:
+    """A juror's model of the project's own must be made by a base or round that can come before its own."""
+    found = {name: {f"rounds.{name}.{k}.model": j for k, j in jurors(b).items()} for name, b in blocks.items()}
+    for keys in found.values():
+        for key, juror in keys.items():
+            if (maker := juror.maker()) and maker not in blocks and not Path(juror.model).exists():
+                problems.add(
+                    key, f"{juror.model} is not there, and {maker!r} is no base or round; {suggest(maker, blocks)}"
+                )
+    makers = {name: {j.maker() for j in keys.values()} for name, keys in found.items()}
+    try:
+        TopologicalSorter({n: {b.parent, *makers[n]} for n, b in blocks.items()}).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        name = next(n for n in circle if makers[n] & set(circle))
+        key = next(k for k, j in found[name].items() if j.maker() in circle)
+        shown = " → ".join(circle)
+        problems.add(
+            key, f"{found[name][key].model} is made only after {name} ({shown}); take a model that comes before"
+        )
 
 
 def evaluated(block: Block) -> dict[str, int]:

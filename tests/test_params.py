@@ -123,6 +123,9 @@ WRONG = {
     "rounds.r1.filter.rank_by=log_prob": "rounds.r1.filter.rank_by: there is no judge 'log_prob' in judge.panel; did you mean 'logprob'?",
     "rounds.r2.evaluate.panel.answers.greedy=21": "rounds.r1.prompts.evaluation: keeps prompts clear of 20 heldout items, and evaluate of r2 asks for 21; write heldout: 21 there, or more",
     "rounds.r2.prompts.evaluation={heldout: 50}": "rounds.r2.prompts.evaluation: keeps prompts clear of 0 gold items, and evaluate of r2 asks for 7; write gold: 7",
+    "rounds.r1.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r00/model}}}": "rounds.r1.judge.panel.jury.jury.big.model: data/round=r00/model is not there, and 'r00' is no base or round; did you mean 'r0'",
+    "rounds.r1.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r2/model}}}": "rounds.r1.judge.panel.jury.jury.big.model: data/round=r2/model is made only after r1 (r1 → r2 → r1); take a model that comes before",
+    "rounds.r2.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r2/model}}}": "rounds.r2.judge.panel.jury.jury.big.model: data/round=r2/model is made only after r2 (r2 → r2); take",
     "campaign.name=tom's": "campaign.name: string should match pattern",
 }
 
@@ -164,6 +167,12 @@ def test_a_good_one(good):
     assert pipeline.block("r0").is_base
     with pytest.raises(UnknownName, match="there is no round or base 'r22'; did you mean"):
         pipeline.block("r22")
+
+
+def test_a_juror_may_be_a_model_that_is_not_made_yet(good):
+    teacher = {"bases": good["bases"] | {"teacher": good["bases"]["r0"]}}
+    big = "{jury: {big: {engine: {strategy: transformers}, model: data/round=teacher/model}}}"
+    assert "teacher" in validate(edited(good | teacher, f"rounds.r1.judge.panel.jury={big}")).blocks
 
 
 def test_parents_come_first_wherever_they_stand(good):
@@ -372,7 +381,7 @@ def test_the_schema_accepts_what_is_valid(accepts, good):
     assert accepts(edited(good, "rounds.r1.judge.panel.jury={jury: {a: {engine: {strategy: openai, model: big}}}}"))
 
 
-BEYOND_IT = r"parent=r|base=r1|r0=|reward=|R 9|path=|/data/a|seeds/m|files=data|filter\.|r2\.(evaluate|prompts)"
+BEYOND_IT = r"parent=r|base=r1|r0=|reward=|R 9|path=|/data/a|seeds/m|files=data|filter\.|r2\.(evaluate|prompts)|round="
 IN_THE_SCHEMA = [e for e in WRONG if not re.search(BEYOND_IT, e)]
 
 

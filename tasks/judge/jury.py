@@ -12,6 +12,7 @@ from tasks.errors import ModelRefused, UnknownName, suggest
 from tasks.judge import Case
 from tasks.judge.self_judge import Judged, SelfJudge
 from tasks.stage import Params, load, names
+from tasks.store import round_folder
 
 
 def _engine(told: Any) -> Engine:
@@ -48,15 +49,17 @@ class Juror(Params):
     engine: Annotated[Any, PlainValidator(_engine), WithJsonSchema(SCHEMA)]
     """Who runs it."""
     model: str | None = None
-    """Its folder, such as `data/round=teacher/model` of a base; null where the engine asks a server that has it."""
+    """Its folder, such as `data/round=teacher/model` of a base; null where the engine asks a server that has it. That of
+    a base or round of the project may be named before it was made."""
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The digest of that model, by which its judgments become stale with it."""
+    """The digest of that model, by which its judgments become stale with it. It may be left out for as long as a model of
+    the project's own has not been made; from then on it must be written down."""
 
     @model_validator(mode="after")
     def _is_pinned(self) -> "Juror":
         if self.model is None and self.engine.loads:
             raise ValueError(f"engine {self.engine.strategy_name()} loads a model: write its folder under `model`")
-        if self.model is not None and self.digest is None:
+        if self.model is not None and self.digest is None and (self.maker() is None or Path(self.model).exists()):
             try:
                 models.check(Path(self.model))
                 raise ValueError(f"pin the model: write digest: {models.digest(Path(self.model))}")
@@ -64,10 +67,17 @@ class Juror(Params):
                 raise ValueError(f"pin the model by its digest, once it is there: {refused}") from refused
         return self
 
+    def maker(self) -> str | None:
+        """The base or round of this project whose model it is."""
+        name = models.made_by(Path(self.model or ""))
+        return name if name and Path(str(self.model)) == round_folder(Path(), name) / "model" else None
+
     def folder(self) -> Path:
         """Where its model lies; nowhere when a server has it. Raises ModelRefused when it is not there, or not the one that is pinned."""
         if self.model is None:
             return Path("served")
+        if (maker := self.maker()) and not Path(self.model).exists():
+            raise ModelRefused(f"{self.model}: this model of a juror is not there yet; `flywheel run {maker}` makes it")
         models.check(Path(self.model))
         if (found := models.digest(Path(self.model))) != self.digest:
             raise ModelRefused(

@@ -1,5 +1,6 @@
 """Other models as judges: pooled, pinned, and never two in memory."""
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,6 +92,19 @@ def test_a_model_is_pinned_by_its_digest(tiny_model, tmp_path):
         Juror(engine=engine, model=str(tiny_model), digest="0" * 64).folder()
     with pytest.raises(ModelRefused, match="there is no such model folder"):
         Juror(engine=engine, model=str(tmp_path / "gone"), digest="0" * 64).folder()
+
+
+def test_a_model_of_the_project_may_be_named_before_it_is_made(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {"engine": {"strategy": "transformers"}, "model": "data/round=teacher/model"}
+    juror = Juror(**own)
+    with pytest.raises(ModelRefused, match=r"round=teacher/model: .* not there yet; `flywheel run teacher` makes it"):
+        juror.folder()
+    shutil.copytree(tiny_model, own["model"])
+    with pytest.raises(ValidationError, match=f"pin the model: write digest: {models.digest(tiny_model)}"):
+        Juror(**own)
+    with pytest.raises(ValidationError, match="once it is there: .*there is no such model folder"):
+        Juror(**own | {"model": "../other/data/round=teacher/model"})
 
 
 @pytest.mark.parametrize(
