@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tasks import store
 from tasks.errors import Busy, FlywheelError
-from tasks.params import Block, Pipeline, load_params, read, stages_of
+from tasks.params import Block, Pipeline, jurors, load_params, read, stages_of
 from tasks.pipeline import address, written
 from tasks.stage import Stage, load, names, stages
 
@@ -29,11 +29,25 @@ def rounds(root: Path) -> list[str]:
 
 
 def graph(params: Pipeline, names: Iterable[str]) -> Graph:
-    """The stages of rounds and of what they descend from, inputs before those who read them."""
-    blocks = {b.name: b for name in names for b in params.lineage(name)}
+    """The stages of rounds and of what they descend from or ask as jurors, inputs before those who read them."""
+    blocks, left = dict[str, Block](), list(names)
+    while left:
+        found = {b.name: b for b in params.lineage(left.pop(0)) if b.name not in blocks}
+        blocks |= found
+        left += [name for b in found.values() for name in _asked_models(b, params)]
     writers = {(b.name, out): address(s, b) for b in blocks.values() for s in stages_of(b) for out in written(s)}
     needs = {address(s, b): _needs(s, b, writers) for b in blocks.values() for s in stages_of(b)}
+    for block in blocks.values():
+        for name in _asked_models(block, params):
+            needs[address(stages()["judge"], block)].add(writers[name, "model"])
     return {a: needs[a] for a in TopologicalSorter(needs).static_order()}
+
+
+def _asked_models(block: Block, params: Pipeline) -> list[str]:
+    """The bases and rounds whose models are jurors of a block's: DVC, which sees the same dependencies of every round,
+    does not know of these.
+    """
+    return [name for juror in jurors(block).values() if (name := juror.maker()) in params.blocks]
 
 
 def _needs(stage: Stage, block: Block, writers: dict[tuple[str, str], str]) -> set[str]:

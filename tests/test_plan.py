@@ -25,6 +25,16 @@ def test_graph_holds_only_the_lineage(made):
     assert {item.partition("@")[2] for item in plan.graph(load_params(made), ["r1"])} == {"r0", "r1"}
 
 
+def test_the_model_of_a_juror_comes_before_its_judgments(made):
+    jury = "jury={jury: {big: {engine: {strategy: fake}, model: data/round=teacher/model}}}"
+    projects.rewrite(made, lambda content: content["bases"].update(teacher=dict(content["bases"]["r0"])))
+    projects.set_values(made, "r2", [f"judge.panel.{jury}"])
+    graph = plan.graph(load_params(made), ["r2"])
+    assert [item for item, needs in graph.items() if "base@teacher" in needs] == ["evaluate-base@teacher", "judge@r2"]
+    assert not any("teacher" in item for item in plan.graph(load_params(made), ["r1"]))
+    assert plan.stale(made, "r2")[0] == "base@teacher"
+
+
 def test_nothing_is_stale_after_a_run(made):
     assert plan.stale(made, "r2") == []
 

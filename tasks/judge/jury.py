@@ -50,7 +50,8 @@ class Juror(Params):
     """Who runs it."""
     model: str | None = None
     """Its folder, such as `data/round=teacher/model` of a base; null where the engine asks a server that has it. That of
-    a base or round of the project may be named before it was made."""
+    a base or round of the project may be named before it was made: `flywheel run` brings it up to date first. `dvc repro`
+    does not, for DVC knows the same dependencies of every round; the stage then says what to run."""
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """The digest of that model, by which its judgments become stale with it. It may be left out for as long as a model of
     the project's own has not been made; from then on it must be written down."""
