@@ -1,7 +1,8 @@
 """dvc.yaml, rendered from the stages' signatures: `foreach` over the bases and over the rounds of params.yaml.
 
 What makes a stage stale is what it depends on here: its params, its inputs, its own file and the chosen strategy's (its
-whole folder where it takes a panel), the chosen domain's file, the chosen engine's. Every out is `persist: true`, for
+whole folder where it takes a panel), the chosen domain's file, the chosen engine's (all engines where a member of the
+panel may name its own). Every out is `persist: true`, for
 DVC deletes outs before a run otherwise, and a kill would leave nothing.
 
 This file is shared by all stages: an edit of it does not make stages stale, unless it changes dvc.yaml.
@@ -14,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.params import Block
-from tasks.stage import Stage, stages
+from tasks.stage import Stage, load, names, stages
 
 FILE = "dvc.yaml"
 HEADER = """\
@@ -94,8 +95,10 @@ def code(stage: Stage, chosen: str) -> list[str]:
         own = [f"tasks/{stage.name}"]
     else:
         own = [f"tasks/{stage.name}/__init__.py", f"tasks/{stage.name}/{chosen % stage.name}.py"]
-    plugins = [f"tasks/{p}s/{chosen % p}.py" for p in ("domain", "engine") if p in stage.context]
-    return own + plugins
+    plugins = {p: f"tasks/{p}s/{chosen % p}.py" for p in ("domain", "engine") if p in stage.context}
+    if stage.is_panel and any(load(stage.name, member).opens for member in names(stage.name)):
+        plugins["engine"] = "tasks/engines"  # a template for all rounds cannot name what some of them choose
+    return [*own, *plugins.values()]
 
 
 def seeds(stage: Stage) -> list[str]:

@@ -51,6 +51,8 @@ class Strategy(Params):
 
     needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset()
     """What it asks of the round's engine."""
+    opens: ClassVar[bool] = False
+    """Whether it asks engines that its own params name: then an edit of any engine makes its panel's stage stale."""
     example: ClassVar[dict[str, Any]] = {}
     """Params with which the contract test runs it: those without a default, and small counts where it is slow."""
 

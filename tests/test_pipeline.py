@@ -43,6 +43,13 @@ def test_the_committed_file_is_the_rendering():
     assert (projects.HERE / "dvc.yaml").read_text() == pipeline.render(), "run `flywheel render`, and commit dvc.yaml"
 
 
+def test_the_engine_of_a_juror_is_code_of_its_stage():
+    block = load_params(projects.HERE).block("r1")
+    used = {name: pipeline.code_files(projects.HERE, stages()[name], block) for name in ("judge", "evaluate")}
+    file = projects.HERE / "tasks/engines/openai.py"
+    assert file in used["judge"] and file not in used["evaluate"]
+
+
 def test_rendering_says_whether_it_changed_anything(tmp_path):
     assert pipeline.write(tmp_path)
     assert not pipeline.write(tmp_path)

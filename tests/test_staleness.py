@@ -38,7 +38,8 @@ def concerned(file: Path, params: dict) -> dict[str, str]:
     """The stages that a file is of, and the dependency through which: the rule, from the files' places alone.
 
     A stage is concerned by its own `__init__.py`, by the strategy that a block names (by all where it takes a panel),
-    and by the domain and the engine that a block names, if its function asks for them.
+    and by the domain and the engine that a block names, if its function asks for them; `judge`, whose jurors bring their
+    own, by every engine.
     """
     found = {}
     for kind in ("bases", "rounds"):
@@ -57,6 +58,8 @@ def _through(file: Path, stage, block: dict) -> str | None:
         if panel:
             return f"tasks/{stage.name}"
         return str(file) if file.stem in ("__init__", block[stage.name]["strategy"]) else None
+    if stage.name == "judge" and file.parts[:2] == ("tasks", "engines"):
+        return "tasks/engines"
     chosen = {("tasks", f"{k}s", f"{block[k]['strategy']}.py") for k in ("domain", "engine") if k in takes}
     return str(file) if file.parts in chosen else None
 

@@ -4,7 +4,8 @@
         for index, completion in policy.sample(requests): ...
 
 Results stream as (index, result) in any order; who reads them orders them. Code here is shared by all engines: an edit
-of this file does not make stages stale, an edit of an engine's own file does.
+of this file does not make stages stale, an edit of an engine's own file does; `judge` alone, whose jurors bring engines
+of their own, is made stale by any file of this folder.
 """
 
 import json

@@ -97,6 +97,7 @@ class Jury(SelfJudge):
     """
 
     needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset()
+    opens: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {
         "jury": {"one": {"engine": {"strategy": "fake"}}, "two": {"engine": {"strategy": "fake", "garbage_rate": 0.5}}}
     }
