@@ -33,12 +33,6 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="KEY=VALUE, such as generate.temperature=0.9; repeatable.")
 ]
 ROOT = Path()
-GARBAGE = 100_000, 50, 1000
-"""When a stage looks for garbage: importing transformers makes millions of objects and none, and looking for some took a
-quarter of the start-up."""
-ALLOCATOR = {"_RJEM_MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0"}
-"""For polars, before it is imported: memory that it no longer needs goes back at once. It took a quarter of what a stage
-needed at most (benchmarks/chain.py)."""
 
 
 @app.command(rich_help_panel="Rounds")
@@ -140,8 +134,8 @@ def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
 @app.command(rich_help_panel="Rounds")
 def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
-    gc.set_threshold(*GARBAGE)
-    os.environ |= {**ALLOCATOR, **os.environ}
+    # Importing transformers makes millions of objects and no garbage: looking for some took a quarter of the start-up.
+    gc.set_threshold(100_000, 50, 1000)
     from tasks.execute import run_stage
 
     done = run_stage(ROOT, round, name)
