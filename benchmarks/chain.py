@@ -9,10 +9,12 @@ together (proportional set size), looked at ten times a second. The sides take t
 
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -23,28 +25,37 @@ from table import add
 
 from data import project, put
 from tasks import store
+from tasks.__main__ import ALLOCATOR, GARBAGE
+from tasks.engines import bulks
 from tasks.execute import run_stage
 
 HERE = Path(__file__).resolve().parent
+SOME = 16_384
+"""Lines that are read at a time."""
 GOALS = {"seconds": 20.0, "memory": 0.5}
 
 
 def ours(prompts: Path) -> None:
     """Runs the chain in a project of its own, and prints rows kept and seconds."""
-    gc.set_threshold(100_000, 50, 1000)  # as `flywheel stage` does
+    gc.set_threshold(*GARBAGE)  # as `flywheel stage` does
     with project({"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/none"}) as root:
         clock = time.perf_counter()
-        asked = pl.scan_ndjson(prompts).with_row_index("n").select(
-            id=pl.col("n").cast(pl.String).str.zfill(16),
-            problem="prompt",
-            prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content="prompt")),
-        )  # fmt: skip
-        put(root, "prompts", {"prompts": [asked]})
+        with prompts.open("rb") as lines:
+            put(root, "prompts", {"prompts": map(asked, count(0, SOME), bulks(lines, SOME))})
         for stage in ("generate", "judge", "filter"):
             run_stage(root, "r1", stage)
         seconds = time.perf_counter() - clock
         kept = store.scan(root, "r1", "filtered")[0].filter("kept").select(pl.len()).collect().item()
         print(f"\n{kept} {seconds:.3f}")
+
+
+def asked(first: int, lines: list[bytes]) -> pl.DataFrame:
+    """Prompts, numbered from `first`, of JSON lines."""
+    return pl.read_ndjson(b"".join(lines)).with_row_index("n", first).select(
+        id=pl.col("n").cast(pl.String).str.zfill(16),
+        problem="prompt",
+        prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content="prompt")),
+    )  # fmt: skip
 
 
 def watched(command: list[str]) -> tuple[int, float, float]:
@@ -75,6 +86,7 @@ def main(
     if only:
         ours(only)
         return
+    os.environ |= ALLOCATOR  # as `flywheel stage` does, before polars is imported
     with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
         prompts = Path(place) / "prompts.jsonl"
         prompts.write_text(

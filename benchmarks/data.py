@@ -39,11 +39,11 @@ HERE = Path(__file__).resolve().parents[1]
 PEAK = """
 import sys
 from pathlib import Path
-from tasks.execute import run_stage
-run_stage(Path(), "r1", sys.argv[1])
+from tasks.__main__ import stage
+stage(sys.argv[1], "r1")
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
-"""Runs a stage and prints the most memory that its process had, in KiB (getrusage would count the parent's)."""
+"""Runs a stage as a user does, and prints the most memory that its process had, in KiB (getrusage would count the parent's)."""
 MANY = {10_000: 2, 100_000: 15}
 """Texts to screen, and the most seconds that it may take."""
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -229,7 +229,7 @@ def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
         for stage in ("judge", "filter", "pair"):
             clock = time.perf_counter()
             done = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
-            peak = int(done.stdout) / 2**20
+            peak = int(done.stdout.split()[-1]) / 2**20
             took = f"{time.perf_counter() - clock:.1f} s, {peak:.2f} GiB"
             add(f"{stage} {made.rows:,} responses of 2 kB", took, f"{most} GiB", peak / most, 1)
             if peak > most:

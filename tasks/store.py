@@ -24,9 +24,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import count, islice
+from itertools import islice
 from math import isfinite
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import duckdb
@@ -302,20 +303,25 @@ def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
     groups = _groups((batch for frame in frames for batch in _batches(frame, table.schema)), table.schema)
     with ThreadPoolExecutor(WRITERS) as threads:
         begun = deque[Future[None]]()
-        for number in count():
-            if not (part := list(islice(groups, GROUPS_PER_PART))):
-                break
-            if len(begun) == WRITERS:  # memory holds so many parts, and the one that is being made
+        for number, first in enumerate(groups):
+            if len(begun) > WRITERS:  # memory holds so many parts, and one that waits for a thread
                 begun.popleft().result()
-            begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", part))
+            rows: SimpleQueue[pa.Table | None] = SimpleQueue()
+            begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
+            try:
+                rows.put(first)
+                for group in islice(groups, GROUPS_PER_PART - 1):
+                    rows.put(group)
+            finally:
+                rows.put(None)
         for written in begun:
             written.result()
 
 
-def _write_part(path: Path, groups: list[pa.Table]) -> None:
+def _write_part(path: Path, schema: pa.Schema, groups: "SimpleQueue[pa.Table | None]") -> None:
     # texts and ids hardly repeat: a dictionary would be a fifth of the time, and zstd finds what does repeat
-    with pq.ParquetWriter(path, groups[0].schema, compression="zstd", use_dictionary=False) as writer:
-        for group in groups:
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        while (group := groups.get()) is not None:
             writer.write_table(group)
 
 
