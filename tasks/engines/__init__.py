@@ -57,7 +57,7 @@ class Request:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would be most of the time of making one, and there are millions
 class Completion:
     """What came back. Log-probabilities are natural logs under temperature 1, before any truncation."""
 
@@ -154,9 +154,9 @@ def turns(chat: Iterable[Mapping[str, str]]) -> Messages:
 def ask(
     policy: Policy, chats: Sequence[Iterable[Mapping[str, str]]], sampling: Sampling, seeds: Iterable[int]
 ) -> list[Completion]:
-    """A completion for each chat, in their order. Raises EngineError when the engine gives fewer, or more."""
+    """A completion for each chat, in their order."""
     requests = [Request(turns(chat), sampling, seed) for chat, seed in zip(chats, seeds, strict=True)]
-    found = dict(each_once(policy.sample(requests), len(requests))) if requests else {}
+    found = dict(policy.sample(requests)) if requests else {}
     return [found[n] for n in range(len(requests))]
 
 
@@ -187,7 +187,9 @@ def bulks(stream: Iterable[T], size: int) -> Iterator[list[T]]:
 
 @dataclass
 class Metered:
-    """An engine that counts what is asked of it; whatever else is asked of it, the engine itself answers."""
+    """An engine that counts what is asked of it, and sees to it that each request has one answer; whatever else is asked of
+    it, the engine itself answers.
+    """
 
     engine: Engine
     requests: int = 0
@@ -255,25 +257,22 @@ class _MeteredPolicy:
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         meter = self.meter
-        for index, completion in self._timed(self.policy.sample(requests)):
+        for index, completion in self._timed(self.policy.sample(requests), len(requests)):
             meter.count(completion.error)
             meter.prompt_tokens += completion.prompt_tokens
             meter.completion_tokens += completion.tokens
             yield index, completion
 
     def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
-        for index, scored in self._timed(self.policy.score(prompts, completions)):
+        for index, scored in self._timed(self.policy.score(prompts, completions), len(prompts)):
             self.meter.count(scored.error)
             self.meter.prompt_tokens += len(scored.logprobs)
             yield index, scored
 
-    def _timed(self, answers: Iterator[tuple[int, T]]) -> Iterator[tuple[int, T]]:
-        while True:
-            clock = time.perf_counter()
-            try:
-                answer = next(answers)
-            except StopIteration:
-                return
-            finally:
-                self.meter.seconds += time.perf_counter() - clock
+    def _timed(self, answers: Iterator[tuple[int, T]], count: int) -> Iterator[tuple[int, T]]:
+        clock = time.perf_counter()
+        for answer in each_once(answers, count):
+            self.meter.seconds += time.perf_counter() - clock
             yield answer
+            clock = time.perf_counter()
+        self.meter.seconds += time.perf_counter() - clock

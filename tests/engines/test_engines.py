@@ -1,13 +1,15 @@
 """What all engines share."""
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.engines import Completion, Sampling, ask, check_room
+from tasks.engines import Completion, Metered, Sampling, ask, check_room
 from tasks.errors import EngineError
 
 
@@ -59,9 +61,14 @@ def test_every_request_has_one_answer_or_it_is_an_error(order, more, left):
     """Answers in any order; some left out, and some doubled or to requests that nobody made."""
     given_ = [*order[:left], *more]
     policy = SimpleNamespace(sample=lambda requests: ((i, Completion(str(i))) for i in given_))
+    meter = Metered(SimpleNamespace(open=lambda *_: nullcontext(policy)))
     chats = [[{"role": "user", "content": "?"}]] * 4
-    if sorted(given_) == [0, 1, 2, 3]:
-        assert [c.text for c in ask(policy, chats, Sampling(), range(4))] == ["0", "1", "2", "3"]
-    else:
-        with pytest.raises(EngineError, match=r"request -?\d (twice|though only 4 were asked)|left \d of 4 requests"):
-            ask(policy, chats, Sampling(), range(4))
+    with meter.open(Path("m")) as metered:
+        if sorted(given_) == [0, 1, 2, 3]:
+            assert [c.text for c in ask(metered, chats, Sampling(), range(4))] == ["0", "1", "2", "3"]
+            assert meter.requests == 4
+        else:
+            with pytest.raises(
+                EngineError, match=r"request -?\d (twice|though only 4 were asked)|left \d of 4 requests"
+            ):
+                ask(metered, chats, Sampling(), range(4))
