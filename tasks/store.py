@@ -186,9 +186,10 @@ class Draft:
         to = self.new / table.name
         to.mkdir(parents=True)
         _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
-        check(table, to, self.address)
+        con = _view(to)
+        _check(table, con, self.address)
         self.outputs[table.name] = _describe(to, "table")
-        return _metrics(table, to)
+        return dict(sorted(con.execute(table.metrics).fetchall())) if table.metrics else {}
 
     def folder(self, name: str) -> Path:
         """A place for a folder's files; described at commit."""
@@ -344,13 +345,12 @@ def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table
         yield held.combine_chunks()
 
 
-def check(table: Table, place: Path, address: str) -> None:
-    """Runs a table's checks over its parts. A check must be true: null is not, as it would be in SQL's own constraints.
+def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
+    """Runs a table's checks over the view of its parts. A check must be true: null is not, as it would be in SQL's own constraints.
 
     Raises:
         CheckFailed: naming the check and up to three rows that break it.
     """
-    con = _view(place)
     key = ", ".join(f'"{k}"' for k in table.key)
     checks = {f"{table.key[0]} is not null": f'"{table.key[0]}" is not null'} | table.checks
     counts = [f"count(*) filter (where ({predicate}) is not true)" for predicate in checks.values()]
@@ -370,11 +370,8 @@ def check(table: Table, place: Path, address: str) -> None:
             )
 
 
-def _metrics(table: Table, place: Path) -> dict[str, float]:
-    return dict(sorted(_view(place).execute(table.metrics).fetchall())) if table.metrics else {}
-
-
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
+    """A database whose view `t` is the table written in `place`."""
     spill = str(place.parents[1] / "spill")  # what does not fit into memory goes below the stage's staging place
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
     con.execute("set enable_progress_bar = false")  # it would be among what the stage says

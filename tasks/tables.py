@@ -286,8 +286,7 @@ def frame(table: Table, rows: Iterable[Mapping[str, Any]] = ()) -> pl.LazyFrame:
 
 def chats(column: pl.Series) -> list[tuple[tuple[str, str], ...]]:
     """A chat column as engines take chats: (role, content) pairs. A row without a chat has none."""
-    flat = column.explode(empty_as_null=False, keep_nulls=False).struct.unnest()
-    turns = list(zip(flat["role"].to_list(), flat["content"].to_list(), strict=True))
+    turns = column.explode(empty_as_null=False, keep_nulls=False).struct.unnest().rows()
     ends = column.list.len().fill_null(0).cum_sum().to_list()
     return [tuple(turns[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 

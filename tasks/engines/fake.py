@@ -67,8 +67,9 @@ class Fake(Engine):
     def answer(self, messages: Messages, seed: int) -> str:
         """The text for a request, faults aside."""
         last = messages[-1][1]
-        if scripted := next((text for part, text in self.answers.items() if part in last), None):
-            return scripted
+        for part, scripted in self.answers.items():
+            if part in last:
+                return scripted
         if self.reply == "echo":
             return last
         usual, unusual = int(_unit(messages) * 10), int(_unit(messages, seed, "digit") * 10)
