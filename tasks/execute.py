@@ -168,7 +168,7 @@ def _ranges(responses: pl.LazyFrame) -> list[tuple[str | None, str | None]]:
     if count <= MOST // DRAWN:
         return []
     size = max(1, MOST // DRAWN // STRETCHES)
-    some = [responses.slice(n * (count - size) // (STRETCHES - 1), size).collect() for n in range(STRETCHES)]
+    some = pl.collect_all([responses.slice(n * (count - size) // (STRETCHES - 1), size) for n in range(STRETCHES)])
     piece = min(MOST, max(DRAWN, PIECE * size // max(1, *(s.estimated_size() for s in some))))
     if count <= piece:
         return []
