@@ -17,7 +17,6 @@ import polars as pl
 from pydantic import NonNegativeInt, PositiveInt
 
 from tasks import tables
-from tasks.errors import UnknownName
 from tasks.stage import Strategy, stage
 
 NO_MARGIN = pl.lit(None, pl.Float64)
@@ -49,30 +48,18 @@ def filter(params: Selection, prompts: pl.LazyFrame, responses: pl.LazyFrame, ju
 
 
 def scored(params: Selection, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
-    """Responses with their reward as `score`, what ranks equal ones as `rank`, and a null `reason` and `margin`.
-
-    Raises:
-        UnknownName: when the judge that `rank_by` names has judged nothing.
-    """
+    """Responses with their reward as `score`, what ranks equal ones as `rank`, and a null `reason` and `margin`."""
     given = judgments.select(pl.col("response_id").alias("id"), "judge", "reward", "score")
     rows = responses.join(given.filter("reward").select("id", "score"), on="id", how="left")
     if params.rank_by is None:
         rows = rows.with_columns(rank="mean_logprob")
     else:
-        _known(params.rank_by, judgments, "filter.rank_by")
         ranks = given.filter(pl.col("judge") == params.rank_by).select("id", rank="score")
         rows = rows.join(ranks, on="id", how="left")
     for judge in params.require:
-        _known(judge, judgments, "filter.require")
         theirs = given.filter(pl.col("judge") == judge).select("id", pl.col("score").alias(f"by {judge}"))
         rows = rows.join(theirs, on="id", how="left")
     return rows.with_columns(reason=pl.lit(None, pl.String), margin=NO_MARGIN)
-
-
-def _known(judge: str, judgments: pl.LazyFrame, where: str) -> None:
-    names = judgments.select(pl.col("judge").unique()).collect()["judge"].to_list()
-    if names and judge not in names:
-        raise UnknownName("judge", judge, names, where)
 
 
 def drop(rows: pl.LazyFrame, rules: Mapping[str, tuple[pl.Expr, pl.Expr]]) -> pl.LazyFrame:
