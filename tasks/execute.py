@@ -54,6 +54,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         if "engine" in arguments:
             arguments["engine"] = meter
         result = _as_result(stage, _called(stage, arguments))
+        meter.check()
         ran, asked = time.perf_counter() - clock, meter.spent()
         metrics = _write(stage, draft, result)
         meter.check()

@@ -21,10 +21,10 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
@@ -185,7 +185,8 @@ class Draft:
         """
         to = self.new / table.name
         to.mkdir(parents=True)
-        _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
+        with closing(frame) if isinstance(frame, Generator) else nullcontext():  # its engine is, when a write fails
+            _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
         con = _view(to)
         _check(table, con, self.address)
         self.outputs[table.name] = _describe(to, "table")
@@ -308,11 +309,13 @@ def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
             if len(begun) > WRITERS:  # memory holds so many parts, and one that waits for a thread
                 begun.popleft().result()
             rows: SimpleQueue[pa.Table | None] = SimpleQueue()
-            begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
             try:
-                rows.put(first)
-                for group in islice(groups, GROUPS_PER_PART - 1):
+                begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
+                for group in chain([first], islice(groups, GROUPS_PER_PART - 1)):
                     rows.put(group)
+                    for part in begun:
+                        if part.done():  # or has failed: nothing more need be made then
+                            part.result()
             finally:
                 rows.put(None)
         for written in begun:

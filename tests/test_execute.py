@@ -186,6 +186,12 @@ def test_the_scratch_folder_survives_a_failure_and_belongs_to_what_was_asked(mad
     assert seen[0].exists()
 
 
+def test_what_is_answered_while_it_is_written_is_the_model_s_time(made):
+    projects.rewrite(made, lambda c: c["rounds"]["r2"]["engine"].update(seconds=0.02))
+    spent = run_stage(Path(), "r2", "generate").seconds
+    assert spent["model"] >= 36 * 0.02 > spent["run"] + spent["write"] > 0
+
+
 @pytest.mark.parametrize(("rate", "fails"), [(1.0, True), (0.9, False)])
 def test_an_engine_that_answers_nothing_is_an_error_and_one_that_answers_little_is_not(made, rate, fails):
     before = projects.digests(made)

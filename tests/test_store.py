@@ -134,6 +134,30 @@ def test_a_full_disk_leaves_the_old_version(tmp_path, monkeypatch):
     assert store.scan(tmp_path, "r1", "filtered")[0].collect()["id"].to_list() == ["a"]
 
 
+def test_when_a_part_cannot_be_written_no_more_rows_are_made_and_whoever_makes_them_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_GROUP", 2)
+    encode, encoded, made, over = store.pq.ParquetWriter.write_table, [], [], []
+
+    def fails(writer, group):
+        encoded.append(group)
+        if len(encoded) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        encode(writer, group)
+
+    def frames():
+        try:
+            for n in range(1000):
+                made.append(n)
+                yield rows(f"{n:04}a", f"{n:04}b")
+        finally:
+            over.append(True)
+
+    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", fails)
+    with pytest.raises(StoreError, match="the disk is full"):
+        write(tmp_path, frames())
+    assert over and len(made) < 1000
+
+
 def test_a_failing_run_leaves_the_next_run_s_draft_alone(tmp_path, monkeypatch):
     class Lock(store.FileLock):
         """The next run starts in the very moment in which the lock is free."""
