@@ -320,9 +320,9 @@ def _jury(blocks: dict[str, Block], problems: _Problems) -> None:
     found = {name: {f"rounds.{name}.{k}.model": j for k, j in jurors(b).items()} for name, b in blocks.items()}
     for keys in found.values():
         for key, juror in keys.items():
-            if (maker := juror.maker()) and maker not in blocks and not Path(juror.model).exists():
+            if juror.digest is None and (maker := juror.maker()) and maker not in blocks:
                 problems.add(
-                    key, f"{juror.model} is not there, and {maker!r} is no base or round; {suggest(maker, blocks)}"
+                    key, f"{juror.model} is not pinned, and {maker!r} is no base or round; {suggest(maker, blocks)}"
                 )
     makers = {name: {j.maker() for j in keys.values()} for name, keys in found.items()}
     try:
@@ -617,7 +617,7 @@ def remove_round(root: Path, name: str) -> None:
     """Takes a round out of params.yaml; its files stay until someone deletes them.
 
     Raises:
-        FlywheelError: when other rounds descend from it.
+        FlywheelError: when other rounds descend from it, or name its model.
     """
 
     def change(content: CommentedMap) -> None:
@@ -628,6 +628,11 @@ def remove_round(root: Path, name: str) -> None:
         if children:
             raise FlywheelError(
                 f"{name} is the parent of {', '.join(children)}; remove these first, or give them another parent"
+            )
+        others = {n: b for part in ("bases", "rounds") for n, b in (content.get(part) or {}).items() if n != name}
+        if using := [n for n, b in others.items() if f"data/round={name}/model" in str(plain(b))]:
+            raise FlywheelError(
+                f"the model of {name} is named by {', '.join(using)}; remove these first, or give them another model"
             )
         del rounds[name]
 

@@ -123,7 +123,7 @@ WRONG = {
     "rounds.r1.filter.rank_by=log_prob": "rounds.r1.filter.rank_by: there is no judge 'log_prob' in judge.panel; did you mean 'logprob'?",
     "rounds.r2.evaluate.panel.answers.greedy=21": "rounds.r1.prompts.evaluation: keeps prompts clear of 20 heldout items, and evaluate of r2 asks for 21; write heldout: 21 there, or more",
     "rounds.r2.prompts.evaluation={heldout: 50}": "rounds.r2.prompts.evaluation: keeps prompts clear of 0 gold items, and evaluate of r2 asks for 7; write gold: 7",
-    "rounds.r1.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r00/model}}}": "rounds.r1.judge.panel.jury.jury.big.model: data/round=r00/model is not there, and 'r00' is no base or round; did you mean 'r0'",
+    "rounds.r1.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r00/model}}}": "rounds.r1.judge.panel.jury.jury.big.model: data/round=r00/model is not pinned, and 'r00' is no base or round; did you mean 'r0'",
     "rounds.r1.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r2/model}}}": "rounds.r1.judge.panel.jury.jury.big.model: data/round=r2/model is made only after r1 (r1 → r2 → r1); take a model that comes before",
     "rounds.r2.judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=r2/model}}}": "rounds.r2.judge.panel.jury.jury.big.model: data/round=r2/model is made only after r2 (r2 → r2); take",
     "campaign.name=tom's": "campaign.name: string should match pattern",
@@ -258,6 +258,17 @@ def test_a_round_is_added_and_comments_stay(root):
     assert len({b.seed for b in load_params(root).rounds.values()}) == 3
     remove_round(root, "r3")
     assert (root / "params.yaml").read_text() == before
+
+
+def test_a_round_whose_model_judges_another_stays(root):
+    add_round(root, "t1", "r0", [])
+    add_round(
+        root, "r3", "r2", ["judge.panel.jury={jury: {big: {engine: {strategy: fake}, model: data/round=t1/model}}}"]
+    )
+    with pytest.raises(FlywheelError, match="the model of t1 is named by r3; remove these first"):
+        remove_round(root, "t1")
+    remove_round(root, "r3")
+    remove_round(root, "t1")
 
 
 def test_a_branch_copies_the_round_it_is_told_to(root):

@@ -53,14 +53,14 @@ class Juror(Params):
     a base or round of the project may be named before it was made: `flywheel run` brings it up to date first. `dvc repro`
     does not, for DVC knows the same dependencies of every round; the stage then says what to run."""
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """The digest of that model, by which its judgments become stale with it. It may be left out for as long as a model of
-    the project's own has not been made; from then on it must be written down."""
+    """The digest of that model, by which its judgments become stale with it. Of a model of the project's own it may be left
+    out until it has been made: the stage then says which one to write."""
 
     @model_validator(mode="after")
     def _is_pinned(self) -> "Juror":
         if self.model is None and self.engine.loads:
             raise ValueError(f"engine {self.engine.strategy_name()} loads a model: write its folder under `model`")
-        if self.model is not None and self.digest is None and (self.maker() is None or Path(self.model).exists()):
+        if self.model is not None and self.digest is None and self.maker() is None:
             try:
                 models.check(Path(self.model))
                 raise ValueError(f"pin the model: write digest: {models.digest(Path(self.model))}")
@@ -78,9 +78,15 @@ class Juror(Params):
         if self.model is None:
             return Path("served")
         if (maker := self.maker()) and not Path(self.model).exists():
-            raise ModelRefused(f"{self.model}: this model of a juror is not there yet; `flywheel run {maker}` makes it")
+            raise ModelRefused(
+                f"{self.model}: this model of a juror is not there; `flywheel run {maker}` makes it, or `dvc checkout "
+                f"{self.model}` brings it back"
+            )
         models.check(Path(self.model))
-        if (found := models.digest(Path(self.model))) != self.digest:
+        found = models.digest(Path(self.model))
+        if self.digest is None:
+            raise ModelRefused(f"{self.model}: pin this model of a juror in params.yaml: write digest: {found}")
+        if found != self.digest:
             raise ModelRefused(
                 f"{self.model}: the model's digest is {found}, but params.yaml pins {self.digest}: restore the folder, or "
                 "write the new digest if it is wanted"

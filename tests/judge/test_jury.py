@@ -98,11 +98,13 @@ def test_a_model_of_the_project_may_be_named_before_it_is_made(tiny_model, tmp_p
     monkeypatch.chdir(tmp_path)
     own = {"engine": {"strategy": "transformers"}, "model": "data/round=teacher/model"}
     juror = Juror(**own)
-    with pytest.raises(ModelRefused, match=r"round=teacher/model: .* not there yet; `flywheel run teacher` makes it"):
+    with pytest.raises(ModelRefused, match=r"round=teacher/model: .* not there; `flywheel run teacher` makes it"):
         juror.folder()
     shutil.copytree(tiny_model, own["model"])
-    with pytest.raises(ValidationError, match=f"pin the model: write digest: {models.digest(tiny_model)}"):
-        Juror(**own)
+    digest = models.digest(tiny_model)
+    with pytest.raises(ModelRefused, match=f"pin this model of a juror in params.yaml: write digest: {digest}"):
+        Juror(**own).folder()
+    assert Juror(**own, digest=digest).folder() == Path(own["model"])
     with pytest.raises(ValidationError, match="once it is there: .*there is no such model folder"):
         Juror(**own | {"model": "../other/data/round=teacher/model"})
 
