@@ -104,11 +104,9 @@ class Openai(Engine):
     """
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that wants none needs none."""
-    structures: Literal["openai", "vllm", "sglang"] | None = None
+    structures: Literal["vllm", "sglang"] | None = None
     """In whose way to ask the server to hold an answer to a form, such as a judge's verdict; null does not ask, for many
-    servers refuse fields that they do not know. All three know JSON schemas; `openai`, which other servers have taken
-    over, knows no regular expressions and leaves such answers free.
-    """
+    servers refuse fields that they do not know."""
     logprobs: bool = True
     """Ask for log-probabilities; false for a server that refuses a request that does."""
     extra_body: dict[str, Any] = {}
@@ -214,7 +212,8 @@ class _Policy:
     def _key(self, request: Request) -> bytes:
         extra = {**self._engine.extra_body, "logprobs": self._engine.logprobs}
         seed = request.seed if request.sampling.temperature else 0
-        held = [self._engine.structures] if self._engine.structures else []
+        form = _form(request.sampling, self._engine.structures)
+        held = [form] if form else []
         return key("openai", VERSION, self.digest, extra, request.messages, astuple(request.sampling), seed, *held)
 
     # Sending: in a thread with an event loop, so that leaving cancels at once whatever is in flight.
