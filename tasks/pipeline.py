@@ -97,7 +97,8 @@ def code(stage: Stage, chosen: str) -> list[str]:
         own = [f"tasks/{stage.name}/__init__.py", f"tasks/{stage.name}/{chosen % stage.name}.py"]
     plugins = {p: f"tasks/{p}s/{chosen % p}.py" for p in ("domain", "engine") if p in stage.context}
     if stage.is_panel and any(load(stage.name, member).opens for member in names(stage.name)):
-        plugins["engine"] = "tasks/engines"  # a template for all rounds cannot name what some of them choose
+        del plugins["engine"]  # a template for all rounds cannot name what some of them choose
+        own += [f"tasks/engines/{name}.py" for name in names("engines")]
     return [*own, *plugins.values()]
 
 

@@ -59,7 +59,7 @@ def _through(file: Path, stage, block: dict) -> str | None:
             return f"tasks/{stage.name}"
         return str(file) if file.stem in ("__init__", block[stage.name]["strategy"]) else None
     if stage.name == "judge" and file.parts[:2] == ("tasks", "engines"):
-        return "tasks/engines"
+        return None if file.stem.startswith("_") else str(file)
     chosen = {("tasks", f"{k}s", f"{block[k]['strategy']}.py") for k in ("domain", "engine") if k in takes}
     return str(file) if file.parts in chosen else None
 

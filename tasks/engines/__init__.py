@@ -4,8 +4,8 @@
         for index, completion in policy.sample(requests): ...
 
 Results stream as (index, result) in any order; who reads them orders them. Code here is shared by all engines: an edit
-of this file does not make stages stale, an edit of an engine's own file does; `judge` alone, whose jurors bring engines
-of their own, is made stale by any file of this folder.
+of this file does not make stages stale, an edit of an engine's own file does: those of the blocks that name it, and
+`judge`, whose jurors bring engines of their own.
 """
 
 import json

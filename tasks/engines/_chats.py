@@ -1,6 +1,6 @@
 """Conversations as a model in this process sees them: rendered in its chat template, as token ids, with a cache key.
 
-Code shared by engines: an edit of this file does not make stages stale, save `judge`.
+Code shared by engines: an edit of this file does not make stages stale.
 """
 
 from collections.abc import Iterable, Sequence

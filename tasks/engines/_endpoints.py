@@ -4,8 +4,7 @@ The least busy comes first. An endpoint takes so many requests at once and, wher
 One that asks for a pause (`Retry-After`) gets it. One that fails several times in a row rests while another works, longer
 each time, and is then tried with a single request; when all of them fail none rests, for then it may be the requests.
 
-Code that decides nothing about an answer: an edit of this file does not make stages stale,
-save `judge`.
+Code that decides nothing about an answer: an edit of this file does not make stages stale.
 """
 
 import asyncio

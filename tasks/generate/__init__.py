@@ -18,8 +18,10 @@ PIECE = 16_384
 def generate(
     params: Strategy, prompts: pl.LazyFrame, parent_model: Path, engine: Engine, domain: Domain, seed: int, cache: Path
 ) -> Result:
-    """Answers to every usable prompt. A strategy is called as `params(prompts, policy, domain, seed)` with some of the
-    usable prompts as `pl.DataFrame` by id, and gives their responses; without any prompt the model is not even loaded.
+    """Answers to every usable prompt.
+
+    A strategy is called as `params(prompts, policy, domain, seed)` with some of them as `pl.DataFrame` by id, and gives
+    their responses; without any prompt the model is not even loaded.
     """
 
     def answered() -> Iterator[pl.LazyFrame]:
