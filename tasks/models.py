@@ -178,11 +178,11 @@ def named_base(folder: Path) -> Path:
     found = [at for at in places if at.is_dir() and at.absolute() != folder.absolute()]
     if match := next((at for at in found if recorded in (None, digest(at))), None):
         return match
+    lost = folder.parent.parent / name
+    if recorded and made_by(Path(name)) and not lost.is_dir():
+        raise ModelRefused(f"{lost}: is missing, the base of the adapter {folder}; {_mend(lost)}")
     if found:
         raise ModelRefused(f"{found[0]}: is not the model that the adapter {folder} was trained on; restore it")
-    if recorded and made_by(Path(name)):
-        lost = folder.parent.parent / name
-        raise ModelRefused(f"{lost}: is missing, the base of the adapter {folder}; {_mend(lost)}")
     raise ModelRefused(
         f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
         "add that model with `flywheel base add`, and write its folder here"
