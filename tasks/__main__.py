@@ -36,9 +36,9 @@ ROOT = Path()
 GARBAGE = 100_000, 50, 1000
 """When a stage looks for garbage: importing transformers makes millions of objects and none, and looking for some took a
 quarter of the start-up."""
-ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count()},muzzy_decay_ms:0"}
+ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count() or 1},muzzy_decay_ms:0"}
 """For polars' memory, before it is imported: by default it is parted among four times as many threads as there are cores,
-and what is freed is kept. So a stage needs a sixth less at its peak, and no more time (benchmarks/chain.py)."""
+and what is freed is kept for a while. So a stage needs a sixth less at its peak, and no more time (benchmarks/chain.py)."""
 
 
 @app.command(rich_help_panel="Rounds")
@@ -48,7 +48,7 @@ def run(
         bool, typer.Option("--dry-run", help="Say what would run: stages, requests, estimated tokens.")
     ] = False,
 ) -> None:
-    """Bring a round up to date: itself and the rounds that it descends from."""
+    """Bring a round up to date: itself, the rounds that it descends from, and those whose models judge it."""
     from tasks import plan
 
     stale = plan.stale(ROOT, round)

@@ -306,3 +306,20 @@ def test_a_second_run_of_the_same_round(made):
     assert second.returncode == 1
     assert "generate@r2 is being run by another process" in second.stderr
     assert first.wait() == 0
+
+
+def test_polars_memory_is_parted_before_polars_is_there():
+    code = """
+import os, sys, types
+from tasks import __main__ as cli
+def run_stage(*_):
+    assert "polars" not in sys.modules
+    print(os.environ["_RJEM_MALLOC_CONF"])
+    raise SystemExit
+sys.modules["tasks.execute"] = types.SimpleNamespace(run_stage=run_stage)
+cli.stage("judge", "r1")
+"""
+    for given, used in ({}, f"narenas:{os.cpu_count()},muzzy_decay_ms:0"), ({"_RJEM_MALLOC_CONF": "a:1"}, "a:1"):
+        env = {k: v for k, v in os.environ.items() if k != "_RJEM_MALLOC_CONF"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == used
