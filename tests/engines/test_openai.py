@@ -455,7 +455,7 @@ def test_with_faults_none_is_lost_and_none_doubled(monkeypatch):
     assert hopeless <= failed
     assert len(failed) <= len(hopeless) + count // 200  # a machine that stands still for 6 s fails some more
     assert server.asked.total() <= 1.5 * count
-    assert min(server.by_port.values()) > 0.2 * server.asked.total()
+    assert min(server.by_port.values()) > 0.1 * server.asked.total()  # one that fails several times in a row rests
 
 
 def test_each_endpoint_has_its_own_limit_and_the_least_busy_comes_first():
