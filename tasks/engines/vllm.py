@@ -211,13 +211,18 @@ def _llm(engine: Vllm, folder: Path) -> Any:
     kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
     more: dict[str, Any] = {}
     if base != folder:
-        rank = json.loads((folder / models.ADAPTER).read_text())["r"]
+        told = json.loads((folder / models.ADAPTER).read_text())
+        rank, layers = told["r"], told.get("target_modules")
         held = next((r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank), None)
         if held is None:
             raise EngineError(
                 f"{folder}: vLLM serves adapters up to rank 512, this one has {rank}; train its round with adapter.merge: true"
             )
         more = {"enable_lora": True, "max_lora_rank": held}
+        if isinstance(
+            layers, list
+        ):  # no others: with the last layer among them vLLM dies of a prompt's log-probabilities
+            more["lora_target_modules"] = sorted(layers)
     return LLM(
         str(base),
         tokenizer=str(tokenizer),

@@ -208,13 +208,16 @@ def test_a_rounds_adapter_is_served_beside_its_base(tmp_path):
         place = {"parent_model": parent, "model": tmp_path / name, "work": tmp_path / "work" / name}
         params(rows, pl.DataFrame(), **place, seed=1, domain=DOMAIN)
     requests = ask(10, temperature=0.0)
+    prompts, given = [r.messages for r in requests], ["Answer: 7", "Day 1: 3+4=7"] * 5
     with Transformers().open(tmp_path / "adapter") as policy:
-        theirs = texts(policy, requests)
+        theirs, scored = texts(policy, requests), dict(policy.score(prompts, given))
     with VLLM.open(tmp_path / "adapter") as policy:
-        ours = texts(policy, requests)
+        ours, found = texts(policy, requests), dict(policy.score(prompts, given))
     with VLLM.open(BASE) as policy:
         bare = texts(policy, requests)
     assert ours == theirs != bare
+    for n in range(len(given)):
+        assert found[n].logprobs == pytest.approx(scored[n].logprobs, abs=1e-3)
 
 
 @installed
