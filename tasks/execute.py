@@ -54,10 +54,8 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         if "engine" in arguments:
             arguments["engine"] = meter
         result = _as_result(stage, _called(stage, arguments))
-        meter.check()
         ran, asked = time.perf_counter() - clock, meter.spent()
         metrics = _write(stage, draft, result)
-        meter.check()
         took, trains = time.perf_counter() - clock, "work" in arguments
         seconds = {
             "start": startup + meter.total("load_seconds"),

@@ -224,26 +224,23 @@ class Metered:
         if error is not None:
             self.failed, self.last_error = self.failed + 1, error
 
-    def check(self) -> None:
-        """Raises EngineError when nothing came of many requests: rows of errors alone are no result."""
-        for other in self.others:
-            other.check()
-        if self.failed == self.requests >= MANY:
-            raise EngineError(
-                f"engine {self.engine.strategy_name()}: none of {self.requests} requests was answered; the last one "
-                f"said: {self.last_error}; mend the engine or its params, and run the stage again"
-            )
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator[Policy]:
-        """Opens the engine, and counts."""
+        """Opens the engine, and counts. Raises EngineError when nothing came of many requests: rows of errors alone are no
+        result.
+        """
         clock = time.perf_counter()
         with self.engine.open(model, cache) as policy:
             self.load_seconds += time.perf_counter() - clock
             yield _MeteredPolicy(self, policy)
+        if self.failed == self.requests >= MANY:
+            raise EngineError(
+                f"engine {self.engine.strategy_name()}: none of {self.requests} requests was answered; the last one "
+                f"said: {self.last_error}; mend the engine or its params, and run the stage again"
+            )
 
 
 @dataclass

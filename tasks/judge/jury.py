@@ -1,6 +1,7 @@
 """Other models as judges, one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -8,7 +9,7 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, mod
 
 from tasks import models
 from tasks.engines import Completion, Engine
-from tasks.errors import ModelRefused, UnknownName, suggest
+from tasks.errors import EngineError, ModelRefused, UnknownName, suggest
 from tasks.judge import Case
 from tasks.judge.self_judge import Judged, SelfJudge
 from tasks.stage import Params, load, names
@@ -112,10 +113,25 @@ class Jury(SelfJudge):
     """Jurors by name."""
 
     def completions(self, judged: Sequence[Judged], case: Case) -> list[list[Completion]]:
-        """What each juror said of each, the jurors in alphabetical order."""
+        """What each juror said of each, the jurors in alphabetical order. Raises EngineError or ModelRefused with the juror's
+        name; models are looked at before the first juror is asked.
+        """
         said: list[list[Completion]] = [[] for _ in judged]
-        for _, juror in sorted(self.jury.items()):
-            with case.open(juror.engine, juror.folder()) as policy:
+        with_models = []
+        for name, juror in sorted(self.jury.items()):
+            with _named(name):
+                with_models.append((name, juror, juror.folder()))
+        for name, juror, model in with_models:
+            with _named(name), case.open(juror.engine, model) as policy:
                 for heard, more in zip(said, self.asked(judged, policy, case), strict=True):
                     heard += more
         return said
+
+
+@contextmanager
+def _named(juror: str) -> Iterator[None]:
+    """Errors say whose they are, and where its engine and model stand."""
+    try:
+        yield
+    except (EngineError, ModelRefused) as error:
+        raise type(error)(f"juror {juror} (judge.panel.jury.jury.{juror}): {error}") from error

@@ -32,8 +32,12 @@ def says(*right):
 
 
 def judged(panel, engine=None, **jurors):
+    return judge_by(Jury(jury={name: Juror(engine=who) for name, who in jurors.items()}), panel, engine)
+
+
+def judge_by(jury, panel=None, engine=None):
     given = {"parent_model": Path("m"), "engine": engine or Fake(down=True), "cache": Path("c"), "seed": 3}
-    members = panel | {"jury": Jury(jury={name: Juror(engine=who) for name, who in jurors.items()})}
+    members = (panel or {}) | {"jury": jury}
     tabled = tables.frame(tables.prompts, ASKED), tables.frame(tables.responses, ANSWERS)
     rows = judge(Judge(panel=members, reward="jury"), *tabled, **given, domain=Arithmetic()).collect()
     return {r["response_id"]: r for r in rows.iter_rows(named=True) if r["judge"] == "jury"}
@@ -71,13 +75,22 @@ def test_no_two_models_are_open_together_and_all_requests_count():
     assert meter.total("requests") == 6 and meter.requests == 2
 
 
-def test_a_juror_that_never_answers_ends_the_stage():
-    meter = Metered(Fake())
-    other = meter.instead(Fake(error_rate=1.0))
-    for _ in range(8):
-        other.count("down")
-    with pytest.raises(EngineError, match="none of 8 requests"):
-        meter.check()
+def test_a_juror_that_never_answers_ends_the_stage_and_is_named(monkeypatch):
+    monkeypatch.setattr("tasks.engines.MANY", 2)
+    said = r"juror bad \(judge.panel.jury.jury.bad\): engine fake: none of 2 requests was answered"
+    with pytest.raises(EngineError, match=said):
+        judged({}, Metered(Fake(down=True)), good=says("8"), bad=Fake(error_rate=1.0))
+
+
+def test_models_are_looked_at_before_the_first_juror_is_asked():
+    asked = []
+    first = Juror(engine=Fake.scripted(lambda messages, seed: asked.append(seed) or "Verdict: correct"))
+    lost = Juror(engine=Fake(), model="data/round=gone/model")
+    with pytest.raises(
+        ModelRefused, match=r"juror second .*: data/round=gone/model: this model of a juror is not there"
+    ):
+        judge_by(Jury(jury={"first": first, "second": lost}))
+    assert not asked
 
 
 def test_a_model_is_pinned_by_its_digest(tiny_model, tmp_path):
