@@ -190,7 +190,8 @@ def devices(root: Path, plan: Pipeline | None) -> Iterator[Finding]:
 
 
 def _disk(root: Path) -> Finding:
-    free = shutil.disk_usage(root).free / GIB
+    data = root / "data"
+    free = shutil.disk_usage(data if data.is_dir() else root).free / GIB
     text, mend = (
         f"{free:.1f} GiB disk free",
         "`dvc gc --workspace` frees what no round needs; data/cache may be deleted",

@@ -550,9 +550,8 @@ def add_round(root: Path, name: str, parent: str, settings: list[str], like: str
     def change(content: CommentedMap) -> None:
         rounds = content.setdefault("rounds", CommentedMap())
         if name in rounds or name in content["bases"]:
-            raise FlywheelError(
-                f"{FILE} has a {name!r} already; choose another name, or `flywheel round remove {name}`"
-            )
+            remove = f", or `flywheel round remove {name}`" if name in rounds else ""
+            raise FlywheelError(f"{FILE} has a {name!r} already; choose another name{remove}")
         known = [*content["bases"], *rounds]
         if parent not in known:
             raise UnknownName("base or round", parent, known, FILE)

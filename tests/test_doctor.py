@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import synthetic
@@ -243,3 +244,10 @@ def test_the_engines_of_a_jury_are_used_as_well(monkeypatch):
     assert found["openai: http://two/v1: no server answers"] == "broken"
     assert found["transformers: there is no GPU; take cpu"] == "warn"
     assert found["fake samples and scores, used by params.yaml"] == "ok"
+
+
+def test_the_room_is_that_of_the_data(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    room = {tmp_path: 2**40, tmp_path / "data": 0}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=room[place]))
+    assert doctor._disk(tmp_path).status == "broken"

@@ -334,6 +334,7 @@ REFUSED = {
         "rounds.r3.files: is data/seeds/b, so DVC would not see edits of data/seeds/a"),
     "an empty key": (lambda root: add_round(root, "r3", "r1", ["=1"]), "unknown key|there is no key"),
     "a parent of others": (lambda root: remove_round(root, "r1"), "r1 is the parent of r2; remove these first"),
+    "a name of a base": (lambda root: add_round(root, "r0", "r1", []), "has a 'r0' already; choose another name$"),
     "a base": (lambda root: remove_round(root, "r0"), "there is no round 'r0'; known: r1, r2"),
     "a base that is there": (lambda root: add_base(root, "r0", {"strategy": "local", "path": "x"}, []), "has a 'r0' already"),
     "a base of no strategy": (lambda root: add_base(root, "q0", {"strategy": "lokal"}, []), "did you mean 'local'"),
