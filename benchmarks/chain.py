@@ -86,7 +86,7 @@ def main(
     if only:
         ours(only)
         return
-    os.environ |= ALLOCATOR  # as `flywheel stage` does, before polars is imported
+    os.environ |= {**ALLOCATOR, **os.environ}  # as `flywheel stage` does, before polars is imported
     with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
         prompts = Path(place) / "prompts.jsonl"
         prompts.write_text(

@@ -31,7 +31,7 @@ Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduc
 
 @partial(HereFlow, name="round", flow_run_name="{round}")
 def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
-    """Bring a round up to date: itself and the rounds that it descends from.
+    """Bring a round up to date: itself, the rounds that it descends from, and those whose models judge it.
 
     Args:
         round: A round or base of params.yaml, such as r2.
@@ -45,7 +45,7 @@ def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
 
 
 def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> list[str]:
-    """Runs the stale stages of rounds and of their ancestors, in the flow run that it is called in, and publishes them.
+    """Runs the stale stages of rounds, their ancestors and jurors, in the flow run that it is called in, and publishes them.
 
     Raises:
         StageFailed: of the first stage that failed; those that were running are finished, none is started after it, and
