@@ -1,4 +1,1 @@
-"""What a round is made of: stages, their strategies, tables, and what runs and records them.
-
-An edit of this file does not make stages stale.
-"""
+"""What a round is made of: stages and their strategies, domains, engines; and the rooms behind them."""

@@ -3,16 +3,13 @@
     data/round=r1/
         judgments/part-00000.parquet      an output of the stage `judge`
         metrics/judge.json                its metrics
-        manifests/judge.json              what is true of its result; without it the stage did not happen
-        .staging/judge/new/…              a version being written: the same paths, not yet in force
-        .staging/judge/ready/…            a version that is whole: it is in force, and on its way to its place
+        manifests/judge.json              describes its result; without it the stage has not run
+        .staging/judge/new/…              a version being written: the same paths, not committed
+        .staging/judge/ready/…            a committed version that is being moved into place
 
-A stage writes all its outputs under `new`, fsyncs them and renames `new` to `ready`. That one rename is the commit: a
-kill before it leaves the old version, a kill after it the new one, because whoever reads or writes the round next first
-moves what is `ready` into place. Nothing is ever overwritten in place (pyarrow and polars destroy the old file if they
-are killed while they do that), so a full disk leaves the old version too.
-
-This file is shared by all stages: an edit of it does not make stages stale.
+A stage writes all its outputs under `new`, fsyncs them and renames `new` to `ready`. That one rename is the commit. A
+kill before it leaves the old version; after it, the next reader or writer of the round moves `ready` into place. Nothing is overwritten in place (pyarrow and polars destroy the old file if they are killed during a write), so a
+full disk leaves the old version too.
 """
 
 import errno
@@ -21,14 +18,15 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from time import monotonic, sleep
+from typing import Literal, TypeVar
 
 import duckdb
 import polars as pl
@@ -37,16 +35,25 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from tasks.errors import Busy, CheckFailed, FlywheelError, StoreError
-from tasks.tables import TABLES, Table
+from tasks.core.errors import Busy, CheckFailed, FlywheelError, StoreError
+from tasks.core.plan import Plan
+from tasks.core.tables import TABLES, Table
 
+T = TypeVar("T")
 Frame = pl.LazyFrame | pl.DataFrame
 ROWS_PER_GROUP = 16_384
 GROUPS_PER_PART = 4
 WRITERS = 2
 """Parts that are encoded at the same time."""
-LEAST_ROOM = 1 << 20
-"""Bytes; with less, whatever went wrong went wrong for want of them."""
+ORDERED = ("id", "prompt_id")
+"""Texts whose least and greatest value are kept, for a range of prompts is looked up by them. Of other texts they are not:
+DuckDB 2.0 takes a column that holds one text and nulls for null throughout, where it is written without a dictionary."""
+DISK_FULL = 1 << 20
+"""Bytes of free disk space below which an error counts as a full disk."""
+PATIENCE, PAUSE = 10.0, 0.02
+"""Seconds for which a reader retries while another process commits, and seconds between two attempts."""
+LOCK_TIMEOUT = 0.5
+"""Seconds that a writer waits for a lock: a reader may hold it that long while it moves a version into place."""
 
 
 class Part(BaseModel):
@@ -69,29 +76,28 @@ class Output(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What is true of a stage's result."""
+    """Describes the result of a stage: its plan, outputs, inputs, metrics and cost."""
 
     round: str
     stage: str
+    plan: Plan
+    """Its parameters, code and files, with every default filled in."""
     outputs: dict[str, Output]
     inputs: dict[str, str]
-    """Digest of every input by argument name."""
-    params: dict[str, Any]
-    code: dict[str, str]
-    """sha256 of every file whose edit makes the stage stale."""
-    seed: int
+    """Digest of every input by argument name; models that it may open are `parent_model` and so on."""
     versions: dict[str, str]
     metrics: dict[str, float]
+    warnings: list[str] = []
     tokens: dict[str, int]
     seconds: dict[str, float]
-    """`start` (process start-up, imports and model loading), `model`, `run`, and `write` with what is worked off only
-    while it is written."""
+    """`start` (process start-up, imports, model loading), `model`, `run`, and `write`, which includes lazy frames that are
+    computed while they are written."""
     started: str
     finished: str
 
 
 def round_folder(root: Path, name: str) -> Path:
-    """Where a round's or base's outputs lie."""
+    """Folder of a round's or base's outputs."""
     return root / "data" / f"round={name}"
 
 
@@ -99,14 +105,19 @@ def round_folder(root: Path, name: str) -> Path:
 
 
 def manifests(root: Path, name: str) -> dict[str, Manifest]:
-    """The manifests of a round by stage, after whatever was committed has been moved into place."""
+    """The manifests of a round by stage. Moves committed versions into place first."""
     folder = round_folder(root, name)
     recover(folder)
     paths = sorted((folder / "manifests").glob("*.json"))
-    return {p.stem: _parse(p) for p in paths}
+    return {p.stem: read_manifest(p) for p in paths}
 
 
-def _parse(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Reads a manifest.
+
+    Raises:
+        StoreError: when the file is not a manifest.
+    """
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValueError as error:
@@ -116,7 +127,7 @@ def _parse(path: Path) -> Manifest:
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
-    """The place and the manifest's entry of an output of a round.
+    """The path of a round's output, and its entry in the manifest.
 
     Raises:
         StoreError: when no stage of the round has written it.
@@ -124,11 +135,11 @@ def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
     for manifest in manifests(root, name).values():
         if output in manifest.outputs:
             return round_folder(root, name) / output, manifest.outputs[output]
-    raise StoreError(f"{name} has no {output!r} yet; `flywheel run {name}` makes what is missing")
+    raise StoreError(f"{name} has no {output!r} yet; `flywheel run {name}` makes it")
 
 
 def has(root: Path, name: str, output: str) -> bool:
-    """Whether a stage of the round has written an output, damaged since or not."""
+    """Whether a stage of the round has written an output, even if its files were damaged since."""
     return any(output in manifest.outputs for manifest in manifests(root, name).values())
 
 
@@ -149,26 +160,84 @@ def verify(place: Path, output: Output) -> None:
             raise StoreError(f"{path} is not what was written (its sha256 differs from the manifest's); {again}")
 
 
+def _verified(root: Path, name: str, output: str) -> tuple[Path, Output]:
+    place, entry = find(root, name, output)
+    verify(place, entry)
+    return place, entry
+
+
 def scan(root: Path, name: str, table: str) -> tuple[pl.LazyFrame, str]:
     """A checked table of a round, and its digest."""
-    place, output = find(root, name, table)
-    verify(place, output)
-    files = [place / p.file for p in output.parts]
-    return pl.scan_parquet(files, glob=False), output.digest
+    place, output = steady(root, [name], lambda: _verified(root, name, table))
+    return _lazy(place, output), output.digest
+
+
+def read(root: Path, name: str, table: str) -> pl.DataFrame:
+    """The rows of a checked table of a round, in memory. All are of one version, even if another is committed meanwhile."""
+    return steady(root, [name], lambda: _lazy(*_verified(root, name, table)).collect())
+
+
+def _lazy(place: Path, output: Output) -> pl.LazyFrame:
+    return pl.scan_parquet([place / p.file for p in output.parts], glob=False)
 
 
 def folder(root: Path, name: str, output: str) -> tuple[Path, str]:
     """A checked folder of a round, and its digest."""
-    place, found = find(root, name, output)
-    verify(place, found)
-    return place, found.digest
+    place, entry = steady(root, [name], lambda: _verified(root, name, output))
+    return place, entry.digest
+
+
+def steady(root: Path, names: Iterable[str], attempt: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Calls `attempt` until no stage of these rounds commits while it runs, and returns its result.
+
+    A commit moves outputs into place one by one, so a concurrent reader may see a mix of two versions, which looks like
+    damage. After `patience` seconds the last result, or its error, counts.
+    """
+    places, end = [round_folder(root, name) for name in names], monotonic() + patience
+    while True:
+        before = _versions(places)
+        try:
+            result, error = attempt(), None
+        except Exception as raised:  # StoreError, or an error of DuckDB or polars
+            result, error = None, raised
+        if monotonic() > end or (before == _versions(places) and not any(map(_is_moving, places))):
+            break
+        sleep(PAUSE)
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def _versions(places: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """inode and modification time of every manifest: a commit changes them even where the content is equal."""
+    versions = {}
+    for path in (p for place in places for p in (place / "manifests").glob("*.json")):
+        with suppress(FileNotFoundError):
+            versions[path] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return versions
+
+
+def _is_moving(place: Path) -> bool:
+    """Whether a process is moving a committed version of this round into place."""
+    return any(is_held(ready.parent / "lock") for ready in place.glob(".staging/*/ready"))
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds a lock."""
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 # Writing
 
 
 class Draft:
-    """A version of a stage's outputs that is being written; in force once it is committed, not before."""
+    """A version of a stage's outputs that is being written. Readers see it once it is committed."""
 
     def __init__(self, place: Path, stage: str) -> None:
         self.place, self.stage = place, stage
@@ -178,14 +247,14 @@ class Draft:
         self.outputs: dict[str, Output] = {}
 
     def table(self, table: Table, frame: Frame | Iterator[Frame]) -> dict[str, float]:
-        """Writes a table part by part, checks it, and gives its metrics. Of several frames one is made after the other.
+        """Writes a table in parts, checks it and returns its metrics. Several frames are computed one after the other.
 
         Raises:
             CheckFailed: naming rows that break a check or share a key.
         """
         to = self.new / table.name
         to.mkdir(parents=True)
-        with closing(frame) if isinstance(frame, Generator) else nullcontext():  # its engine is, when a write fails
+        with closing(frame) if isinstance(frame, Generator) else nullcontext():  # closes its engine when a write fails
             _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
         con = _view(to)
         _check(table, con, self.address)
@@ -193,26 +262,26 @@ class Draft:
         return dict(sorted(con.execute(table.metrics).fetchall())) if table.metrics else {}
 
     def folder(self, name: str) -> Path:
-        """A place for a folder's files; described at commit."""
+        """Makes an output folder; `describe_folder` records its files."""
         to = self.new / name
         to.mkdir(parents=True)
         return to
 
     def file(self, name: str, text: str) -> None:
-        """A small file below the round's folder, such as `metrics/judge.json`."""
+        """Writes a small file below the round's folder, such as `metrics/judge.json`."""
         to = self.new / name
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(text)
 
     def describe_folder(self, name: str) -> None:
-        """Takes down the files of a folder that has been filled."""
+        """Records the files of a folder once they are written."""
         self.outputs[name] = _describe(self.new / name, "folder")
 
     def commit(self, manifest: Manifest) -> None:
-        """Puts everything in force at once: the manifest closes it.
+        """Commits all outputs and the manifest in one rename.
 
         Raises:
-            StoreError: for a metric that is not finite, which no reader of JSON could read back.
+            StoreError: for a metric that is not finite, which JSON cannot hold.
         """
         for name, value in manifest.metrics.items():
             if not isfinite(value):
@@ -229,53 +298,56 @@ class Draft:
 
 @contextmanager
 def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
-    """A draft of a stage's outputs, while no other process can write them.
+    """Yields a draft of a stage's outputs, and locks them against other writers.
 
     Raises:
-        Busy: when another process is at it.
+        Busy: when another process runs this stage.
         StoreError: when the disk is full; the old version stays.
     """
     place = round_folder(root, name)
     draft = Draft(place, stage)
     draft.staging.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
-            held.enter_context(FileLock(draft.staging / "lock", timeout=0))
+            stack.enter_context(FileLock(draft.staging / "lock", timeout=LOCK_TIMEOUT))
         except Timeout as error:
-            raise Busy(f"{draft.address} is being run by another process; wait for it, or end it") from error
+            raise Busy(f"{draft.address} is being run by another process; wait for it, or stop it") from error
         try:
             _roll_forward(place, draft.staging)
-            for left in (draft.new, draft.staging / "spill"):  # by a kill
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (draft.new, draft.staging / "spill"):  # of a killed process
+                shutil.rmtree(leftover, ignore_errors=True)
             draft.new.mkdir()
             yield draft
         except BaseException as error:
-            full = _is_full(draft.staging, error)  # before what was half written is taken away
-            shutil.rmtree(draft.new, ignore_errors=True)  # with the lock held: later it may be the next run's
+            full = _is_full(draft.staging, error)  # before the removal below frees space
+            shutil.rmtree(draft.new, ignore_errors=True)  # under the lock: afterwards it may belong to the next run
             if full:
                 raise StoreError(
-                    f"{draft.address}: the disk is full ({place}); free room and run it again. {_KEPT}"
+                    f"{draft.address}: the disk is full ({place}); free some space and run it again. {_NOTHING_LOST}"
                 ) from error
             raise
 
 
-_KEPT = "Nothing already made is lost."
+_NOTHING_LOST = "Nothing already made is lost."
 
 
 def _is_full(place: Path, error: BaseException) -> bool:
-    """Whether it was for want of room: the writers of weights and checkpoints do not raise OSError for that."""
+    """Whether the disk is full: writers of weights and checkpoints raise other errors than OSError for that."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not isinstance(error, Exception) or isinstance(error, FlywheelError):
         return False
-    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(place).free < LEAST_ROOM
+    return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(place).free < DISK_FULL
 
 
 def recover(place: Path) -> None:
-    """Moves into place what was committed by a process that was killed before it could do so itself."""
+    """Moves committed versions into place, unless another process does so first. The lock's holder may be the next run of
+    the stage, which takes hours, so this waits until `ready` is gone and not for the lock.
+    """
     for ready in place.glob(".staging/*/ready"):
-        with FileLock(ready.parent / "lock"):
-            _roll_forward(place, ready.parent)
+        while ready.is_dir():
+            with suppress(Timeout), FileLock(ready.parent / "lock", timeout=PAUSE):
+                _roll_forward(place, ready.parent)
 
 
 def _roll_forward(place: Path, staging: Path) -> None:
@@ -294,62 +366,67 @@ def _roll_forward(place: Path, staging: Path) -> None:
 
 
 def _entries(ready: Path) -> list[Path]:
-    """What moves as one: outputs as whole folders, small files one by one, the manifest last."""
+    """What is renamed as one: outputs as whole folders, small files one by one, the manifest last."""
     shared = [ready / n for n in ("metrics", "plots", "manifests")]
     whole = sorted(p for p in ready.iterdir() if p not in shared)
     return whole + [f for s in shared if s.is_dir() for f in sorted(s.iterdir())]
 
 
 def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
-    """Writes frames that are one table. Parts are encoded in threads while the next rows are made."""
+    """Writes frames as one table. Threads encode parts while the next rows are computed."""
     groups = _groups((batch for frame in frames for batch in _batches(frame, table.schema)), table.schema)
     with ThreadPoolExecutor(WRITERS) as threads:
-        begun = deque[Future[None]]()
+        parts = deque[Future[None]]()
         for number, first in enumerate(groups):
-            if len(begun) > WRITERS:  # memory holds so many parts, and one that waits for a thread
-                begun.popleft().result()
+            if len(parts) > WRITERS:  # so many parts in memory, and one that waits for a thread
+                parts.popleft().result()
             rows: SimpleQueue[pa.Table | None] = SimpleQueue()
             try:
-                begun.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
+                parts.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
                 for group in chain([first], islice(groups, GROUPS_PER_PART - 1)):
                     rows.put(group)
-                    for part in begun:
-                        if part.done():  # or has failed: nothing more need be made then
+                    for part in parts:
+                        if part.done():  # raises the error of a part that failed: stop early
                             part.result()
             finally:
                 rows.put(None)
-        for written in begun:
-            written.result()
+        for part in parts:
+            part.result()
 
 
 def _write_part(path: Path, schema: pa.Schema, groups: "SimpleQueue[pa.Table | None]") -> None:
-    # texts and ids hardly repeat: a dictionary would be a fifth of the time, and zstd finds what does repeat
-    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+    # texts and ids hardly repeat: a dictionary would cost a fifth of the time, and zstd compresses what repeats
+    statistics = [
+        f.name for f in schema if f.name in ORDERED or not (pa.types.is_string(f.type) or pa.types.is_nested(f.type))
+    ]
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=False, write_statistics=statistics
+    ) as writer:
         while (group := groups.get()) is not None:
             writer.write_table(group)
 
 
 def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
     rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
-    # a slice of a column of lists is converted with the items of the whole column: take its own rows first
+    # to_arrow of a sliced list column copies the items of the whole column: gather the slice's rows first
     own = pl.all().gather(pl.int_range(pl.len()))
-    return (some.select(own).to_arrow().cast(schema) for some in rows)
+    return (batch.select(own).to_arrow().cast(schema) for batch in rows)
 
 
 def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Regroups batches into row groups of a fixed size, so that equal rows give equal bytes; at least one, maybe empty."""
-    held, some = pa.Table.from_batches([], schema), False
+    """Row groups of a fixed size, so that equal rows give equal bytes. At least one group, which may be empty."""
+    buffer, any_group = pa.Table.from_batches([], schema), False
     for batch in batches:
-        held = pa.concat_tables([held, batch])
-        while held.num_rows >= ROWS_PER_GROUP:
-            yield held.slice(0, ROWS_PER_GROUP).combine_chunks()
-            held, some = held.slice(ROWS_PER_GROUP), True
-    if held.num_rows or not some:
-        yield held.combine_chunks()
+        buffer = pa.concat_tables([buffer, batch])
+        while buffer.num_rows >= ROWS_PER_GROUP:
+            yield buffer.slice(0, ROWS_PER_GROUP).combine_chunks()
+            buffer, any_group = buffer.slice(ROWS_PER_GROUP), True
+    if buffer.num_rows or not any_group:
+        yield buffer.combine_chunks()
 
 
 def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
-    """Runs a table's checks over the view of its parts. A check must be true: null is not, as it would be in SQL's own constraints.
+    """Runs a table's checks over the view of its parts. Null fails a check, unlike in SQL's CHECK constraints.
 
     Raises:
         CheckFailed: naming the check and up to three rows that break it.
@@ -357,28 +434,26 @@ def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
     key = ", ".join(f'"{k}"' for k in table.key)
     checks = {f"{table.key[0]} is not null": f'"{table.key[0]}" is not null'} | table.checks
     counts = [f"count(*) filter (where ({predicate}) is not true)" for predicate in checks.values()]
-    again = (
-        f"count(*) - count(distinct hash({key}))"  # equal keys have equal hashes, and numbers are cheaper to tell apart
-    )
-    broken = con.execute(f"select {', '.join([again, *counts])} from t").fetchall()[0]  # one look at the table for all
+    duplicates = f"count(*) - count(distinct hash({key}))"  # hashes are cheaper to compare than keys
+    broken = con.execute(f"select {', '.join([duplicates, *counts])} from t").fetchall()[0]  # one scan for all checks
     rows = [f"select {key} from t where ({predicate}) is not true limit 3" for predicate in checks.values()]
-    shared = f"select {key} from t group by {key} having count(*) > 1 limit 3"
-    named = zip(broken, [f"unique {key}", *checks], [shared, *rows], strict=True)
+    repeated = f"select {key} from t group by {key} having count(*) > 1 limit 3"
+    named = zip(broken, [f"unique {key}", *checks], [repeated, *rows], strict=True)
     queries = {name: query for count, name, query in named if count}
     for name, query in queries.items():
         if rows := con.execute(query).fetchall():
-            shown = ", ".join("/".join(map(str, r)) for r in rows)
+            keys = ", ".join("/".join(map(str, r)) for r in rows)
             raise CheckFailed(
-                f"{address}, table {table.name}: rows {shown} break the check '{name}'; the old version stays"
+                f"{address}, table {table.name}: rows {keys} break the check '{name}'; the old version stays"
             )
 
 
 def _view(place: Path) -> duckdb.DuckDBPyConnection:
-    """A database whose view `t` is the table written in `place`."""
-    spill = str(place.parents[1] / "spill")  # what does not fit into memory goes below the stage's staging place
+    """A database with the view `t` of the table in `place`."""
+    spill = str(place.parents[1] / "spill")  # within the stage's staging folder
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
-    con.execute("set enable_progress_bar = false")  # it would be among what the stage says
-    con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is no pattern
+    con.execute("set enable_progress_bar = false")  # it would mix with the stage's output
+    con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is not globbed
     return con
 
 
@@ -387,7 +462,7 @@ def _describe(place: Path, kind: Literal["table", "folder"]) -> Output:
     with ThreadPoolExecutor() as threads:
         digests = list(threads.map(sha256, files))
     named = zip(files, digests, strict=True)
-    parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=found) for p, found in named]
+    parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=sha) for p, sha in named]
     rows = None
     if kind == "table":
         parts = [p.model_copy(update={"rows": pq.read_metadata(place / p.file).num_rows}) for p in parts]
@@ -427,4 +502,4 @@ def _sync_folder(place: Path) -> None:
         os.close(handle)
 
 
-__all__ = ["TABLES", "Draft", "Manifest", "Output", "Part", "manifests", "scan", "writing"]
+__all__ = ["TABLES", "Draft", "Manifest", "Output", "Part", "manifests", "read", "scan", "steady", "writing"]

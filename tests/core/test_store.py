@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import store
-from tasks.errors import Busy, CheckFailed, StoreError
-from tasks.tables import Table, filtered, frame, measures
+from tasks.core import store
+from tasks.core.errors import Busy, CheckFailed, StoreError
+from tasks.core.frames import frame
+from tasks.core.plan import Plan
+from tasks.core.tables import Table, filtered, measures, prompts
 
 NUMBERS = Table("numbers", "", pa.schema([("id", pa.string()), ("value", pa.int64())]))
 
@@ -21,9 +23,7 @@ NUMBERS = Table("numbers", "", pa.schema([("id", pa.string()), ("value", pa.int6
 def manifest(draft, stage="filter", **more):
     blank = {
         "inputs": {},
-        "params": {},
-        "code": {},
-        "seed": 1,
+        "plan": Plan(round="r1", stage=stage),
         "versions": {},
         "metrics": {},
         "tokens": {},
@@ -46,7 +46,15 @@ def write(root, frame, table=filtered, stage="filter", files=None):
 def rows(*ids, kept=True):
     return pl.DataFrame(
         [
-            {"id": i, "prompt_id": "p", "kept": kept, "reason": None if kept else "score", "margin": 0.0, "score": 1.0}
+            {
+                "id": i,
+                "prompt_id": "p",
+                "kept": kept,
+                "rank": 1 if kept else None,
+                "reason": None if kept else "score",
+                "margin": 0.0,
+                "score": 1.0,
+            }
             for i in ids
         ],
         schema=frame(filtered).collect_schema(),
@@ -228,7 +236,7 @@ def rewrite(root, version, ready):
 def test_twenty_kills_leave_the_old_or_the_new_version(tmp_path):
     """SIGKILL at random instants of a write of a table, a folder and a manifest, in forked children."""
     fork = multiprocessing.get_context("forkserver")  # a plain fork of a process that has used polars hangs
-    fork.set_forkserver_preload(["tasks.store"])
+    fork.set_forkserver_preload(["tasks.core.store"])
 
     def begin(version):
         started, ready = fork.Pipe(duplex=False)
@@ -254,3 +262,13 @@ def test_twenty_kills_leave_the_old_or_the_new_version(tmp_path):
     assert len(seen) > 2, "the kills must fall on both sides of the commit"
     write(tmp_path, numbers(3), NUMBERS)
     assert store.scan(tmp_path, "r1", "numbers")[0].collect().height == 3
+
+
+def test_nulls_beside_one_text_are_counted_as_they_are(tmp_path):
+    """As in a round whose rejected prompts all have the same reason."""
+    rows = [{"id": str(n), "problem": "p", "prompt": [{"role": "user", "content": "p"}], "error": None if n < 6 else "malformed"}
+            for n in range(10)]  # fmt: skip
+    with store.writing(tmp_path, "r1", "prompts") as draft:
+        metrics = draft.table(prompts, frame(prompts, rows))
+        draft.commit(manifest(draft, "prompts"))
+    assert metrics == {"prompts": 6, "prompts_rejected/malformed": 4}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.cache import FILE, RequestCache, key
-from tasks.errors import StoreError
+from tasks.core.cache import FILE, RequestCache, key
+from tasks.core.errors import StoreError
 
 
 def keys(count):

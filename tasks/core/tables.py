@@ -5,23 +5,16 @@ training row can be walked back to the prompt, the model, the judges' verdicts a
 generation or an unparsable verdict is a row with `error`. A check is an SQL predicate that every row must satisfy; a
 write that breaks one fails with the offending rows named and leaves the old version in place.
 
-This file is shared by all stages: an edit of it does not make stages stale.
+`member` is the name under which the recipe has the strategy that made the row. The plan of a stage holds the digests of
+the tables that it writes, so an edit of one table makes only its writers stale.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-if TYPE_CHECKING:
-    import polars as pl
-
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SHARE = 16_384
-"""Rows that one thread hashes at a time."""
+SPANS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
 ID, TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.string(), pa.float64(), pa.int32(), pa.bool_()
 
 
@@ -35,9 +28,9 @@ class Table:
     key: tuple[str, ...] = ("id",)
     """No two rows share it; its first column is never null (a measure over all levels has no `level`)."""
     checks: dict[str, str] = field(default_factory=dict)
-    """By what it says: a predicate that is true of every row. Where null is allowed, it says so itself."""
+    """Description → SQL predicate that must be true of every row. Null fails, so a predicate that allows null says so."""
     metrics: str | None = None
-    """A SELECT over the table that gives rows of (metric name, value); runs when a stage has written it."""
+    """SELECT over the table that returns rows of (metric name, value); runs when a stage has written the table."""
 
 
 def _table(name: str, doc: str, columns: dict[str, pa.DataType], **more: object) -> Table:
@@ -49,6 +42,7 @@ prompts = _table(
     "New problems, each with the chat that asks for its answer. A rejected one says why in `error`.",
     {
         "id": ID,
+        "member": TEXT,
         "problem": TEXT,
         "prompt": CHAT,
         "level": INTEGER,
@@ -58,7 +52,7 @@ prompts = _table(
         "model": TEXT,  # digest of the author's weights
         "error": TEXT,  # why it cannot be used: malformed, duplicate, contaminated …
     },
-    checks={"usable or said why": "error is not null or (problem <> '' and len(prompt) > 0)"},
+    checks={"usable or an error": "error is not null or (problem <> '' and len(prompt) > 0)"},
     metrics="""select 'prompts', count(*) from t where error is null
                union all select 'prompts_rejected/' || split_part(error, ':', 1), count(*) from t
                where error is not null group by all""",
@@ -69,6 +63,7 @@ responses = _table(
     "K sampled answers a prompt.",
     {
         "id": ID,
+        "member": TEXT,
         "prompt_id": ID,
         "sample": INTEGER,
         "seed": pa.int64(),
@@ -96,12 +91,12 @@ responses = _table(
 
 judgments = _table(
     "judgments",
-    "What each judge says of each response; `reward` marks the judge whose score is used.",
+    "The score and verdict of each judge on each response; `reward` marks the judge whose score is used.",
     {
         "id": ID,
         "response_id": ID,
         "prompt_id": ID,
-        "judge": TEXT,
+        "member": TEXT,  # the judge
         "reward": FLAG,
         "score": NUMBER,  # higher is better; the scale is the judge's
         "verdict": TEXT,  # `pass`, `fail` or null where the judge only ranks
@@ -113,23 +108,24 @@ judgments = _table(
         "verdict": "verdict is null or verdict in ('pass', 'fail')",
         "score is finite": "score is null or isfinite(score)",
     },
-    metrics="""select 'judge_errors/' || judge, count(error) / count(*) from t group by judge
-               union all select 'judge_score/' || judge, round(avg(score), 6) from t where score is not null
-               group by judge""",
+    metrics="""select 'judge_errors/' || member, count(error) / count(*) from t group by member
+               union all select 'judge_score/' || member, round(avg(score), 6) from t where score is not null
+               group by member""",
 )
 
 filtered = _table(
     "filtered",
-    "Every response, kept or dropped, with the reason and by what margin.",
+    "Every response, kept or dropped, with reason and margin.",
     {
         "id": ID,  # the response's
         "prompt_id": ID,
         "kept": FLAG,
+        "rank": INTEGER,  # its place among the kept ones of its prompt, 1 the best: whose answer is the prompt's target
         "reason": TEXT,  # which rule dropped it; null when kept
         "margin": NUMBER,  # by how much it missed that rule; the score's distance to the threshold when kept
         "score": NUMBER,  # the reward
     },
-    checks={"kept or a reason": "kept = (reason is null)"},
+    checks={"kept or a reason": "kept = (reason is null)", "the kept are ranked": "kept = (rank is not null)"},
     metrics="""select 'kept', coalesce(sum(kept::int), 0) from t
                union all select 'dropped/' || reason, count(*) from t where not kept group by reason""",
 )
@@ -139,6 +135,7 @@ critiques = _table(
     "The model's critiques of its own wrong answers, kept when refinements that read them succeed often enough.",
     {
         "id": ID,
+        "member": TEXT,
         "response_id": ID,
         "prompt_id": ID,
         "prompt": CHAT,  # the critic's
@@ -166,6 +163,7 @@ refinements = _table(
     "Answers written after reading a critique; the critique is not part of what is trained on.",
     {
         "id": ID,
+        "member": TEXT,
         "critique_id": ID,
         "response_id": ID,  # the answer that was criticised
         "prompt_id": ID,
@@ -186,6 +184,7 @@ pairs = _table(
     "Preference pairs in TRL's columns: the chosen and the rejected completion of one prompt.",
     {
         "id": ID,
+        "member": TEXT,
         "prompt_id": ID,
         "prompt": CHAT,
         "chosen": CHAT,
@@ -194,6 +193,7 @@ pairs = _table(
         "rejected_id": ID,
         "chosen_score": NUMBER,
         "rejected_score": NUMBER,
+        "judge": TEXT,  # whose scores these are: the round's reward
         "source": TEXT,  # `responses` or `refinements`: where the chosen one comes from
     },
     checks={"chosen is better": "chosen_score > rejected_score", "two answers": "chosen <> rejected"},
@@ -203,18 +203,58 @@ pairs = _table(
 
 training = _table(
     "training",
-    "The rows that a round's model was fine-tuned on, in TRL's columns, with where each comes from.",
+    "Rows that a round's model is fine-tuned on, in TRL's columns, with the source of each.",
     {
         "id": ID,
+        "member": TEXT,
         "prompt_id": ID,
-        "response_id": ID,
+        "response_id": ID,  # of the response, refinement or critique that the completion is
         "model": TEXT,  # digest of the weights that wrote the completion
         "source": TEXT,  # `responses`, `refinements`, `critiques` or `replay`
         "prompt": CHAT,
         "completion": CHAT,
+        "weight": NUMBER,  # of the row in the loss
+        "tag": TEXT,  # put before the completion's text where a method asks for one
+        "label": FLAG,  # whether the completion is desirable; null where a method knows no such thing
+        "reward": NUMBER,  # as the round's judge scored it
+        "group": ID,  # rows that are compared with each other, as the samples of one prompt
+        "mask": SPANS,  # characters of the completion that the loss leaves out
+        "tokens": INTEGER,  # of prompt and completion together, as the start model's tokenizer counts them
+        "error": TEXT,  # why it is not trained on, such as `long: …`
     },
-    metrics="""select 'training_rows', count(*) from t
-               union all select 'training_rows/' || source, count(*) from t group by source""",
+    checks={"weight": "weight >= 0 and isfinite(weight)"},
+    metrics="""select 'training_rows', count(*) from t where error is null
+               union all select 'training_rows/' || source, count(*) from t where error is null group by source
+               union all select 'training_dropped/' || split_part(error, ':', 1), count(*) from t
+               where error is not null group by all""",
+)
+
+preferences = _table(
+    "preferences",
+    "The pairs that a round's model is trained on, in TRL's columns, with their weights.",
+    {
+        "id": ID,
+        "member": TEXT,
+        "prompt_id": ID,
+        "chosen_id": ID,
+        "rejected_id": ID,
+        "source": TEXT,  # as in `pairs`
+        "prompt": CHAT,
+        "chosen": CHAT,
+        "rejected": CHAT,
+        "weight": NUMBER,  # of the pair in the loss
+        "smoothing": NUMBER,  # probability that the pair is the wrong way round
+        "tokens": INTEGER,  # of the prompt and the longer completion
+        "error": TEXT,  # why it is not trained on
+    },
+    checks={
+        "weight": "weight >= 0 and isfinite(weight)",
+        "smoothing": "smoothing between 0 and 1",
+        "two answers": "chosen <> rejected",
+    },
+    metrics="""select 'preferences', count(*) from t where error is null
+               union all select 'preferences_dropped/' || split_part(error, ':', 1), count(*) from t
+               where error is not null group by all""",
 )
 
 evals = _table(
@@ -222,6 +262,7 @@ evals = _table(
     "Answers to the frozen sets, greedy and sampled.",
     {
         "id": ID,
+        "member": TEXT,
         "item": ID,  # content hash of the problem: the same in every round
         "split": TEXT,
         "mode": TEXT,  # `greedy`, `sampled`, `refined`
@@ -231,11 +272,17 @@ evals = _table(
         "response": TEXT,
         "answer": TEXT,
         "correct": FLAG,  # null when the answer could not be checked
+        "score": NUMBER,  # grade in [0, 1]: of the check, or of the examiner where nothing can be checked
         "mean_logprob": NUMBER,
+        "entropy": NUMBER,  # mean over tokens, nats
         "tokens": INTEGER,
+        "model": TEXT,  # digest of the weights that answered
         "error": TEXT,
     },
-    checks={"mode": "mode in ('greedy', 'sampled', 'refined')"},
+    checks={
+        "mode": "mode in ('greedy', 'sampled', 'refined')",
+        "score": "score is null or score between 0 and 1",
+    },
 )
 
 audits = _table(
@@ -243,6 +290,7 @@ audits = _table(
     "Judges and critics on the gold set, whose right verdicts are known.",
     {
         "id": ID,
+        "member": TEXT,
         "item": ID,
         "level": INTEGER,
         "judge": TEXT,
@@ -258,7 +306,7 @@ audits = _table(
 
 measures = _table(
     "measures",
-    "What the evaluation measured, with 95 % intervals, by level where it has levels.",
+    "Measures of the evaluation with 95 % intervals, also by level where the domain has levels.",
     {"name": TEXT, "level": INTEGER, "value": NUMBER, "low": NUMBER, "high": NUMBER, "count": INTEGER},
     key=("name", "level"),
     checks={"interval": "low is null or high is null or low <= high"},
@@ -266,7 +314,7 @@ measures = _table(
 
 decisions = _table(
     "decisions",
-    "What each gate says of the round, and all of them together (`gate` = 'all').",
+    "The decision of each gate on the round, and of all together (`gate` = 'all').",
     {"gate": TEXT, "passed": FLAG, "value": NUMBER, "threshold": NUMBER, "reason": TEXT},
     key=("gate",),
     metrics="select 'promoted', passed::int from t where gate = 'all'",
@@ -274,45 +322,3 @@ decisions = _table(
 
 TABLES: dict[str, Table] = {t.name: t for t in list(globals().values()) if isinstance(t, Table)}
 """Every table by name."""
-
-
-def frame(table: Table, rows: Iterable[Mapping[str, Any]] = ()) -> pl.LazyFrame:
-    """Rows as a frame with all of the table's columns; what a row leaves out is null."""
-    import polars as pl
-
-    none = pl.DataFrame(pa.Table.from_batches([], table.schema))  # `schema.empty_table()` imports pandas: 0.3 s
-    return pl.DataFrame(list(rows), schema=none.schema).lazy()
-
-
-def chats(column: pl.Series) -> list[tuple[tuple[str, str], ...]]:
-    """A chat column as engines take chats: (role, content) pairs. A row without a chat has none."""
-    turns = column.explode(empty_as_null=False, keep_nulls=False).struct.unnest().rows()
-    ends = column.list.len().fill_null(0).cum_sum().to_list()
-    return [tuple(turns[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def ids(*columns: str | pl.Expr) -> pl.Expr:
-    """`content_id` of each row's values, for frames of millions of rows; null where one of the columns is."""
-    import polars as pl
-
-    return _hashed(columns, "id", "substr(sha256(x), 1, 16)", pl.String())
-
-
-def seeds(*columns: str | pl.Expr) -> pl.Expr:
-    """`seed_of` each row's values, as `ids` are of theirs."""
-    import polars as pl
-
-    return _hashed(columns, "seed", "(('0x' || substr(sha256(x), 1, 16))::ubigint >> 1)::bigint", pl.Int64())
-
-
-def _hashed(columns: tuple[str | pl.Expr, ...], name: str, sql: str, kind: pl.DataType) -> pl.Expr:
-    import duckdb
-    import polars as pl
-
-    def hashed(texts: pl.Series) -> pl.Series:
-        batches = texts.alias("x").to_frame().to_arrow().to_batches(SHARE)
-        rows = pa.Table.from_batches(batches, pa.schema([("x", pa.large_string())]))
-        return duckdb.default_connection().cursor().from_arrow(rows).project(f"{sql} as y").pl()["y"]
-
-    joined = pl.concat_str(columns, separator="\x1f")
-    return joined.map_batches(hashed, return_dtype=kind, is_elementwise=True).alias(name)

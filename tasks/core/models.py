@@ -1,12 +1,12 @@
 """Model folders: what may be loaded, where it really lies, and its digest.
 
-A folder is a whole model (config, safetensors, tokenizer), a LoRA adapter that names its base (and, where a round made
-it, the base's digest in `base.json`), or holds nothing but
-`pointer.json`, which says where the model lies (a folder; or repository and revision of the hub, whose cache is elsewhere
-on every machine) and the sha256 of each of its files, so that weights are never copied.
-Only safetensors are read and no code that comes with a model is run: what would need either is refused.
+A folder is one of
+- a whole model: config, safetensors, tokenizer;
+- a LoRA adapter that names its base and, where a round made it, records the base's digest in `base.json`;
+- `pointer.json` alone. It names the model's folder, or a repository and revision of the hub (whose cache lies elsewhere on
+  every machine), and the sha256 of each file. So weights are never copied.
 
-Code shared by several stages: an edit of this file does not make stages stale.
+Only safetensors are read, and no code that comes with a model is run. A model that needs pickles or code is refused.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import ModelRefused
+from tasks.core.errors import ModelRefused
 
 POINTER = "pointer.json"
 INDEX = "model.safetensors.index.json"
@@ -27,27 +27,29 @@ BASE = "base.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-"""The files that a model consists of; everything else in its folder (model card, logs) is not part of its digest."""
+"""Files of a model. Everything else in its folder (model card, logs) is not part of its digest."""
 SNAPSHOT: dict[str, Any] = {"allow_patterns": [*PATTERNS], "ignore_patterns": ["*/*"]}
-"""The same to the hub, whose patterns' * matches folders too: copies for other runtimes lie in some."""
+"""`PATTERNS` for the hub. There `*` matches subfolders too, which hold copies for other runtimes."""
 
 
 def resolve(folder: Path) -> Path:
-    """The folder in which the model itself lies: `folder`, or where its pointer points.
+    """The folder that holds the model itself: `folder`, or the target of its pointer.
 
-    Raises ModelRefused when the pointer is broken or a file is not the one that was recorded.
+    Raises:
+        ModelRefused: when the pointer is broken, or when a file differs from the recorded sha256.
     """
     folder = Path(folder)
     if not (folder / POINTER).is_file():
         return folder
-    told = _json(folder / POINTER)
-    if not isinstance(told.get("files"), dict) or not (_names_a_path(told) or _names_a_repository(told)):
-        again = "add the base again to write it anew"
-        raise ModelRefused(f"{folder / POINTER}: needs `files`, and `path` or `repo` and `revision`; {again}")
-    target = Path(told["path"]) if _names_a_path(told) else _cached(told["repo"], told["revision"], folder)
-    for name, recorded in told["files"].items():
+    content = _json(folder / POINTER)
+    if not isinstance(content.get("files"), dict) or not (_has_path(content) or _has_repository(content)):
+        raise ModelRefused(
+            f"{folder / POINTER}: needs `files`, and either `path` or `repo` and `revision`; add the base again to rewrite it"
+        )
+    target = Path(content["path"]) if _has_path(content) else _hub_cache(content["repo"], content["revision"], folder)
+    for name, recorded in content["files"].items():
         _verify(target / name, recorded, folder)
-    if (target / ADAPTER).is_file() and digest(target) != told.get("digest"):
+    if (target / ADAPTER).is_file() and digest(target) != content.get("digest"):
         raise ModelRefused(
             f"{adapter_base(target)}: the base of the adapter {target} is not the one that {folder} recorded; restore "
             "it, or add the adapter again under a new name"
@@ -55,16 +57,16 @@ def resolve(folder: Path) -> Path:
     return target
 
 
-def _names_a_path(told: dict[str, Any]) -> bool:
-    return isinstance(told.get("path"), str)
+def _has_path(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("path"), str)
 
 
-def _names_a_repository(told: dict[str, Any]) -> bool:
-    return isinstance(told.get("repo"), str) and isinstance(told.get("revision"), str)
+def _has_repository(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("repo"), str) and isinstance(content.get("revision"), str)
 
 
-def _cached(repo: str, revision: str, folder: Path) -> Path:
-    """Where the hub's cache of this machine keeps a model."""
+def _hub_cache(repo: str, revision: str, folder: Path) -> Path:
+    """The model's folder in the hub's cache on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -72,13 +74,13 @@ def _cached(repo: str, revision: str, folder: Path) -> Path:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True, **SNAPSHOT))
     except LocalEntryNotFoundError as error:
         raise ModelRefused(
-            f"{folder}: points to {repo} at {revision[:12]}…, which is not whole in the hub's cache of this machine; fetch it "
-            f"with `flywheel stage base {_base_of(folder) or 'NAME'}`, the base that it comes from"
+            f"{folder}: points to {repo} at {revision[:12]}…, which is incomplete in the hub's cache on this machine; download "
+            f"it with `flywheel stage base {_base_of(folder) or 'NAME'}`, the base that it comes from"
         ) from error
 
 
 def _base_of(folder: Path) -> str | None:
-    """A base that has the same pointer: a round that trained nothing has its parent's."""
+    """The base with the same pointer: a round that trained nothing carries its parent's."""
     own = (folder / POINTER).read_bytes()
     same = (p for p in folder.absolute().parents[1].glob(f"round=*/model/{POINTER}") if p.read_bytes() == own)
     return next((made_by(p.parent) for p in same if (p.parents[1] / "manifests/base.json").is_file()), None)
@@ -86,7 +88,7 @@ def _base_of(folder: Path) -> str | None:
 
 def _verify(path: Path, recorded: str, pointer: Path) -> None:
     if not path.is_file():
-        raise ModelRefused(f"{path}: is missing, but {pointer} points to it; bring it back or add the base again")
+        raise ModelRefused(f"{path}: is missing, but {pointer} points to it; restore it or add the base again")
     if (now := file_digest(path)) != recorded:
         raise ModelRefused(
             f"{path}: sha256 is {now[:12]}…, {pointer} recorded {recorded[:12]}…: the file was changed after it was "
@@ -95,12 +97,12 @@ def _verify(path: Path, recorded: str, pointer: Path) -> None:
 
 
 def pointer(path: Path, source: dict[str, str] | None = None) -> dict[str, Any]:
-    """What `pointer.json` says of the model in `path`: where it lies (`source`, where that is no path), its digest and
-    the sha256 of each file.
+    """Content of `pointer.json` for the model in `path`: its location (`path` itself, or `source`), its digest and the
+    sha256 of each file.
     """
     check(path)
-    where = source or {"path": str(path)}
-    return {**where, "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
+    location = source or {"path": str(path)}
+    return {**location, "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
 
 
 def digest(folder: Path) -> str:
@@ -110,9 +112,9 @@ def digest(folder: Path) -> str:
     return _digest(folder, {f.name: file_digest(f) for f in _files(folder)}, base)
 
 
-def told_digest(folder: Path, files: Mapping[str, str]) -> str | None:
-    """What `digest` says of a round's model folder, whose files' digests are known, without reading weights. None for an
-    adapter that does not say which weights its base has.
+def recorded_digest(folder: Path, files: Mapping[str, str]) -> str | None:
+    """`digest` of a round's model folder, computed from the digests of its files without reading weights. None for an
+    adapter that does not record its base's digest.
     """
     if (folder / POINTER).is_file():
         return _json(folder / POINTER).get("digest")
@@ -123,16 +125,18 @@ def told_digest(folder: Path, files: Mapping[str, str]) -> str | None:
 
 
 def _digest(folder: Path, files: Mapping[str, str], base: str | None) -> str:
-    own = {n: found for n, found in files.items() if "/" not in n and any(fnmatch(n, p) for p in PATTERNS)}
-    if base is not None:  # of an adapter's config without the base's location, which differs from machine to machine
+    own = {n: sha256 for n, sha256 in files.items() if "/" not in n and any(fnmatch(n, p) for p in PATTERNS)}
+    if base is not None:  # leave out the base's location, which differs between machines
         config = {k: v for k, v in _json(folder / ADAPTER).items() if k != "base_model_name_or_path"}
         own[ADAPTER] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    lines = [f"{name} {found}" for name, found in sorted(own.items())] + ([f"base {base}"] if base is not None else [])
+    lines = [f"{name} {sha256}" for name, sha256 in sorted(own.items())] + (
+        [f"base {base}"] if base is not None else []
+    )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file; remembered in this process for as long as its size and modification time stay."""
+    """sha256 of a file. This process caches it until the size or modification time changes."""
     stat = path.stat()
     return _file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
 
@@ -144,8 +148,8 @@ def _file_digest(path: str, size: int, mtime_ns: int) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {f for pattern in PATTERNS for f in folder.glob(pattern) if f.name != POINTER}
-    return sorted(found, key=lambda f: f.name)
+    files = {f for pattern in PATTERNS for f in folder.glob(pattern) if f.name != POINTER}
+    return sorted(files, key=lambda f: f.name)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -154,35 +158,38 @@ def is_adapter(folder: Path) -> bool:
 
 
 def layout(folder: Path) -> tuple[Path, Path]:
-    """Where the whole model lies that a resolved folder is or, as an adapter, stands on; and where its tokenizer lies."""
+    """Folders of the whole model (of an adapter, its base) and of the tokenizer. `folder` must be resolved."""
     base = adapter_base(folder) if is_adapter(folder) else folder
     return base, folder if any((folder / name).is_file() for name in TOKENIZERS) else base
 
 
 def adapter_base(folder: Path) -> Path:
-    """The model that an adapter was trained on, as `named_base`, where it really lies."""
+    """The resolved folder of the model that an adapter was trained on (see `named_base`)."""
     return resolve(named_base(folder))
 
 
 def named_base(folder: Path) -> Path:
-    """The folder that an adapter names as its base, as seen from here. The base of a round's adapter, whose digest
-    `base.json` records, is the nearest one of that digest, seen from each folder above the adapter and then from here: it
-    is found wherever the project lies.
+    """The folder that an adapter names as its base.
 
-    Raises ModelRefused when there is no such folder, when none has the model that was recorded, or for a broken record.
+    A plain adapter's path is relative to the working directory. An adapter that a round made records its base's digest in
+    `base.json`: the path is then tried relative to each folder above the adapter, nearest first, and to the working
+    directory, until the digest matches. So a project may be moved.
+
+    Raises:
+        ModelRefused: when there is no such folder, when none has the recorded digest, or for a broken record.
     """
     name = str(_json(folder / ADAPTER).get("base_model_name_or_path") or "")
     recorded = _recorded_base(folder)
     above = folder.absolute().parents if recorded else ()
-    places = [Path(up, name) for up in (*above, "")] if name else []
-    found = [at for at in places if at.is_dir() and at.absolute() != folder.absolute()]
-    if match := next((at for at in found if recorded in (None, digest(at))), None):
+    candidates = [Path(parent, name) for parent in (*above, "")] if name else []
+    folders = [c for c in candidates if c.is_dir() and c.absolute() != folder.absolute()]
+    if match := next((f for f in folders if recorded in (None, digest(f))), None):
         return match
-    lost = folder.parent.parent / name
-    if recorded and made_by(Path(name)) and not lost.is_dir():
-        raise ModelRefused(f"{lost}: is missing, the base of the adapter {folder}; {_mend(lost)}")
-    if found:
-        raise ModelRefused(f"{found[0]}: is not the model that the adapter {folder} was trained on; restore it")
+    expected = folder.parent.parent / name
+    if recorded and made_by(Path(name)) and not expected.is_dir():
+        raise ModelRefused(f"{expected}: is missing, the base of the adapter {folder}; {_restore_hint(expected)}")
+    if folders:
+        raise ModelRefused(f"{folders[0]}: is not the model that the adapter {folder} was trained on; restore it")
     raise ModelRefused(
         f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no local folder; "
         "add that model with `flywheel base add`, and write its folder here"
@@ -190,33 +197,32 @@ def named_base(folder: Path) -> Path:
 
 
 def _recorded_base(folder: Path) -> str | None:
-    """The digest of an adapter's base, where a round wrote it down."""
+    """Digest of an adapter's base from `base.json`, which rounds write."""
     if not (folder / BASE).is_file():
         return None
     recorded = _json(folder / BASE).get("digest")
     if not isinstance(recorded, str) or not re.fullmatch("[0-9a-f]{64}", recorded):
-        raise ModelRefused(f"{folder / BASE}: digest is {recorded!r}, which is no sha256; {_mend(folder)}")
+        raise ModelRefused(f"{folder / BASE}: digest is {recorded!r}, which is no sha256; {_restore_hint(folder)}")
     return recorded
 
 
 def made_by(folder: Path) -> str | None:
-    """The base or round whose model folder it is, by its path alone: `r1` of `data/round=r1/model`."""
-    found = re.search(r"(?:^|/)round=(\w+)/model$", folder.as_posix())
-    return found and found[1]
+    """Name of the base or round that owns a model folder, from its path alone: `r1` for `data/round=r1/model`."""
+    match = re.search(r"(?:^|/)round=(\w+)/model$", folder.as_posix())
+    return match and match[1]
 
 
-def _mend(folder: Path) -> str:
-    """How a project's folder comes back."""
-    return f"`dvc checkout {folder}` brings it back, or `dvc pull {folder}` from a remote"
+def _restore_hint(folder: Path) -> str:
+    return f"`dvc checkout {folder}` restores it, or `dvc pull {folder}` from a remote"
 
 
 def check(folder: Path) -> None:
-    """Raises ModelRefused, naming everything that is wrong, unless the model can be loaded without running code."""
+    """Raises ModelRefused with every problem at once, unless the model can be loaded without running its code."""
     folder = resolve(folder)
     if not folder.is_dir():
         raise ModelRefused(f"{folder}: there is no such model folder")
-    if found := list(_problems(folder)):
-        raise ModelRefused(f"{folder}: " + "; ".join(found))
+    if problems := list(_problems(folder)):
+        raise ModelRefused(f"{folder}: " + "; ".join(problems))
     if is_adapter(folder):
         check(adapter_base(folder))
 
@@ -230,7 +236,7 @@ def _problems(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*config.json")):
         if "auto_map" in _json(path):
             yield (
-                f"{path.name} has `auto_map`, which asks to run code that comes with the model; this is never done: "
+                f"{path.name} has `auto_map`, which runs code that comes with the model and is refused: "
                 "take a model whose architecture transformers knows, or remove the key if it does"
             )
     yield from _adapter_problems(folder) if (folder / ADAPTER).is_file() else _model_problems(folder)
@@ -238,23 +244,23 @@ def _problems(folder: Path) -> Iterator[str]:
 
 def _adapter_problems(folder: Path) -> Iterator[str]:
     if (kind := _json(folder / ADAPTER).get("peft_type", "LORA")) != "LORA":
-        yield f"{ADAPTER} has peft_type {kind!r}, and only LORA is known; merge it into its base, and add the whole model"
+        yield f"{ADAPTER} has peft_type {kind!r}, only LORA is supported; merge it into its base, and add the whole model"
     yield from _weight_problems(folder, ["adapter_model.safetensors"])
 
 
 def _model_problems(folder: Path) -> Iterator[str]:
     if not (folder / "config.json").is_file():
-        yield "config.json is missing; copy it from where the model came from"
+        yield "config.json is missing; copy it from the original model"
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        yield "there is no tokenizer (tokenizer.json); copy it from where the model came from"
+        yield "there is no tokenizer (tokenizer.json); copy it from the original model"
     weights = shards(folder)
     if not weights:
-        yield f"{INDEX} names no weights: `weight_map` must give a file for each; copy it from where the model came from"
+        yield f"{INDEX} names no weights: `weight_map` must give a file for each; copy it from the original model"
     yield from _weight_problems(folder, weights)
 
 
 def shards(folder: Path) -> list[str]:
-    """The files with the weights; none when the index is not one."""
+    """Names of the weight files; empty when the index is broken."""
     if not (folder / INDEX).is_file():
         return ["model.safetensors"]
     named = _json(folder / INDEX).get("weight_map")
@@ -266,7 +272,7 @@ def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
 
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            yield f"{name} is missing; only safetensors are read: copy it from where the model came from"
+            yield f"{name} is missing; only safetensors are read: copy it from the original model"
             continue
         try:
             safe_open(folder / name, framework="numpy").keys()
@@ -276,9 +282,9 @@ def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ModelRefused(f"{path}: is not a JSON object ({error}); copy it again") from error
-    if not isinstance(told, dict):
-        raise ModelRefused(f"{path}: is not a JSON object but a {type(told).__name__}; copy it again")
-    return told
+    if not isinstance(content, dict):
+        raise ModelRefused(f"{path}: is not a JSON object but a {type(content).__name__}; copy it again")
+    return content

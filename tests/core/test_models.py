@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks import models
-from tasks.errors import ModelRefused
+from tasks.core import models
+from tasks.core.errors import ModelRefused
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_an_adapter_whose_base_is_not_local_or_not_safe_is_refused(adapter, mode
 
 def test_the_digest_of_an_adapter_can_be_told_without_its_base(adapter, model):
     def told():
-        return models.told_digest(adapter, {f.name: models.file_digest(f) for f in adapter.iterdir()})
+        return models.recorded_digest(adapter, {f.name: models.file_digest(f) for f in adapter.iterdir()})
 
     assert told() is None
     (adapter / "base.json").write_text(json.dumps({"digest": models.digest(model)}))
@@ -223,6 +223,8 @@ def test_a_record_of_the_base_that_is_none_is_refused(adapter, told):
 
 def test_the_digest_of_a_folder_that_is_not_there_is_told_where_its_files_suffice(adapter, model, tmp_path):
     gone = tmp_path / "gone"
-    assert models.told_digest(gone, {f.name: models.file_digest(f) for f in model.iterdir()}) == models.digest(model)
-    assert models.told_digest(gone, {f.name: models.file_digest(f) for f in adapter.iterdir()}) is None
-    assert models.told_digest(gone, {models.POINTER: "0" * 64}) is None
+    assert models.recorded_digest(gone, {f.name: models.file_digest(f) for f in model.iterdir()}) == models.digest(
+        model
+    )
+    assert models.recorded_digest(gone, {f.name: models.file_digest(f) for f in adapter.iterdir()}) is None
+    assert models.recorded_digest(gone, {models.POINTER: "0" * 64}) is None

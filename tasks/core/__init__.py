@@ -1,0 +1,1 @@
+"""What everything else stands on: plug-ins, stages, tables, the store, errors. It imports no stage, domain or engine."""
