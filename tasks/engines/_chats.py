@@ -1,15 +1,16 @@
-"""Conversations as a model in this process sees them: rendered in its chat template, as token ids, with a cache key.
-
-Code shared by engines: an edit of this file does not make stages stale.
-"""
+"""Conversations as a model in this process sees them: rendered in its chat template, as token ids, with a cache key."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from tasks.cache import key
-from tasks.engines import Completion, Messages, Request
-from tasks.errors import EngineError
+from tasks.core.cache import key
+from tasks.core.errors import EngineError
+from tasks.engines import Completion, Messages, Request, Scored
+
+PROBE = "PROBE"
+"""Placeholder answer, to read from a chat template which token closes an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Prompt:
     ids: tuple[int, ...]
     request: Request
     limit: int
-    """Most tokens to generate: what was asked for, or what the context has room for."""
+    """Most tokens to generate: the request's limit, or the room left in the context."""
 
     @property
     def order(self) -> tuple[int, str, bytes]:
@@ -29,17 +30,37 @@ class Prompt:
         return len(self.ids), self.text, self.key
 
 
-class Chats:
-    """A model's tokenizer and chat template, and its context in tokens."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A completion to be scored after its prompt, as text."""
 
-    def __init__(self, tokenizer: Any, context: int) -> None:
-        self.tokenizer, self.context = tokenizer, context
+    index: int
+    key: bytes
+    prompt: str
+    completion: str
+
+
+class Row(NamedTuple):
+    """A passage as token ids; the completion's end with the end token where that is scored too."""
+
+    index: int
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+class Chats:
+    """A model's tokenizer and chat template, its context in tokens, and the tokens that end a completion."""
+
+    def __init__(self, tokenizer: Any, context: int, ends: frozenset[int] = frozenset()) -> None:
+        self.tokenizer, self.context, self.ends = tokenizer, context, ends
 
     def prepare(
-        self, requests: Sequence[Request], named: tuple[Any, ...]
+        self, requests: Sequence[Request], source: tuple[Any, ...]
     ) -> tuple[dict[bytes, list[int]], dict[bytes, Prompt]]:
-        """Where each different request stands in the list, and what the model is given for it; by cache key, to which
-        `named` belongs: engine, versions, weights.
+        """Where each different request stands in the list, and the model's input for it; by cache key.
+
+        The key holds `source` (engine, versions, weights), the rendered prompt, the sampling, the seed, and, where the
+        context has no room for `max_tokens`, how many it has room for: a larger context would not have cut the answer.
         """
         texts = self.render([r.messages for r in requests])
         ids = dict(zip(texts, self.ids(list(texts.values())), strict=True))
@@ -48,9 +69,10 @@ class Chats:
         for index, request in enumerate(requests):
             text = texts[request.messages]
             seed = request.seed if request.sampling.temperature else 0  # a greedy answer has no seed
-            k = key("sample", *named, text, astuple(request.sampling), seed)
-            places.setdefault(k, []).append(index)
             limit = min(request.sampling.max_tokens, self.context - len(ids[request.messages]))
+            room = [] if limit == request.sampling.max_tokens else [limit]
+            k = key("sample", *source, text, astuple(request.sampling), seed, *room)
+            places.setdefault(k, []).append(index)
             prompts[k] = Prompt(k, text, ids[request.messages], request, limit)
         return places, prompts
 
@@ -67,7 +89,50 @@ class Chats:
 
     def _misfit(self, size: int) -> Completion:
         why = f"the prompt has {size} tokens, the model's context {self.context}" if size else "the prompt is empty"
-        return Completion("", 0, size, "error", error=why)
+        return Completion("", 0, size, "error", error=why, permanent=True)
+
+    @property
+    def unscorable(self) -> Scored:
+        """The score of a prompt and completion that do not fit."""
+        why = f"prompt and completion do not fit the model's context of {self.context} tokens"
+        return Scored(error=why, permanent=True)
+
+    def passages(
+        self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool, source: tuple[Any, ...]
+    ) -> list[Passage]:
+        """Completions to be scored, in their order, with cache keys; an error of the context is never cached."""
+        texts = self.render(prompts)
+        pairs = enumerate(zip(prompts, completions, strict=True))
+        return [Passage(i, key("score", *source, texts[p], c, closed), texts[p], c) for i, (p, c) in pairs]
+
+    def rows(self, passages: Sequence[Passage], closed: bool) -> list[Row]:
+        """Passages as token ids, longest first; the end token belongs to a completion that is `closed`.
+
+        Raises:
+            EngineError: when the model has no end token and one is to be scored.
+        """
+        prompts = self.ids([p.prompt for p in passages])
+        completions = self.ids([p.completion for p in passages])
+        end = (self.end,) if closed and passages else ()
+        rows = [Row(p.index, b, a + end) for p, b, a in zip(passages, prompts, completions, strict=True)]
+        return sorted(
+            rows, key=lambda r: (len(r.prompt) + len(r.completion), r.prompt, r.completion, r.index), reverse=True
+        )
+
+    @cached_property
+    def end(self) -> int:
+        """The end token: the one with which the chat template closes an answer, where the model ends completions with it;
+        else the tokenizer's own.
+        """
+        if not self.ends:
+            raise EngineError(
+                f"{self.tokenizer.name_or_path}: no end token is known, so none can be scored; write `eos_token_id` into "
+                "the model's generation_config.json"
+            )
+        chat = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
+        tail = str(self.tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(PROBE)[2]
+        usual = [*self.ids([tail])[0], self.tokenizer.eos_token_id]
+        return next((t for t in usual if t in self.ends), min(self.ends))
 
     def render(self, conversations: Sequence[Messages]) -> dict[Messages, str]:
         """The text of each different conversation, in the model's own chat template."""
@@ -93,3 +158,9 @@ class Chats:
         if not texts:
             return []
         return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def end_tokens(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a completion: those of the generation config and the tokenizer's own."""
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(t) for t in [*several, tokenizer.eos_token_id] if t is not None)

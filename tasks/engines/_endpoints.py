@@ -1,10 +1,8 @@
 """Endpoints that serve one model: which of them takes the next request, and when.
 
-The least busy comes first. An endpoint takes so many requests at once and, where that is said, so many tokens a minute.
+The least busy comes first. An endpoint takes so many requests at once and, where configured, so many tokens a minute.
 One that asks for a pause (`Retry-After`) gets it. One that fails several times in a row rests while another works, longer
 each time, and is then tried with a single request; when all of them fail none rests, for then it may be the requests.
-
-Code that decides nothing about an answer: an edit of this file does not make stages stale.
 """
 
 import asyncio
@@ -14,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tasks.errors import EngineError
+from tasks.core.errors import EngineError
 
 TIRED = 5
 """Failures in a row after which an endpoint rests."""
@@ -48,9 +46,9 @@ class Endpoint:
     """Failures since its last answer, but for those of what was in flight when it began to rest."""
     rests_until: float = 0.0
     paused_until: float = 0.0
-    """When the pause is over that it asked for."""
+    """End of the pause that it requested."""
     heard: float = 0.0
-    """When it last replied, whatever it said."""
+    """Time of its last reply, errors included."""
     spent: deque[Spent] = field(default_factory=deque)
 
     def takes(self, tokens: int, now: float) -> bool:
@@ -76,7 +74,7 @@ class Endpoint:
         return not used or used + tokens <= self.tokens_per_minute
 
     @contextmanager
-    def asked(self, tokens: int) -> Iterator[Spent]:
+    def request(self, tokens: int) -> Iterator[Spent]:
         """While a request is in flight. Set the tokens of what it gives to what was really spent."""
         spent = Spent(time.monotonic(), tokens)
         if self.tokens_per_minute is not None:
@@ -92,7 +90,7 @@ class Endpoint:
         self.failures, self.heard = 0, time.monotonic()
 
     def failed(self, heard: bool, pause: float = 0.0) -> None:
-        """It did not give an answer; `pause` seconds were asked for."""
+        """It did not answer, and requested a pause of so many seconds."""
         now = time.monotonic()
         self.heard = now if heard else self.heard
         self.paused_until = max(self.paused_until, now + pause)
@@ -112,7 +110,7 @@ class Endpoints:
         """Waits for an endpoint that takes a request of so many tokens; `avoid` only where no other does.
 
         Raises:
-            EngineError: when all of them have asked for a pause of more than `longest` seconds.
+            EngineError: when all of them have requested a pause of more than `longest` seconds.
         """
         while True:
             now = time.monotonic()
@@ -121,7 +119,7 @@ class Endpoints:
                 return min(free, key=lambda e: (e is avoid, e.busy, e.sent))
             if (pause := min(e.paused_until for e in self.all) - now) > longest:
                 raise EngineError(
-                    f"{self}: asked for a pause of {pause:.0f} s, and engine.deadline is {longest:g} s; run the stage "
+                    f"{self}: requested a pause of {pause:.0f} s, and engine.deadline is {longest:g} s; run the stage "
                     "again after that (what was answered is kept), or raise engine.deadline"
                 )
             await asyncio.sleep(POLL)

@@ -19,10 +19,11 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
+from tasks.core.errors import EngineError
 from tasks.engines import Completion, Engine, Messages, Request, Scored
-from tasks.errors import EngineError
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+END = "<end>"
 GARBAGE = "\ufffd{[<Answer Day: ??\x00 Verdict"
 
 
@@ -79,7 +80,7 @@ class _FakePolicy:
     def __init__(self, engine: Fake, digest: str) -> None:
         self.digest = digest
         self._engine = engine
-        self._given = 0
+        self._answered = 0
         self._faulty = engine.error_rate + engine.garbage_rate > 0
         self._eventful = engine.seconds > 0 or engine.crash_after is not None
 
@@ -89,17 +90,21 @@ class _FakePolicy:
                 self._work()
             yield index, self._complete(request)
 
-    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
+    def score(
+        self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool = False
+    ) -> Iterator[tuple[int, Scored]]:
+        """A number for each word, and for the end where `closed`: as many as `sample` counts tokens."""
         for index, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
             self._work()
-            yield index, Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(text.split())))
+            words = [*text.split(), *([END] if closed else [])]
+            yield index, Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(words)))
 
     def _work(self) -> None:
         if self._engine.seconds:
             time.sleep(self._engine.seconds)
-        if self._given == self._engine.crash_after:
+        if self._answered == self._engine.crash_after:
             os.kill(os.getpid(), signal.SIGKILL)
-        self._given += 1
+        self._answered += 1
 
     def _complete(self, request: Request) -> Completion:
         seed = request.seed if request.sampling.temperature else 0

@@ -1,5 +1,10 @@
 """Servers that speak OpenAI's chat completions: vLLM, SGLang, llama.cpp, `transformers serve`, a paid one.
 
+A server answers for whatever weights it has. So the weights of a round or base are used only where `served` says under
+which name the server has those of that digest: else a gate would compare a server with itself. Answers are cached by
+that digest and name; those of a model of the roster, which only the server has, by its endpoints and name. Neither sees
+that a server loaded other weights under an old name, another precision, or another version of its own.
+
 One endpoint, or a pool of them that serve the same model; `_endpoints.py` says which one takes the next request. A request
 that fails for a reason that may pass (busy, broken, silent, garbled) is sent again after a growing pause, to another
 endpoint where there is one; after the last try it is a completion with an error. Each request has one answer, however
@@ -15,16 +20,12 @@ The key comes from the environment alone, and is blotted out of whatever a serve
 
 import asyncio
 import hashlib
-import json
-import math
 import os
 import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from dataclasses import astuple
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -32,23 +33,21 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tasks import models
-from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Messages, Request, Sampling, Scored
+from tasks.core import models
+from tasks.core.cache import RequestCache, key
+from tasks.core.errors import EngineError, ModelRefused
+from tasks.core.roster import SERVED
+from tasks.engines import Completion, Engine, Messages, Request, Scored, _wire
 from tasks.engines._endpoints import Endpoint, Endpoints
-from tasks.errors import EngineError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletion
 
 VERSION = 2
-"""Part of every cache key; raise it when an edit of this file changes answers."""
-SEEDS = 2**31
-"""Seeds are sent modulo this: some servers read 32 bits."""
+"""Part of every cache key; raise it when an edit changes answers."""
 PAUSE, LONGEST = 0.5, 30.0
 """Seconds before a request is sent a second time, which each further try doubles, and before the last ones."""
-PASSING = frozenset({408, 409, 425, 429})
+TRANSIENT = frozenset({408, 409, 425, 429})
 """HTTP statuses below 500 for which trying again helps."""
 GLANCE = 5.0
 """Seconds in which a server must say that it is there."""
@@ -73,6 +72,8 @@ def _endpoint(url: str) -> str:
 
 
 Url = Annotated[str, Field(pattern=r"^https?://.+"), AfterValidator(_endpoint)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Openai(Engine):
@@ -81,13 +82,20 @@ class Openai(Engine):
     loads: ClassVar[bool] = False
     scores: ClassVar[bool] = False
     statistics: ClassVar[bool] = False
+    transport: ClassVar[frozenset[str]] = frozenset(
+        {"served", "concurrency", "tokens_per_minute", "timeout", "max_retries", "deadline", "api_key_env"}
+    )
 
     base_url: Url = "http://127.0.0.1:8000/v1"
     """Where the server listens, `/v1` included."""
     base_urls: tuple[Url, ...] = ()
     """In the place of `base_url`, several servers of the same model, among which requests are spread."""
-    model: str
-    """The model's name at the server."""
+    model: Name | None = None
+    """Name at the server of a model that the server alone has: for a model of the roster."""
+    served: dict[Digest, Name] = {}
+    """Name at the server of the weights of each base and round, by their digest; the error for
+    weights that are missing here names theirs. It makes no stage stale, so that a round's weights can be added when they are
+    there: where a name was wrong, run the stages anew with `dvc repro --force`."""
     concurrency: PositiveInt = 16
     """Requests in flight at once, for each endpoint."""
     tokens_per_minute: PositiveInt | None = None
@@ -127,15 +135,37 @@ class Openai(Engine):
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
-        """Connects on the first request. The servers have the weights; `model` only tells rounds apart in the cache."""
-        served = models.digest(model) if models.resolve(model).is_dir() else ""
-        digest = hashlib.sha256(f"{' '.join(sorted(self.urls))} {self.model} {served}".encode()).hexdigest()
+        """Connects on the first request.
+
+        Raises:
+            ModelRefused: when there is no such folder.
+            EngineError: when no name is known under which the server has the model.
+        """
+        digest, name = self._pinned() if model == SERVED else self._served(model)
         with closing(RequestCache(cache)) as answers:
-            yield _Policy(self, digest, answers)
+            yield _Policy(self, name, digest, answers)
+
+    def _pinned(self) -> tuple[str, str]:
+        """What stands for the digest of a model that only the server has, and the model's name there."""
+        if self.model is None:
+            raise EngineError("engine openai: engine.model is missing, the name under which the server has the model")
+        return hashlib.sha256(f"{' '.join(sorted(self.urls))} {self.model}".encode()).hexdigest(), self.model
+
+    def _served(self, model: Path) -> tuple[str, str]:
+        """The digest of a folder's weights, and their name at the server."""
+        folder = models.resolve(model)
+        if not folder.is_dir():
+            raise ModelRefused(f"{folder}: there is no such model folder")
+        if (digest := models.digest(folder)) not in self.served:
+            raise EngineError(
+                f"engine openai: it is not known under which name the server has the weights of {model}; serve them, and "
+                f"write `served: {{{digest}: NAME}}` into the engine's block"
+            )
+        return digest, self.served[digest]
 
     def problems(self) -> list[str]:
         """Endpoints that do not answer, or refuse us."""
-        return [f"{url}: {found}" for url in self.urls if (found := self._problem(url))]
+        return [f"{url}: {problem}" for url in self.urls if (problem := self._problem(url))]
 
     def _problem(self, url: str) -> str | None:
         import openai
@@ -144,15 +174,15 @@ class Openai(Engine):
             with openai.OpenAI(base_url=url, api_key=self.secret or "none", timeout=GLANCE, max_retries=0) as client:
                 _ = client.models.list().data
         except openai.APIConnectionError:
-            return f"no server answers within {GLANCE:g} s; start it, or mend engine.base_url"
+            return f"no server answers within {GLANCE:g} s; start it, or fix engine.base_url"
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             return self.refused(error.status_code)
         except openai.NotFoundError:
             return None  # some have chat completions and no list of models
         except openai.APIStatusError as error:
-            return f"answers HTTP {error.status_code}; look into its log, or mend engine.base_url"
+            return f"answers HTTP {error.status_code}; look into its log, or fix engine.base_url"
         except (openai.APIError, ValueError, TypeError, AttributeError):
-            return "what answers there does not speak OpenAI's protocol; mend engine.base_url"
+            return "what answers there does not speak OpenAI's protocol; fix engine.base_url"
         return None
 
     @property
@@ -167,13 +197,13 @@ class Openai(Engine):
         return f"wants a key (HTTP {status}); put it in the environment variable {self.api_key_env}, which is not set"
 
 
-class _Passing(Exception):
+class _Transient(Exception):
     """A failure for which trying again may help."""
 
     def __init__(self, why: str, heard: bool = True, unreachable: bool = False, pause: float = 0.0) -> None:
         super().__init__(why)
         self.heard = heard
-        """Whether the server said anything."""
+        """Whether the reply has any text."""
         self.unreachable = unreachable
         """Whether there was no connection, or it broke."""
         self.pause = pause
@@ -183,61 +213,65 @@ class _Passing(Exception):
 class _Policy:
     """A model at its endpoints."""
 
-    def __init__(self, engine: Openai, digest: str, answers: RequestCache) -> None:
+    def __init__(self, engine: Openai, name: str, digest: str, answers: RequestCache) -> None:
         self.digest = digest
+        self._name = name
         self._engine = engine
         self._answers = answers
         self._endpoints = Endpoints(engine.urls, engine.concurrency, engine.tokens_per_minute)
         self._clients: dict[str, AsyncOpenAI] = {}
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """Answers as they arrive. Raises EngineError when no server is up or one refuses us; what came is kept."""
+        """Answers as they arrive. Raises EngineError when no server is up or one refuses us; answers so far are kept."""
         places: dict[bytes, list[int]] = {}
         for index, request in enumerate(requests):
             places.setdefault(self._key(request), []).append(index)
         known = self._answers.get(list(places))
         yield from ((i, Completion(*known[k])) for k in known for i in places[k])
         unknown = {k: requests[where[0]] for k, where in places.items() if k not in known}
-        for k, completion in self._ask(unknown):
+        for k, completion in self._replies(unknown):
             if completion.error is None:
                 self._answers.put({k: astuple(completion)})
             yield from ((i, completion) for i in places[k])
 
-    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
+    def score(
+        self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool = False
+    ) -> Iterator[tuple[int, Scored]]:
+        """Raises EngineError: the protocol has no such call."""
         raise EngineError(
-            "engine openai cannot score given text: chat completions have no call for it; take engine transformers "
+            "engine openai cannot score: chat completions have no call for it; take engine transformers "
             "for the strategies that need it, or strategies that do not"
         )
 
     def _key(self, request: Request) -> bytes:
         extra = {**self._engine.extra_body, "logprobs": self._engine.logprobs}
         seed = request.seed if request.sampling.temperature else 0
-        form = _form(request.sampling, self._engine.structures)
-        held = [form] if form else []
-        return key("openai", VERSION, self.digest, extra, request.messages, astuple(request.sampling), seed, *held)
+        form = _wire.form(request.sampling, self._engine.structures)
+        model, forms = (self.digest, self._name), [form] if form else []
+        return key("openai", VERSION, *model, extra, request.messages, astuple(request.sampling), seed, *forms)
 
     # Sending: in a thread with an event loop, so that leaving cancels at once whatever is in flight.
 
-    def _ask(self, requests: dict[bytes, Request]) -> Iterator[tuple[bytes, Completion]]:
+    def _replies(self, requests: dict[bytes, Request]) -> Iterator[tuple[bytes, Completion]]:
         from anyio.from_thread import start_blocking_portal
 
         if not requests:
             return
-        came: SimpleQueue[tuple[bytes, Completion] | Exception | None] = SimpleQueue()
+        answers: SimpleQueue[tuple[bytes, Completion] | Exception | None] = SimpleQueue()
         with start_blocking_portal() as portal:
-            portal.start_task_soon(self._send, requests, came)
-            while (item := came.get()) is not None:
+            portal.start_task_soon(self._send, requests, answers)
+            while (item := answers.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
 
-    async def _send(self, requests: dict[bytes, Request], came: SimpleQueue[Any]) -> None:
+    async def _send(self, requests: dict[bytes, Request], answers: SimpleQueue[Any]) -> None:
         """Puts every request's answer, as it comes; in the end None, after an error that ends it all."""
         todo = iter(requests.items())
 
         async def work() -> None:
             for k, request in todo:
-                came.put((k, await self._complete(request)))
+                answers.put((k, await self._complete(request)))
 
         try:
             async with AsyncExitStack() as stack:
@@ -247,9 +281,9 @@ class _Policy:
                     for _ in range(min(len(requests), self._engine.concurrency * len(self._engine.urls))):
                         workers.create_task(work())
         except Exception as error:
-            came.put(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
+            answers.put(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
         finally:
-            came.put(None)
+            answers.put(None)
 
     def _client(self, url: str) -> "AsyncOpenAI":
         from openai import AsyncOpenAI
@@ -259,63 +293,66 @@ class _Policy:
     async def _complete(self, request: Request) -> Completion:
         """One answer, from whichever endpoint; after the last try a completion with an error."""
         tokens = sum(len(content.encode()) for _, content in request.messages) // 4 + request.sampling.max_tokens
-        begun, endpoint, last = 0.0, None, _Passing("it was never sent")
-        for again in range(self._engine.max_retries + 1):
-            if again:
-                await asyncio.sleep(min(PAUSE * 2.0 ** (again - 1), LONGEST) * random.uniform(0.5, 1.0))
+        start, endpoint, last = 0.0, None, _Transient("it was never sent")
+        for attempt in range(self._engine.max_retries + 1):
+            if attempt:
+                await asyncio.sleep(min(PAUSE * 2.0 ** (attempt - 1), LONGEST) * random.uniform(0.5, 1.0))
             endpoint = await self._endpoints.take(tokens, self._engine.deadline, endpoint)
-            begun = begun or time.monotonic()
-            if (left := begun + self._engine.deadline - time.monotonic()) <= 0:
+            start = start or time.monotonic()
+            if (remaining := start + self._engine.deadline - time.monotonic()) <= 0:
                 break
             try:
-                return await self._try(endpoint, request, tokens, min(self._engine.timeout, left))
-            except _Passing as failure:
+                return await self._try(endpoint, request, tokens, min(self._engine.timeout, remaining))
+            except _Transient as failure:
                 last = failure
-        if last.unreachable and self._endpoints.silent_since(begun):
+        if last.unreachable and self._endpoints.silent_since(start):
             raise EngineError(f"{self._endpoints}: {last}")
-        return _failed(str(last))
+        return _wire.failure(str(last))
 
     async def _try(self, endpoint: Endpoint, request: Request, tokens: int, seconds: float) -> Completion:
-        """What an endpoint answers. Raises _Passing where trying again may help."""
-        with endpoint.asked(tokens) as spent:
+        """What an endpoint answers. Raises _Transient where trying again may help."""
+        with endpoint.request(tokens) as spent:
             try:
-                came = await self._asked(endpoint, request, seconds)
-            except _Passing as failure:
+                completion = await self._reply(endpoint, request, seconds)
+            except _Transient as failure:
                 endpoint.failed(failure.heard, failure.pause)
                 raise
             endpoint.answered()
-            spent.tokens = (came.prompt_tokens + came.tokens) or tokens
-            return came
+            spent.tokens = (completion.prompt_tokens + completion.tokens) or tokens
+            return completion
 
-    async def _asked(self, endpoint: Endpoint, request: Request, seconds: float) -> Completion:
+    async def _reply(self, endpoint: Endpoint, request: Request, seconds: float) -> Completion:
         import openai
 
         try:
             async with asyncio.timeout(seconds):
-                return _read(await self._clients[endpoint.url].chat.completions.create(**self._body(request)))
+                body = _wire.body(self._engine, self._name, request)
+                return _wire.completion(await self._clients[endpoint.url].chat.completions.create(**body))
         except TimeoutError:
             why = f"no answer within {seconds:g} s; raise engine.timeout or lower engine.concurrency"
-            raise _Passing(why, heard=False) from None
+            raise _Transient(why, heard=False) from None
         except openai.APIConnectionError:
-            why = "no server answers; start it, or mend engine.base_url"
-            raise _Passing(why, heard=False, unreachable=True) from None
+            why = "no server answers; start it, or fix engine.base_url"
+            raise _Transient(why, heard=False, unreachable=True) from None
         except openai.APIStatusError as error:
-            why = self._said(endpoint, error)
-            if error.status_code < 500 and error.status_code not in PASSING:
-                return _failed(why)
-            raise _Passing(why, pause=_pause(error.response.headers.get("retry-after", ""))) from None
+            why = self._refusal(endpoint, error)
+            if error.status_code < 500 and error.status_code not in TRANSIENT:
+                return _wire.failure(
+                    why, permanent="context" in error.message.lower()
+                )  # a prompt that is too long for it
+            raise _Transient(why, pause=_wire.pause(error.response.headers.get("retry-after", ""))) from None
         except (openai.APIError, ValueError, TypeError, AttributeError, LookupError) as error:
             why = f"the server's reply cannot be read: {type(error).__name__}: {error}"
-            raise _Passing(self._blotted(why)) from None
+            raise _Transient(self._blotted(why)) from None
 
-    def _said(self, endpoint: Endpoint, error: Any) -> str:
-        """What a server said instead of an answer. Raises EngineError for what no request can pass."""
+    def _refusal(self, endpoint: Endpoint, error: Any) -> str:
+        """The error in a server's reply. Raises EngineError for one that no request can pass."""
         if error.status_code in (401, 403):
             raise EngineError(f"{endpoint.url}: {self._engine.refused(error.status_code)}") from None
         if error.status_code == 404:
             raise EngineError(
-                f"{endpoint.url}: has no model {self._engine.model!r}, or no chat completions there "
-                f"(HTTP 404); mend engine.model or engine.base_url"
+                f"{endpoint.url}: has no model {self._name!r}, or no chat completions there "
+                f"(HTTP 404); fix engine.served, engine.model or engine.base_url"
             ) from None
         busy = "; lower engine.concurrency or set engine.tokens_per_minute" if error.status_code == 429 else ""
         return self._blotted(f"HTTP {error.status_code}: {error.message}") + busy
@@ -323,76 +360,3 @@ class _Policy:
     def _blotted(self, text: str) -> str:
         """The beginning of a text of the server, without our key."""
         return (text.replace(self._engine.secret, "***") if self._engine.secret else text)[:250]
-
-    def _body(self, request: Request) -> dict[str, Any]:
-        how = request.sampling
-        more = _form(how, self._engine.structures) | ({"min_p": how.min_p} if how.min_p else {})
-        if request.messages[-1][0] == "assistant":  # vLLM's and SGLang's way to say: go on with it
-            more |= {"continue_final_message": True, "add_generation_prompt": False}
-        body = {
-            "model": self._engine.model,
-            "messages": [{"role": role, "content": content} for role, content in request.messages],
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-            "max_tokens": how.max_tokens,
-            "seed": request.seed % SEEDS,
-            "extra_body": {**more, **self._engine.extra_body},
-        }
-        return (
-            body
-            | ({"stop": list(how.stop)} if how.stop else {})
-            | ({"logprobs": True} if self._engine.logprobs else {})
-        )
-
-
-def _form(how: Sampling, dialect: str | None) -> dict[str, Any]:
-    """The fields that hold an answer to a JSON schema or a regular expression."""
-    form: dict[str, Any] = {}
-    if dialect and how.schema:
-        told = {"name": "answer", "schema": json.loads(how.schema), "strict": True}
-        form = {"response_format": {"type": "json_schema", "json_schema": told}}
-    if dialect == "vllm" and how.regex:
-        form |= {"structured_outputs": {"regex": how.regex}}
-    if dialect == "sglang" and how.regex:
-        form |= {"regex": how.regex}
-    return form
-
-
-def _read(reply: "ChatCompletion") -> Completion:
-    """The completion in a reply. Raises ValueError, TypeError, AttributeError or LookupError when it is none."""
-    choice = reply.choices[0]
-    text, finish = choice.message.content, choice.finish_reason
-    if not isinstance(text, str) or finish not in ("stop", "length"):
-        return _failed(f"the server's reply cannot be used: finish_reason {finish!r}, content {text!r}"[:250])
-    per_token = [t.logprob for t in choice.logprobs.content] if choice.logprobs and choice.logprobs.content else []
-    tokens = int(reply.usage.completion_tokens) if reply.usage else len(per_token)
-    return Completion(
-        text.encode("utf-8", "replace").decode(),  # JSON can hold half of a character
-        tokens,
-        int(reply.usage.prompt_tokens) if reply.usage else 0,
-        finish,
-        float(sum(per_token)) if per_token and len(per_token) == tokens else None,  # else a mean of them would be wrong
-    )
-
-
-def _pause(retry_after: str) -> float:
-    """Seconds for which a server asks to be left alone: a number of them, or a date (RFC 9110); 0 where it does not, or
-    says what is neither, such as `inf`.
-    """
-    try:
-        pause = float(retry_after)
-    except ValueError:
-        pause = _until(retry_after)
-    return max(0.0, pause) if math.isfinite(pause) else 0.0
-
-
-def _until(date: str) -> float:
-    try:
-        then = parsedate_to_datetime(date)
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-    return (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
-
-
-def _failed(why: str) -> Completion:
-    return Completion("", finish_reason="error", error=why)

@@ -1,7 +1,7 @@
-"""Answers that a round has already recorded, found by the prompt's messages and the seed: nothing is computed.
+"""Answers that a round has already recorded, looked up by messages and seed: nothing is computed.
 
 For taking the stages after `generate` apart on real data without a model, and for tests. A request that was never
-recorded, or was with another sampling, is a completion with an error.
+recorded, or was with another sampling, is a completion with a permanent error.
 
 The recorded tables are no dependency that DVC sees. So params.yaml pins their digest: what is answered is decided by it,
 and other tables than the pinned ones are refused.
@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from tasks.core.errors import EngineError
 from tasks.engines import Completion, Engine, Messages, Request, Scored, turns
-from tasks.errors import EngineError
 
+WHERE = ("prompt", "seed", "member", "model")
 COLUMNS = ("response", "tokens", "prompt_tokens", "finish_reason", "logprob", "entropy", "self_certainty", "error")
 """Columns of `responses` in the order of `Completion`'s fields."""
 
@@ -29,9 +30,9 @@ class Replay(Engine):
     scores: ClassVar[bool] = False
 
     round: str = Field(min_length=1)
-    """The round whose answers are given."""
+    """The round whose answers are replayed."""
     digest: str = Field(pattern="^[0-9a-f]{64}$")
-    """Digest of its two tables; a wrong one is told the right one."""
+    """Digest of its two tables; the error for a wrong one names the right one."""
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
@@ -41,59 +42,64 @@ class Replay(Engine):
             StoreError: when there are none, or a file is not what was written.
             EngineError: when they are not the pinned ones.
         """
-        from tasks import store
+        from tasks.core import store
 
         root = Path()  # stages run in the project's root
-        (prompts, told), (responses, said) = (store.scan(root, self.round, n) for n in ("prompts", "responses"))
-        found = store.digest([("prompts", told), ("responses", said)])
-        if found != self.digest:
+        scans = {name: store.scan(root, self.round, name) for name in ("prompts", "responses")}
+        digest = store.digest([(name, digest) for name, (_, digest) in scans.items()])
+        if digest != self.digest:
             raise EngineError(
-                f"engine replay: what {self.round} recorded has the digest {found}, but engine.digest is {self.digest}; "
+                f"engine replay: what {self.round} recorded has the digest {digest}, but engine.digest is {self.digest}; "
                 "write the new one if these answers are meant, or restore the old ones with `dvc checkout`"
             )
-        rows = responses.join(prompts, left_on="prompt_id", right_on="id").select("prompt", "seed", "model", *COLUMNS)
-        yield _Policy(self.round, rows.collect().rows(named=True), self._sampling(root))
+        prompts, responses = (scans[name][0] for name in ("prompts", "responses"))
+        rows = responses.join(prompts, left_on="prompt_id", right_on="id").select(*WHERE, *COLUMNS)
+        yield _Policy(self.round, rows.collect().rows(named=True), self._samplings(root))
 
-    def _sampling(self, root: Path) -> dict[str, Any]:
-        """How the round drew its answers, as far as the params of the stage that wrote them say."""
-        from tasks import store
-        from tasks.stage import load
+    def _samplings(self, root: Path) -> dict[str, dict[str, Any]]:
+        """How each member of the round drew its answers, by the plan of the stage that wrote them."""
+        from tasks.core import store
 
         manifest = next(m for m in store.manifests(root, self.round).values() if "responses" in m.outputs)
-        values = dict(manifest.params.get(manifest.stage) or {})
-        params = load(manifest.stage, values.pop("strategy"))(**values)
-        return {name: getattr(params, name) for name in type(params).model_fields}
+        return manifest.plan.members
 
 
 class _Policy:
     """Recorded answers by messages and seed."""
 
-    def __init__(self, name: str, rows: list[dict[str, Any]], sampling: dict[str, Any]) -> None:
+    def __init__(self, name: str, rows: list[dict[str, Any]], samplings: dict[str, dict[str, Any]]) -> None:
         self.digest = next((row["model"] for row in rows if row["model"]), "")
         self._name = name
-        self._sampling = sampling
-        self._answers = {(turns(row["prompt"]), row["seed"]): _completion(row) for row in rows}
+        self._samplings = samplings
+        self._rows = {(turns(row["prompt"]), row["seed"]): row for row in rows}
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         yield from ((i, self._answer(request)) for i, request in enumerate(requests))
 
     def _answer(self, request: Request) -> Completion:
-        asked = asdict(request.sampling)
-        others = [n for n in asked if n in self._sampling and asked[n] != self._sampling[n]]
-        if others:
-            shown = ", ".join(f"{n} {asked[n]}, not {self._sampling[n]}" for n in others)
-            return _failed(f"not recorded: {shown} as in {self._name}; ask as it did, or take another engine")
-        missing = _failed(f"not recorded: {self._name} has no response to these messages and this seed")
-        return self._answers.get((request.messages, request.seed), missing)
+        row = self._rows.get((request.messages, request.seed))
+        if row is None:
+            return _failed(f"not recorded: {self._name} has no response to these messages and this seed")
+        sampling = asdict(request.sampling) | {"stop": list(request.sampling.stop)}  # as JSON has it
+        recorded = self._samplings.get(row["member"], {})
+        different = [n for n in sampling if n in recorded and sampling[n] != recorded[n]]
+        if different:
+            listed = ", ".join(f"{n} {sampling[n]}, not {recorded[n]}" for n in different)
+            return _failed(f"not recorded: {listed} as in {self._name}; ask as it did, or take another engine")
+        return _completion(row)
 
-    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
-        raise EngineError("engine replay cannot score given text: scores are not recorded; take engine transformers")
+    def score(
+        self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool = False
+    ) -> Iterator[tuple[int, Scored]]:
+        """Raises EngineError: scores are not recorded."""
+        raise EngineError("engine replay cannot score: scores are not recorded; take engine transformers")
 
 
 def _completion(row: dict[str, Any]) -> Completion:
     text, tokens, prompt_tokens, finish, *statistics = (row[name] for name in COLUMNS)
-    return Completion(text or "", tokens or 0, prompt_tokens or 0, finish or "error", *statistics)
+    permanent = row["error"] is not None
+    return Completion(text or "", tokens or 0, prompt_tokens or 0, finish or "error", *statistics, permanent=permanent)
 
 
 def _failed(why: str) -> Completion:
-    return Completion("", finish_reason="error", error=why)
+    return Completion("", finish_reason="error", error=why, permanent=True)

@@ -9,14 +9,14 @@ Log-probabilities are the model's own (temperature 1, nothing truncated). Statis
 to be had from it: `entropy` and `self_certainty` are None.
 
 A core that died, or that gave no sign of life for `patience` seconds, is ended and started again, once for an opened
-model; what it had not answered is asked again.
+model, and unanswered requests are sent again.
 """
 
 import json
 import queue
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,18 +26,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from tasks import models
-from tasks.cache import RequestCache, key
-from tasks.engines import Completion, Engine, Messages, Request, Scored, bulks, check_room
-from tasks.engines._chats import Chats, Prompt
-from tasks.errors import EngineError
+from tasks.core import models
+from tasks.core.cache import RequestCache
+from tasks.core.devices import device_lock
+from tasks.core.errors import EngineError
+from tasks.engines import Completion, Engine, Messages, Request, Scored, batched
+from tasks.engines._chats import Chats, Prompt, Row, end_tokens
+from tasks.engines._room import check_room
 
-VERSION = 1
-"""Part of every cache key; raise it when an edit of this file changes answers."""
+VERSION = 2
+"""Part of every cache key; raise it when an edit changes answers."""
 INSTALL = "run `make vllm-gpu` where there is a GPU with CUDA (Linux on x86_64), `make vllm-cpu` where there is none"
 
 Call = tuple[dict[str, list[int]], Any]
-"""What vLLM is given for a request: the prompt's token ids and a SamplingParams."""
+"""vLLM's arguments of a request: the prompt's token ids and a SamplingParams."""
 
 
 class Vllm(Engine):
@@ -64,20 +66,20 @@ class Vllm(Engine):
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
-        """Starts vLLM on the model; an adapter is served beside its base, not merged.
+        """Starts vLLM on the model, once its GPUs are free; an adapter is served beside its base, not merged.
 
         Raises ModelRefused for a folder that is incomplete or unsafe, EngineError where vLLM is missing or fails.
         """
         models.check(model)
-        if found := self.problems():
-            raise EngineError(f"engine vllm: {'; '.join(found)}")
+        if problems := self.problems():
+            raise EngineError(f"engine vllm: {'; '.join(problems)}")
         digest, folder = models.digest(model), models.resolve(model)
-        core, answers = _Core(self, folder), RequestCache(cache)
-        try:
-            yield _Policy(self, core, digest, answers)
-        finally:
-            answers.close()
-            core.end()
+        with device_lock(self.tensor_parallel), closing(RequestCache(cache)) as answers:
+            core = _Core(self, folder)
+            try:
+                yield _Policy(self, core, digest, answers)
+            finally:
+                core.end()
 
     def problems(self) -> list[str]:
         """That vLLM is not installed."""
@@ -127,26 +129,26 @@ class _Core:
         self.end()
         self.start()
 
-    def answers(self, wanted: Mapping[str, Call]) -> Iterator[tuple[str, Any]]:
+    def answers(self, calls: Mapping[str, Call]) -> Iterator[tuple[str, Any]]:
         """vLLM's outputs by request, as they are done; a ValueError for a request that it refuses.
 
         Raises _Gone when the core died, or was silent for `patience` seconds.
         """
         results: queue.Queue[list[tuple[str, Any]] | Exception | None] = queue.Queue()
         stop = Event()
-        worker = Thread(target=self._drive, args=(wanted, results, stop), name="vllm", daemon=True)
+        worker = Thread(target=self._drive, args=(calls, results, stop), name="vllm", daemon=True)
         worker.start()
         try:
-            while (came := _next(results, self.engine.patience)) is not None:
-                yield from came
+            while (outputs := _next(results, self.engine.patience)) is not None:
+                yield from outputs
         finally:
-            stop.set()  # who wants no more answers: the core is told, and the thread ends with the step it is at
+            stop.set()  # also when the reader stops early: aborts the requests, and the thread ends after its current step
 
-    def _drive(self, wanted: Mapping[str, Call], results: queue.Queue[Any], stop: Event) -> None:
+    def _drive(self, calls: Mapping[str, Call], results: queue.Queue[Any], stop: Event) -> None:
         """Steps the engine until all is answered. Every step is a sign of life."""
         core = self.llm.llm_engine
         try:
-            for name, (prompt, params) in wanted.items():
+            for name, (prompt, params) in calls.items():
                 try:
                     core.add_request(name, prompt, params, lora_request=self._adapter())
                     results.put([])
@@ -155,7 +157,7 @@ class _Core:
             while core.has_unfinished_requests() and not stop.is_set():
                 results.put([(out.request_id, out) for out in core.step() if out.finished])
             if stop.is_set():
-                core.abort_request(list(wanted))
+                core.abort_request(list(calls))
         except Exception as error:  # whatever it was, the reader raises it
             results.put(error)
         else:
@@ -169,12 +171,12 @@ class _Core:
 
 def _next(results: queue.Queue[Any], patience: float) -> list[tuple[str, Any]] | None:
     try:
-        came = results.get(timeout=patience)
+        outputs = results.get(timeout=patience)
     except queue.Empty:
         raise _Gone(f"gave no sign of life for {patience:g} s") from None
-    if isinstance(came, Exception):
-        raise _Gone(str(came)) from came
-    return came  # type: ignore[no-any-return]
+    if isinstance(outputs, Exception):
+        raise _Gone(str(outputs)) from outputs
+    return outputs  # type: ignore[no-any-return]
 
 
 def _is_tracker(process: Any) -> bool:
@@ -211,14 +213,14 @@ def _llm(engine: Vllm, folder: Path) -> Any:
     kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
     more: dict[str, Any] = {}
     if base != folder:
-        told = json.loads((folder / models.ADAPTER).read_text())
-        rank, layers = told["r"], told.get("target_modules")
-        held = next((r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank), None)
-        if held is None:
+        config = json.loads((folder / models.ADAPTER).read_text())
+        rank, layers = config["r"], config.get("target_modules")
+        max_rank = next((r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank), None)
+        if max_rank is None:
             raise EngineError(
                 f"{folder}: vLLM serves adapters up to rank 512, this one has {rank}; train its round with adapter.merge: true"
             )
-        more = {"enable_lora": True, "max_lora_rank": held}
+        more = {"enable_lora": True, "max_lora_rank": max_rank}
         if isinstance(
             layers, list
         ):  # no others: with the last layer among them vLLM dies of a prompt's log-probabilities
@@ -250,57 +252,50 @@ class _Policy:
         self._core = core
         self._answers = answers
         self._restarted = False
-        self._context = core.llm.llm_engine.model_config.max_model_len
-        self._chats = Chats(core.llm.get_tokenizer(), self._context)
-        precision = str(core.llm.llm_engine.model_config.dtype)
-        self._named = ("vllm", VERSION, _version(), version("torch"), digest, precision)
+        config, tokenizer = core.llm.llm_engine.model_config, core.llm.get_tokenizer()
+        self._chats = Chats(tokenizer, config.max_model_len, _ends(core.folder, tokenizer))
+        self._source = ("vllm", VERSION, _version(), version("torch"), digest, str(config.dtype))
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """What the cache knows comes first, then what vLLM answers, in its order."""
-        places, prompts = self._chats.prepare(requests, self._named)
+        places, prompts = self._chats.prepare(requests, self._source)
         known = self._answers.get(list(places))
         yield from ((i, Completion(*known[k])) for k in known for i in places[k])
         fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
         yield from ((i, c) for p, c in misfits for i in places[p.key])
-        wanted = {p.key.hex(): (p, _sampling(p)) for p in fitting}
-        calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in wanted.items()}
-        for bulk in bulks(self._ask(calls), self._engine.batch_size):
-            done = {(p := wanted[name][0]).key: _completion(p, out) for name, out in bulk}
-            self._answers.put({k: astuple(c) for k, c in done.items() if c.error is None})
-            yield from ((i, c) for k, c in done.items() for i in places[k])
+        by_name = {p.key.hex(): (p, _sampling(p)) for p in fitting}
+        calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in by_name.items()}
+        for batch in batched(self._outputs(calls), self._engine.batch_size):
+            completions = {(p := by_name[name][0]).key: _completion(p, out) for name, out in batch}
+            self._answers.put({k: astuple(c) for k, c in completions.items() if c.error is None})
+            yield from ((i, c) for k, c in completions.items() for i in places[k])
 
-    def score(self, prompts: Sequence[Messages], completions: Sequence[str]) -> Iterator[tuple[int, Scored]]:
-        """Teacher-forced: each completion's tokens after its prompt. An end token is not among them."""
-        from vllm import SamplingParams
+    def score(
+        self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool = False
+    ) -> Iterator[tuple[int, Scored]]:
+        """Teacher-forced: each completion's tokens after its prompt, and the end token where `closed`."""
+        passages = self._chats.passages(prompts, completions, closed, self._source)
+        known = self._answers.get([p.key for p in passages])
+        yield from ((p.index, Scored(tuple(known[p.key]))) for p in passages if p.key in known)
+        rows = self._chats.rows([p for p in passages if p.key not in known], closed)
+        yield from ((row.index, self._chats.unscorable) for row in rows if not self._fits(row))
+        yield from ((row.index, Scored()) for row in rows if self._fits(row) and not row.completion)
+        by_name = {str(row.index): row for row in rows if self._fits(row) and row.completion}
+        for batch in batched(self._outputs(_scoring(by_name)), self._engine.batch_size):
+            scores = {(row := by_name[name]).index: _scored(out, row.completion) for name, out in batch}
+            self._answers.put({passages[i].key: s.logprobs for i, s in scores.items() if not s.error})
+            yield from scores.items()
 
-        texts = self._chats.render(prompts)
-        keys = [key("score", *self._named, texts[p], c) for p, c in zip(prompts, completions, strict=True)]
-        known = self._answers.get(keys)
-        yield from ((i, Scored(tuple(known[k]))) for i, k in enumerate(keys) if k in known)
-        missing = [i for i, k in enumerate(keys) if k not in known]
-        befores = self._chats.ids([texts[prompts[i]] for i in missing])
-        rows = dict(
-            zip(missing, zip(befores, self._chats.ids([completions[i] for i in missing]), strict=True), strict=True)
-        )
-        fits = {i: bool(before) and len(before) + len(after) < self._context for i, (before, after) in rows.items()}
-        misfit = Scored(error=f"prompt and completion do not fit the model's context of {self._context} tokens")
-        yield from ((i, misfit) for i, fit in fits.items() if not fit)
-        yield from ((i, Scored()) for i, fit in fits.items() if fit and not rows[i][1])
-        how = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        asked = {
-            str(i): ({"prompt_token_ids": [*rows[i][0], *rows[i][1]]}, how) for i in rows if fits[i] and rows[i][1]
-        }
-        for bulk in bulks(self._ask(asked), self._engine.batch_size):
-            done = {int(name): _scored(out, rows[int(name)][1]) for name, out in bulk}
-            self._answers.put({keys[i]: s.logprobs for i, s in done.items() if not s.error})
-            yield from done.items()
+    def _fits(self, row: Row) -> bool:
+        """Whether there is room for one token more: vLLM never asks for none."""
+        return bool(row.prompt) and len(row.prompt) + len(row.completion) < self._chats.context
 
-    def _ask(self, calls: dict[str, Call]) -> Iterator[tuple[str, Any]]:
+    def _outputs(self, calls: dict[str, Call]) -> Iterator[tuple[str, Any]]:
         """Every call's output, once. Raises EngineError when the core goes a second time."""
         left = dict(calls)
         while left:
             try:
-                for name, out in self._core.answers(left):
+                for name, out in self._core.answers(dict(left)):
                     del left[name]
                     yield name, out
             except _Gone as gone:
@@ -311,6 +306,13 @@ class _Policy:
                     ) from gone
                 self._restarted = True
                 self._core.restart()
+
+
+def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a completion, where vLLM takes them from: the generation config, else the model's own."""
+    base, _ = models.layout(folder)
+    name = next(n for n in ("generation_config.json", "config.json") if (base / n).is_file())
+    return end_tokens(json.loads((base / name).read_text()).get("eos_token_id"), tokenizer)
 
 
 def _version() -> str:
@@ -327,25 +329,34 @@ def _sampling(prompt: Prompt) -> Any:
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     how = prompt.request.sampling
-    held = StructuredOutputsParams(regex=how.regex, json=how.schema) if how.regex or how.schema else None
+    form = StructuredOutputsParams(regex=how.regex, json=how.schema) if how.regex or how.schema else None
     return SamplingParams(
         temperature=how.temperature, top_p=how.top_p, min_p=how.min_p, max_tokens=prompt.limit, stop=list(how.stop),
-        seed=prompt.request.seed % 2**63, logprobs=0, structured_outputs=held,
+        seed=prompt.request.seed % 2**63, logprobs=0, structured_outputs=form,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )  # fmt: skip
 
 
+def _scoring(rows: Mapping[str, Row]) -> dict[str, Call]:
+    from vllm import SamplingParams
+
+    how = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    return {name: ({"prompt_token_ids": [*row.prompt, *row.completion]}, how) for name, row in rows.items()}
+
+
 def _completion(prompt: Prompt, out: Any) -> Completion:
     if isinstance(out, ValueError):
-        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM refused it: {out}")
-    came = out.outputs[0]
-    if came.finish_reason not in ("stop", "length"):
-        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {came.finish_reason}")
-    return Completion(came.text, len(came.token_ids), len(prompt.ids), came.finish_reason, came.cumulative_logprob)
+        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM refused it: {out}", permanent=True)
+    answer = out.outputs[0]
+    if answer.finish_reason not in ("stop", "length"):
+        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {answer.finish_reason}")
+    return Completion(
+        answer.text, len(answer.token_ids), len(prompt.ids), answer.finish_reason, answer.cumulative_logprob
+    )
 
 
-def _scored(out: Any, after: Sequence[int]) -> Scored:
+def _scored(out: Any, completion: Sequence[int]) -> Scored:
     if isinstance(out, ValueError):
-        return Scored(error=f"vLLM refused it: {out}")
-    told = out.prompt_logprobs[-len(after) :]
-    return Scored(tuple(entry[token].logprob for entry, token in zip(told, after, strict=True)))
+        return Scored(error=f"vLLM refused it: {out}", permanent=True)
+    entries = out.prompt_logprobs[-len(completion) :]
+    return Scored(tuple(entry[token].logprob for entry, token in zip(entries, completion, strict=True)))

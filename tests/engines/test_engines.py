@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.engines import Completion, Metered, Sampling, ask, check_room
-from tasks.errors import EngineError
+from tasks.core.errors import EngineError
+from tasks.core.roster import Models, Source
+from tasks.engines import Completion, Sampling, ask
+from tasks.engines._room import check_room
 
 
 def weights(place, **tensors):
@@ -18,8 +20,8 @@ def weights(place, **tensors):
     place.mkdir(exist_ok=True)
     sizes = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "U8": 1}
     for shard, (kind, count) in tensors.items():
-        told = {"dtype": kind, "shape": [count], "data_offsets": [0, count * sizes[kind]]}
-        header = json.dumps({"__metadata__": {"format": "pt"}, "w": told}).encode()
+        tensor = {"dtype": kind, "shape": [count], "data_offsets": [0, count * sizes[kind]]}
+        header = json.dumps({"__metadata__": {"format": "pt"}, "w": tensor}).encode()
         (place / f"{shard}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     return place
 
@@ -59,16 +61,16 @@ def test_only_the_files_that_are_loaded_count(tmp_path):
 @given(st.permutations(range(4)), st.lists(st.integers(-1, 5), max_size=3), st.integers(0, 4))
 def test_every_request_has_one_answer_or_it_is_an_error(order, more, left):
     """Answers in any order; some left out, and some doubled or to requests that nobody made."""
-    given_ = [*order[:left], *more]
-    policy = SimpleNamespace(sample=lambda requests: ((i, Completion(str(i))) for i in given_))
-    meter = Metered(SimpleNamespace(open=lambda *_: nullcontext(policy)))
+    indices = [*order[:left], *more]
+    policy = SimpleNamespace(sample=lambda requests: ((i, Completion(str(i))) for i in indices))
+    engine = SimpleNamespace(open=lambda *_: nullcontext(policy))
+    models = Models({"parent": Source(engine, lambda: Path("m"))})
     chats = [[{"role": "user", "content": "?"}]] * 4
-    with meter.open(Path("m")) as metered:
-        if sorted(given_) == [0, 1, 2, 3]:
+    if sorted(indices) == [0, 1, 2, 3]:
+        with models.open() as metered:
             assert [c.text for c in ask(metered, chats, Sampling(), range(4))] == ["0", "1", "2", "3"]
-            assert meter.requests == 4
-        else:
-            with pytest.raises(
-                EngineError, match=r"request -?\d (twice|though only 4 were asked)|left \d of 4 requests"
-            ):
+        assert models.meters["parent"].requests == 4
+    else:
+        with pytest.raises(EngineError, match=r"request -?\d (twice|of only 4)|left \d of 4"):
+            with models.open() as metered:
                 ask(metered, chats, Sampling(), range(4))

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tasks.core.errors import EngineError
 from tasks.engines import Request, Sampling
 from tasks.engines.fake import Fake
-from tasks.errors import EngineError
 
 NOWHERE = Path("no/such/model")
 WANTED = [Request((("user", f"How many? {i % 5}"),), Sampling(), i) for i in range(200)]
@@ -52,14 +52,14 @@ def test_slow_is_slow():
 
 
 def test_a_crash_is_a_kill_after_so_many_answers():
-    ready, told = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         with Fake(crash_after=3).open(NOWHERE) as policy:
             for index, _ in policy.sample(WANTED):
-                os.write(told, bytes([index]))
+                os.write(writer, bytes([index]))
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert os.read(ready, 100) == bytes([0, 1, 2])
+    assert os.read(reader, 100) == bytes([0, 1, 2])
 
 
 def test_down_is_a_clear_error():
@@ -72,6 +72,15 @@ def test_scores_are_log_probabilities():
         scores = dict(policy.score([r.messages for r in WANTED[:3]], ["a b", "", "c"]))
     assert [len(scores[i].logprobs) for i in range(3)] == [2, 0, 1]
     assert all(p <= 0 for s in scores.values() for p in s.logprobs)
+
+
+def test_a_closed_score_has_as_many_tokens_as_the_sampled_answer():
+    answers = ask(Fake())
+    prompts, texts = [r.messages for r in WANTED], [c.text for c in answers]
+    with Fake().open(NOWHERE) as policy:
+        closed, opened = dict(policy.score(prompts, texts, closed=True)), dict(policy.score(prompts, texts))
+    assert [len(closed[i].logprobs) for i in range(len(answers))] == [c.tokens for c in answers]
+    assert all(closed[i].logprobs[:-1] == opened[i].logprobs for i in opened)
 
 
 def test_a_rate_is_a_share():

@@ -4,6 +4,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,22 +28,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tasks.core import models
+from tasks.core.errors import EngineError, ModelRefused
+from tasks.core.roster import SERVED
 from tasks.engines import Completion, Request, Sampling
 from tasks.engines import _endpoints as endpoints_file
 from tasks.engines import openai as engine_file
 from tasks.engines._endpoints import TIRED, Endpoint
-from tasks.engines.openai import Openai, _pause
+from tasks.engines._wire import pause
+from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
-from tasks.errors import EngineError
-
-NOWHERE = Path("no/such/model")
 
 
 def wanted(count=3, **sampling):
     return [Request((("user", f"How many? {i}"),), Sampling(**sampling), i) for i in range(count)]
 
 
-def ask(engine, requests, cache=None, model=NOWHERE):
+def ask(engine, requests, cache=None, model=SERVED):
     with engine.open(model, cache) as policy:
         answers = dict(policy.sample(requests))
     return [answers[i] for i in range(len(requests))]
@@ -87,14 +89,16 @@ def test_greedy_over_http_is_greedy_in_this_process(server, tiny_model, tmp_path
     requests = wanted(4, temperature=0.0, max_tokens=20)
     with Transformers().open(tiny_model) as policy:
         here = dict(policy.sample(requests))
-    there = ask(Openai(base_url=server, model=str(tiny_model)), requests, tmp_path, tiny_model)
+    served = {models.digest(tiny_model): str(tiny_model)}
+    there = ask(Openai(base_url=server, served=served), requests, tmp_path, tiny_model)
     assert [(c.text, c.tokens, c.prompt_tokens) for c in there] == [
         (here[i].text, here[i].tokens, here[i].prompt_tokens) for i in range(4)
     ]
     assert all(c.error is None and c.logprob is None for c in there)  # this server offers none
-    off = Openai(base_url="http://127.0.0.1:9/v1", model=str(tiny_model), max_retries=0)
+    off = Openai(base_url="http://127.0.0.1:9/v1", served=served, model=str(tiny_model), max_retries=0)
+    assert ask(off, requests, tmp_path, tiny_model) == there  # the weights are the same wherever they are served
     with pytest.raises(EngineError, match="no server answers"):
-        ask(off, requests, tmp_path, tiny_model)  # another server, another model: not found in the cache
+        ask(off, requests, tmp_path)  # a model that another server has is another model
 
 
 # A server that says what a test wants
@@ -134,18 +138,20 @@ def reply(text="Answer: 8", finish="stop", **more):
     )
 
 
-def told(*logprobs):
+def logprobs_of(*logprobs):
     return {"content": [{"token": "x", "logprob": p, "top_logprobs": []} for p in logprobs]}
 
 
-@pytest.mark.parametrize("logprobs", [None, told(), told(-0.25, -0.5), told(-0.25, -0.5, 0.0, -1.0)])
+@pytest.mark.parametrize(
+    "logprobs", [None, logprobs_of(), logprobs_of(-0.25, -0.5), logprobs_of(-0.25, -0.5, 0.0, -1.0)]
+)
 def test_log_probabilities_of_another_number_of_tokens_are_none(logprobs):
     with replying((200, reply(logprobs=logprobs))) as (url, _):
         assert ask(Openai(base_url=url, model="m"), wanted(1))[0] == Completion("Answer: 8", 3, 5, "stop")
 
 
 def test_a_reply_with_log_probabilities_is_read_whole():
-    with replying((200, reply(logprobs=told(-0.25, -0.5, 0.0)))) as (url, bodies):
+    with replying((200, reply(logprobs=logprobs_of(-0.25, -0.5, 0.0)))) as (url, bodies):
         answer = ask(Openai(base_url=url, model="m"), wanted(1, stop=("\n",), min_p=0.1, top_p=0.9, max_tokens=7))[0]
     assert answer == Completion("Answer: 8", 3, 5, "stop", -0.75)
     assert bodies == [
@@ -264,6 +270,18 @@ def test_an_error_that_echoes_the_key_is_a_row_without_it(monkeypatch):
     assert len(bodies) == 1  # what is wrong with it stays wrong
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "permanent"),
+    [(400, "This model's maximum context length is 512 tokens", True), (400, "your credit is used up", False),
+     (402, "no credit", False), (500, "no context", False)],
+)  # fmt: skip
+def test_only_a_prompt_that_is_too_long_is_refused_for_good(status, message, permanent):
+    with replying((status, json.dumps({"error": {"message": message}}))) as (url, _):
+        [completion] = ask(Openai(base_url=url, model="m", max_retries=0), wanted(1))
+    assert message[-9:] in completion.error
+    assert completion.permanent == permanent
+
+
 def test_a_key_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
     with replying((401, "{}")) as (url, _), pytest.raises(EngineError, match="MY_KEY, which is not set"):
@@ -281,8 +299,8 @@ def test_a_server_that_is_down_is_a_clear_error_and_loses_nothing(tmp_path):
 
 def test_it_says_that_it_cannot_score():
     assert not Openai.scores
-    with Openai(model="m").open(NOWHERE) as policy, pytest.raises(EngineError, match="cannot score"):
-        policy.score([()], [""])
+    with Openai(model="m").open(SERVED) as policy, pytest.raises(EngineError, match="cannot score"):
+        policy.score([()], [""], closed=True)
 
 
 @pytest.mark.parametrize(
@@ -325,15 +343,70 @@ def test_endpoints_are_named_once_and_in_one_place():
 def test_problems_are_what_the_server_says(monkeypatch, status, text, problem):
     monkeypatch.delenv("MY_KEY", raising=False)
     with replying((status, text)) as (url, _):
-        found = Openai(base_url=url, model="m", api_key_env="MY_KEY").problems()
-    assert found == [] if problem is None else (len(found) == 1 and found[0].startswith(url) and problem in found[0])
+        problems = Openai(base_url=url, model="m", api_key_env="MY_KEY").problems()
+    if problem is None:
+        assert problems == []
+    else:
+        assert len(problems) == 1 and problems[0].startswith(url) and problem in problems[0]
 
 
 def test_a_dead_endpoint_is_a_problem_for_each_url():
     dead = [f"http://127.0.0.1:{free_port()}/v1" for _ in range(2)]
-    found = Openai(base_urls=dead, model="m").problems()
-    assert [f.partition(": ")[0] for f in found] == dead
-    assert all("no server answers" in f for f in found)
+    problems = Openai(base_urls=dead, model="m").problems()
+    assert [p.partition(": ")[0] for p in problems] == dead
+    assert all("no server answers" in p for p in problems)
+
+
+# Which weights a server has
+
+
+@pytest.fixture
+def folders(tiny_model, tmp_path):
+    """The weights of a base and of a round that differs from it in one byte of a config."""
+    for name in ("base", "round"):
+        shutil.copytree(tiny_model, tmp_path / name)
+    config = tmp_path / "round" / "generation_config.json"
+    config.write_text(config.read_text() + " ")
+    return tmp_path / "base", tmp_path / "round"
+
+
+def test_each_folders_weights_are_asked_under_the_name_that_their_digest_has(folders, tmp_path):
+    served = {models.digest(folder): folder.name for folder in folders}
+    with replying((200, reply())) as (url, bodies):
+        engine = Openai(base_url=url, served=served, model="teacher")
+        for folder in (*folders, SERVED, *folders):
+            ask(engine, wanted(1), tmp_path / "cache", folder)
+            with engine.open(folder) as policy:
+                assert folder == SERVED or policy.digest == models.digest(folder)
+    assert [body["model"] for body in bodies] == ["base", "round", "teacher"]  # then from the cache
+
+
+def test_weights_that_no_server_is_said_to_have_are_refused_with_their_digest(folders):
+    base, other = folders
+    engine = Openai(served={models.digest(base): "base"}, model="teacher")
+    with pytest.raises(EngineError, match=f"served: {{{models.digest(other)}: "), engine.open(other):
+        pass
+    with pytest.raises(ModelRefused, match="absent"), engine.open(Path("absent")):
+        pass
+
+
+def test_another_name_for_the_same_weights_is_asked_anew(folders, tmp_path):
+    digest = models.digest(folders[0])
+    with replying((200, reply())) as (url, bodies):
+        for name in ("whole", "quantized", "whole"):
+            ask(Openai(base_url=url, served={digest: name}), wanted(1), tmp_path / "cache", folders[0])
+    assert [body["model"] for body in bodies] == ["whole", "quantized"]
+
+
+def test_a_model_of_the_roster_needs_its_name():
+    with pytest.raises(EngineError, match=r"engine\.model"), Openai().open(SERVED):
+        pass
+
+
+@pytest.mark.parametrize("served", [{"r1": "r1"}, {"0" * 63: "r1"}, {"0" * 64: ""}])
+def test_weights_are_named_by_their_digest(served):
+    with pytest.raises(ValidationError, match="served"):
+        Openai(served=served)
 
 
 # Pools, before servers that fail
@@ -349,7 +422,7 @@ class Faulty:
     after: str = "0.2"
     """What it says in Retry-After."""
     urls: list[str] = field(default_factory=list)
-    asked: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
     by_port: Counter[int] = field(default_factory=Counter)
     busy: Counter[int] = field(default_factory=Counter)
     busiest: Counter[int] = field(default_factory=Counter)
@@ -367,14 +440,14 @@ class Faulty:
 
     async def answer(self, body, writer):
         port, prompt = writer.get_extra_info("sockname")[1], body["messages"][-1]["content"]
-        self.asked[prompt] += 1
+        self.requests[prompt] += 1
         self.by_port[port] += 1
         self.times.append(time.monotonic())
         self.busy[port] += 1
         self.busiest[port] = max(self.busiest[port], self.busy[port])
         try:
             await asyncio.sleep(self.work)
-            await self.put(writer, prompt, self.fault(prompt, self.asked[prompt]))
+            await self.put(writer, prompt, self.fault(prompt, self.requests[prompt]))
         finally:
             self.busy[port] -= 1
 
@@ -446,7 +519,7 @@ def test_with_faults_none_is_lost_and_none_doubled(monkeypatch):
     monkeypatch.setattr(engine_file, "PAUSE", 0.05)
     requests = wanted(count)
     with serving(3, fault=sometimes) as server:
-        with Openai(base_urls=server.urls, model="m", concurrency=32, timeout=6).open(NOWHERE) as policy:
+        with Openai(base_urls=server.urls, model="m", concurrency=32, timeout=6).open(SERVED) as policy:
             answers = list(policy.sample(requests))
     assert sorted(i for i, _ in answers) == list(range(count))
     failed = {i for i, c in answers if c.error is not None}
@@ -454,8 +527,8 @@ def test_with_faults_none_is_lost_and_none_doubled(monkeypatch):
     hopeless = {i for i, r in enumerate(requests) if all(sometimes(r.messages[0][1], t) for t in range(1, 6))}
     assert hopeless <= failed
     assert len(failed) <= len(hopeless) + count // 200  # a machine that stands still for 6 s fails some more
-    assert server.asked.total() <= 1.5 * count
-    assert min(server.by_port.values()) > 0.1 * server.asked.total()  # one that fails several times in a row rests
+    assert server.requests.total() <= 1.5 * count
+    assert min(server.by_port.values()) > 0.1 * server.requests.total()  # one that fails several times in a row rests
 
 
 def test_each_endpoint_has_its_own_limit_and_the_least_busy_comes_first():
@@ -476,15 +549,15 @@ def test_a_pause_that_is_asked_for_is_kept_by_all():
 
 def test_a_pause_beyond_the_deadline_ends_it_at_once():
     with serving(1, fault=lambda *_: "busy, says when", after="3600") as server:
-        with pytest.raises(EngineError, match=r"asked for a pause of 3\d\d\d s.*engine\.deadline is 60 s"):
+        with pytest.raises(EngineError, match=r"requested a pause of 3\d\d\d s.*engine\.deadline is 60 s"):
             ask(Openai(base_url=server.urls[0], model="m", deadline=60), wanted(3))
 
 
 def test_a_pause_is_seconds_or_a_date():
     in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert [_pause(said) for said in ("2", "0.5", "-3", "", "soon")] == [2.0, 0.5, 0.0, 0.0, 0.0]
-    assert 55 < _pause(in_a_minute) <= 60
-    assert [_pause(said) for said in ("inf", "-inf", "nan", "1e999")] == [0.0] * 4
+    assert [pause(header) for header in ("2", "0.5", "-3", "", "soon")] == [2.0, 0.5, 0.0, 0.0, 0.0]
+    assert 55 < pause(in_a_minute) <= 60
+    assert [pause(header) for header in ("inf", "-inf", "nan", "1e999")] == [0.0] * 4
 
 
 DATES = st.builds(
@@ -493,8 +566,8 @@ DATES = st.builds(
 
 
 @given(st.one_of(st.text(), DATES, st.floats().map(str), st.integers().map(str)))
-def test_whatever_a_server_says_the_pause_is_finite(said):
-    assert 0 <= _pause(said) < math.inf
+def test_whatever_a_server_says_the_pause_is_finite(header):
+    assert 0 <= pause(header) < math.inf
 
 
 @pytest.mark.parametrize("limit", [{"timeout": 0.4}, {"deadline": 0.4}])
@@ -511,11 +584,11 @@ def test_the_work_of_a_dead_or_broken_endpoint_is_done_by_another():
         dead = f"http://127.0.0.1:{free_port()}/v1"
         engine = Openai(base_urls=[dead, sound.urls[0]], model="m", concurrency=2)
         assert all(c.error is None for c in ask(engine, wanted(200)))
-        assert server.asked.total() == 0
+        assert server.requests.total() == 0
     with serving(1, fault=lambda *_: "broken") as broken, serving(1, work=0.01) as sound:
         engine = Openai(base_urls=broken.urls + sound.urls, model="m", concurrency=2)
         assert all(c.error is None for c in ask(engine, wanted(200)))
-    assert TIRED <= broken.asked.total() < 30
+    assert TIRED <= broken.requests.total() < 30
 
 
 def leaves_at_once(requests, engine, kind):
@@ -550,7 +623,7 @@ def test_the_budget_of_tokens_holds_in_every_minute():
     endpoint = Endpoint("http://x", 10, tokens_per_minute=100)
     now = time.monotonic()
     assert endpoint.takes(500, now)  # alone, even what is too large
-    with endpoint.asked(90) as first, endpoint.asked(10):
+    with endpoint.request(90) as first, endpoint.request(10):
         assert not endpoint.takes(1, now)
         first.tokens = 40  # the server's count
         assert endpoint.takes(50, now)
@@ -579,13 +652,13 @@ def test_an_endpoint_rests_longer_the_longer_it_fails_and_is_tried_alone(monkeyp
     endpoint.failed(heard=True)  # was in flight
     assert endpoint.rests(clock[0] + 0.9)
     clock[0] += 1.1
-    with endpoint.asked(1):
+    with endpoint.request(1):
         assert endpoint.rests(clock[0])  # one request at a time
     assert not endpoint.rests(clock[0])
     endpoint.failed(heard=True)
     assert endpoint.rests(clock[0] + 1.9)
     endpoint.answered()
-    with endpoint.asked(1):
+    with endpoint.request(1):
         assert not endpoint.rests(clock[0])
 
 
@@ -594,4 +667,4 @@ def test_requests_that_break_every_server_are_rows_and_soon(monkeypatch):
     with serving(2, fault=lambda *_: "broken") as server:
         answers = ask(Openai(base_urls=server.urls, model="m", concurrency=4), wanted(100))
     assert {c.error[:8] for c in answers} == {"HTTP 500"}
-    assert server.asked.total() == 500
+    assert server.requests.total() == 500

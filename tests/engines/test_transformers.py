@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import random
@@ -16,10 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.engines import Completion, Request, Sampling
+from tasks.core.errors import EngineError, ModelRefused
+from tasks.engines import Completion, Request, Sampling, _decoding
 from tasks.engines import transformers as engine_file
-from tasks.engines.transformers import Transformers, _packed
-from tasks.errors import EngineError, ModelRefused
+from tasks.engines._chats import Chats, Row
+from tasks.engines._scoring import pack
+from tasks.engines.transformers import Transformers
 
 TOLERANCE = 1e-4
 TOO_LONG = (("user", "a b c d " * 300),)
@@ -127,31 +130,39 @@ def naive(plain, messages, ids):
     return float(chosen), float(-(logp.exp() * logp).sum(-1).mean()), float(certainty)
 
 
-def test_statistics_are_those_of_a_whole_forward_pass(policy, plain, monkeypatch):
-    drawn = {}
-    whole = engine_file._Policy._completion
+@contextmanager
+def noting(monkeypatch):
+    """The token ids that are drawn, by request."""
+    drawn, complete = {}, engine_file._Policy._completion
 
-    def noting(self, prompt, row):
+    def note(self, prompt, row):
         drawn[prompt.request] = row.ids
-        return whole(self, prompt, row)
+        return complete(self, prompt, row)
 
-    monkeypatch.setattr(engine_file._Policy, "_completion", noting)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_file._Policy, "_completion", note)
+        yield drawn
+
+
+def test_statistics_are_those_of_a_whole_forward_pass(policy, plain, monkeypatch):
     wanted = requests(8, 3, temperature=1.5, top_p=0.9)
-    for request, got in zip(wanted, ask(policy, wanted), strict=True):
-        stats = (got.logprob, got.entropy, got.self_certainty)
+    with noting(monkeypatch) as drawn:
+        answers = ask(policy, wanted)
+    for request, ours in zip(wanted, answers, strict=True):
+        stats = (ours.logprob, ours.entropy, ours.self_certainty)
         assert stats == pytest.approx(naive(plain, request.messages, drawn[request]), abs=TOLERANCE)
-        assert got.text == plain[1].decode(drawn[request], skip_special_tokens=True)
+        assert ours.text == plain[1].decode(drawn[request], skip_special_tokens=True)
 
 
 def test_rows_leave_the_batch_when_they_are_done(policy, monkeypatch):
     left = []
-    keep = engine_file._Batch._keep
+    keep = _decoding.Batch._keep
 
     def noting(self, rows):
         left.append(len(rows))
         keep(self, rows)
 
-    monkeypatch.setattr(engine_file._Batch, "_keep", noting)
+    monkeypatch.setattr(_decoding.Batch, "_keep", noting)
     mixed = [replace(r, sampling=Sampling(max_tokens=4 + 12 * (i % 4))) for i, r in enumerate(requests(4, 4))]
     together = ask(policy, mixed)
     assert left
@@ -161,10 +172,10 @@ def test_rows_leave_the_batch_when_they_are_done(policy, monkeypatch):
 # Seeds, order, batches
 
 
-def close(some, others):
+def close(ours, others):
     """Equal texts and counts; log-probabilities within the stated tolerance."""
-    assert [(c.text, c.tokens, c.finish_reason) for c in some] == [(c.text, c.tokens, c.finish_reason) for c in others]
-    for one, other in zip(some, others, strict=True):
+    assert [(c.text, c.tokens, c.finish_reason) for c in ours] == [(c.text, c.tokens, c.finish_reason) for c in others]
+    for one, other in zip(ours, others, strict=True):
         assert (one.logprob, one.entropy) == pytest.approx((other.logprob, other.entropy), abs=TOLERANCE)
 
 
@@ -194,12 +205,12 @@ def test_different_seeds_differ(policy):
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), max_size=40), st.sets(st.integers(0, 40)))
 def test_batches_that_are_done_leave_the_others_as_they_were(sizes, done):
-    rows = [(i, (0,) * before, (0,) * after) for i, (before, after) in enumerate(sizes)]
+    rows = [Row(i, (0,) * before, (0,) * after) for i, (before, after) in enumerate(sizes)]
     rows.sort(key=lambda r: (len(r[1]) + len(r[2]), r[0]), reverse=True)
-    batches = list(_packed(rows, 64))
+    batches = list(pack(rows, 64))
     left = [batch for i, batch in enumerate(batches) if i not in done]
     assert [r for b in batches for r in b] == rows
-    assert list(_packed([row for batch in left for row in batch], 64)) == left
+    assert list(pack([row for batch in left for row in batch], 64)) == left
 
 
 # Ends
@@ -225,6 +236,7 @@ def test_max_tokens_and_the_context_limit_the_length(policy):
     assert fits.prompt_tokens + fits.tokens <= 256
     assert misfit.finish_reason == "error"
     assert "256" in misfit.error
+    assert (fits.permanent, misfit.permanent) == (False, True)
 
 
 def test_a_last_assistant_message_is_continued(policy, plain):
@@ -258,10 +270,55 @@ def test_scores_are_teacher_forced_log_probabilities(policy, plain):
         assert scores[i].logprobs == pytest.approx(logp[range(len(after)), after].tolist(), abs=TOLERANCE)
 
 
+def test_the_score_of_a_closed_answer_is_its_log_probability(policy, plain, monkeypatch):
+    wanted = requests(20, 100, temperature=4.0, max_tokens=6)
+    with noting(monkeypatch) as drawn:
+        answers = ask(policy, wanted)
+    ended = [
+        (request.messages, answer)
+        for request, answer in zip(wanted, answers, strict=True)
+        if answer.finish_reason == "stop"  # and whose text is read back as the tokens that were drawn
+        and plain[1](answer.text, add_special_tokens=False)["input_ids"] == drawn[request][:-1]
+    ]
+    assert sum(bool(answer.text) for _, answer in ended) >= 5
+    prompts, texts = [messages for messages, _ in ended], [answer.text for _, answer in ended]
+    opened, closed = dict(policy.score(prompts, texts)), dict(policy.score(prompts, texts, closed=True))
+    for i, (_, answer) in enumerate(ended):
+        assert sum(closed[i].logprobs) == pytest.approx(answer.logprob, abs=TOLERANCE)
+        assert closed[i].logprobs[:-1] == pytest.approx(opened[i].logprobs, abs=TOLERANCE)
+        assert len(closed[i].logprobs) == answer.tokens
+
+
+def test_an_open_score_is_not_taken_for_a_closed_one(tiny_model, tmp_path):
+    with opened(tiny_model, tmp_path) as policy:
+        for closed in (False, True, False, True):
+            ((_, scored),) = policy.score([chat("hi")], ["8"], closed)
+            assert len(scored.logprobs) == 1 + closed
+    assert rows_in(tmp_path) == 2
+
+
+def ending(policy, ends, template=None):
+    tokenizer = copy.copy(policy._tokenizer)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return Chats(tokenizer, 256, frozenset(ends))
+
+
+def test_the_end_token_is_the_one_with_which_the_template_closes_an_answer(policy):
+    """Of the tiny tokenizer's special tokens 0 <pad>, 1 <eos>, 3 <|user|>; <eos> is its own."""
+    turns = "{% for m in messages %}<|assistant|>{{ m.content }}<|user|>\n{% endfor %}"
+    assert ending(policy, {0, 1, 3}).end == 1
+    assert ending(policy, {0, 1, 3}, turns).end == 3
+    assert ending(policy, {0, 1}, turns).end == 1
+    assert ending(policy, {0}, turns).end == 0
+    with pytest.raises(EngineError, match="eos_token_id"):
+        _ = ending(policy, set()).end
+
+
 def test_a_score_that_does_not_fit_is_an_error(policy):
     ((_, scored),) = policy.score([chat("hi")], ["a b c d " * 300])
     assert scored.logprobs == ()
     assert "256" in scored.error
+    assert scored.permanent
 
 
 # The cache
@@ -293,7 +350,7 @@ def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(tiny_model, tm
         undisturbed = ask(policy, wanted)
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(engine_file._Batch, "look", lambda *_: rows_in(tmp_path / "killed") < 8 * batches or die())
+        monkeypatch.setattr(_decoding.Batch, "look", lambda *_: rows_in(tmp_path / "killed") < 8 * batches or die())
         with opened(tiny_model, tmp_path / "killed", threads=threads) as policy:
             list(policy.sample(wanted))
         os._exit(0)
@@ -319,10 +376,10 @@ def test_scores_cut_off_and_resumed_are_the_bytes_of_an_undisturbed_run(tiny_mod
     whole = cut.copy()
     assert len(whole) > 3
     with opened(tiny_model, tmp_path / "cut") as policy:
-        some = policy.score(chats, texts)
+        scores = policy.score(chats, texts)
         while rows_in(tmp_path / "cut") == 0:
-            next(some)
-        some.close()
+            next(scores)
+        scores.close()
     cut.clear()
     with opened(tiny_model, tmp_path / "cut") as policy:
         assert dict(policy.score(chats, texts)) == undisturbed
@@ -331,11 +388,11 @@ def test_scores_cut_off_and_resumed_are_the_bytes_of_an_undisturbed_run(tiny_mod
 
 
 def test_a_smaller_batch_size_scores_less_at_once(tiny_model, monkeypatch):
-    forced = engine_file._forced
+    logprobs = engine_file.logprobs
 
     def widest(size):
         seen = []
-        monkeypatch.setattr(engine_file, "_forced", lambda n, rows: seen.append(len(rows)) or forced(n, rows))
+        monkeypatch.setattr(engine_file, "logprobs", lambda n, rows: seen.append(len(rows)) or logprobs(n, rows))
         with opened(tiny_model, None, size) as policy:
             list(policy.score([chat("How many?")] * 40, [f"Answer: {i:02}" for i in range(40)]))
         return max(seen)
@@ -349,7 +406,7 @@ def test_a_full_gpu_is_an_error_that_names_what_helps(policy, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("no more")
 
-    monkeypatch.setattr(engine_file, "_forced", full)
+    monkeypatch.setattr(engine_file, "logprobs", full)
     with pytest.raises(EngineError, match=r"lower engine\.batch_size"):
         list(policy.score([chat("hi")], ["8"]))
 
@@ -373,12 +430,25 @@ def test_a_partial_hit_is_within_the_tolerance(tiny_model, tmp_path):
         close(ask(policy, wanted), usual)
 
 
+def test_an_answer_that_the_context_cuts_is_not_that_of_a_larger_one(policy):
+    """8 tokens do not fit where 5 are left, and fit where 9 are as where 20 are."""
+    (ids,) = policy._chats.ids(list(policy._chats.render([chat("Tom has 3 pens")]).values()))
+
+    def key(room, max_tokens):
+        request = Request(chat("Tom has 3 pens"), Sampling(max_tokens=max_tokens), 1)
+        (k,) = Chats(policy._tokenizer, len(ids) + room).prepare([request], policy._source)[0]
+        return k
+
+    assert key(5, 8) != key(9, 8) == key(20, 8)
+    assert key(5, 30) != key(9, 30)
+
+
 def test_other_weights_other_sampling_other_answers(tiny_model, tmp_path, policy):
     request = requests(1, 1)[0]
     others = [replace(request, seed=7), replace(request, sampling=Sampling(top_p=0.5))]
-    assert len(policy._chats.prepare([request, *others], policy._named)[0]) == 3
+    assert len(policy._chats.prepare([request, *others], policy._source)[0]) == 3
     assert not set(policy._chats.prepare([request], ("other",))[0]) & set(
-        policy._chats.prepare([request], policy._named)[0]
+        policy._chats.prepare([request], policy._source)[0]
     )
 
 
@@ -417,6 +487,28 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(tiny_model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match="set it to auto or cpu"), Transformers(device="cuda").open(tiny_model):
         pass
+
+
+@pytest.mark.parametrize(
+    ("device", "events"), [("cpu", ["loads"]), ("cuda", ["locks", "loads", "releases"])], ids=["cpu", "cuda"]
+)
+def test_a_gpu_is_locked_before_the_model_is_loaded(tiny_model, monkeypatch, device, events):
+    seen, load = [], engine_file.load
+
+    @contextmanager
+    def lock():
+        seen.append("locks")
+        yield "GPU-0"
+        seen.append("releases")
+
+    monkeypatch.setattr(engine_file, "device_lock", lock)
+    monkeypatch.setattr(engine_file, "device_of", lambda _: device)
+    monkeypatch.setattr(
+        engine_file, "load", lambda engine, folder, _: seen.append("loads") or load(engine, folder, "cpu")
+    )
+    with Transformers().open(tiny_model):
+        pass
+    assert seen == events
 
 
 # Adapters, other architectures, imports
@@ -525,8 +617,9 @@ def test_validating_params_needs_neither_torch_nor_transformers():
 def test_a_completion_is_equal_after_a_trip_through_the_cache():
     from dataclasses import astuple
 
-    given_ = Completion("é\n", 3, 4, "length", -1.25e-7, 0.1 + 0.2, 3.0)
-    assert Completion(*json.loads(json.dumps(astuple(given_)))) == given_
+    whole = Completion("é\n", 3, 4, "length", -1.25e-7, 0.1 + 0.2, 3.0)
+    assert Completion(*json.loads(json.dumps(astuple(whole)))) == whole
+    assert Completion(*astuple(whole)[:8]) == whole  # as it was stored before completions had `permanent`
 
 
 def test_a_model_that_cannot_fit_is_not_loaded(tiny_model, monkeypatch):

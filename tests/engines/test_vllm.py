@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,9 @@ from types import SimpleNamespace
 import pytest
 from scipy.stats import chi2_contingency
 
+from tasks.core import models
+from tasks.core.cache import RequestCache
+from tasks.core.errors import EngineError
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling, turns
@@ -28,7 +31,6 @@ from tasks.engines import vllm as vllm_file
 from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
 from tasks.engines.vllm import Vllm
-from tasks.errors import EngineError
 
 BASE = Path(__file__).parents[2] / "data" / "base"
 DOMAIN = Arithmetic()
@@ -117,6 +119,99 @@ def test_the_memory_of_gpus_is_asked_without_cuda(monkeypatch):
         vllm_file._llm(VLLM, BASE)
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_as_many_gpus_are_locked_as_the_model_is_spread_over(tiny_model, monkeypatch, gpus):
+    locked = []
+    monkeypatch.setattr(vllm_file, "device_lock", lambda count=1: locked.append(count) or nullcontext())
+    monkeypatch.setattr(vllm_file, "find_spec", lambda _: True)
+    monkeypatch.setattr(vllm_file, "_Core", lambda *_: SimpleNamespace(end=lambda: None))
+    monkeypatch.setattr(vllm_file, "_Policy", lambda *_: None)
+    with Vllm(tensor_parallel=gpus).open(tiny_model):
+        assert locked == [gpus]
+
+
+# Without vLLM: what it is asked and what is kept, with a core that answers as one would
+
+
+class Core:
+    """A core that cuts an answer of 12 tokens where the context ends, and counts what it is asked."""
+
+    def __init__(self, tokenizer, folder, context):
+        config = SimpleNamespace(max_model_len=context, dtype="float32")
+        self.folder, self.calls = folder, []
+        self.llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config), get_tokenizer=lambda: tokenizer)
+
+    def answers(self, calls):
+        for name, (prompt, params) in calls.items():
+            self.calls.append(prompt["prompt_token_ids"])
+            if params.get("prompt_logprobs") == 0:
+                entries = [{token: SimpleNamespace(logprob=-token / 100)} for token in prompt["prompt_token_ids"]]
+                yield name, SimpleNamespace(prompt_logprobs=entries)
+                continue
+            tokens = [7] * min(params["max_tokens"], 12)
+            finish = "stop" if len(tokens) == 12 else "length"
+            output = SimpleNamespace(
+                text="a" * len(tokens), token_ids=tokens, finish_reason=finish, cumulative_logprob=-1.0
+            )
+            yield name, SimpleNamespace(outputs=[output])
+
+
+@pytest.fixture
+def without_vllm(tiny_model, tmp_path, monkeypatch):
+    """Makes a policy of the tiny model whose core has a context of so many tokens."""
+    from transformers import AutoTokenizer
+
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1), StructuredOutputsParams=dict)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def make(context):
+        core = Core(tokenizer, tiny_model, context)
+        return vllm_file._Policy(Vllm(context=context), core, models.digest(tiny_model), RequestCache(tmp_path))
+
+    return make
+
+
+def test_an_answer_that_the_context_cut_is_asked_again_of_a_larger_one(without_vllm):
+    request = Request((("user", "Tom has 3 pens."),), Sampling(max_tokens=100), 1)
+    size = len(next(iter(without_vllm(256)._chats.prepare([request], ())[1].values())).ids)
+
+    def answer(room):
+        policy = without_vllm(size + room)
+        ((_, completion),) = policy.sample([request])
+        return completion.tokens, completion.finish_reason, len(policy._core.calls)
+
+    assert answer(5) == (5, "length", 1)
+    assert answer(5) == (5, "length", 0)
+    assert answer(20) == (12, "stop", 1)
+    assert answer(20) == (12, "stop", 0)
+
+
+def test_a_closed_score_ends_with_the_end_token(without_vllm):
+    """<eos> is token 1 of the tiny tokenizer; this core's log-probability of token t is -t/100."""
+    policy, prompt = without_vllm(256), (("user", "hi"),)
+    opened, closed = (next(policy.score([prompt], ["Answer: 8"], closed))[1].logprobs for closed in (False, True))
+    assert closed == (*opened, -0.01)
+    assert len(policy._core.calls) == 2
+    assert next(policy.score([prompt], ["Answer: 8"], True))[1].logprobs == closed
+    assert len(policy._core.calls) == 2
+    assert [len(next(policy.score([prompt], [""], closed))[1].logprobs) for closed in (False, True)] == [0, 1]
+
+
+def test_what_does_not_fit_or_is_refused_fails_for_good(without_vllm):
+    policy = without_vllm(20)
+    long = (("user", "a b c d " * 30),)
+    ((_, completion),) = policy.sample([Request(long, Sampling(), 1)])
+    ((_, scored),) = policy.score([long], ["b"])
+    assert (completion.permanent, scored.permanent, policy._core.calls) == (True, True, [])
+    prompt = SimpleNamespace(ids=(1, 2))
+    assert vllm_file._completion(prompt, ValueError("no")).permanent
+    assert vllm_file._scored(ValueError("no"), [1]).permanent
+    aborted = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort")])
+    assert not vllm_file._completion(prompt, aborted).permanent
+
+
 @installed
 def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     greedy = ask(20, temperature=0.0)
@@ -126,10 +221,16 @@ def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     first = dict(policy.sample(drawn))
     assert len(first) == 60 and all(c.error is None and c.tokens and c.self_certainty is None for c in first.values())
     assert dict(policy.sample(drawn)) == first  # from the cache
-    scored = dict(policy.score([r.messages for r in drawn], [c.text for c in first.values()]))
-    theirs = dict(reference.score([r.messages for r in drawn], [c.text for c in first.values()]))
-    for i, mine in scored.items():
-        assert mine.logprobs == pytest.approx(theirs[i].logprobs, abs=1e-3)
+    prompts, completions = [r.messages for r in drawn], [first[i].text for i in range(len(drawn))]
+    for closed in (False, True):
+        scores = dict(policy.score(prompts, completions, closed))
+        theirs = dict(reference.score(prompts, completions, closed))
+        for i, ours in scores.items():
+            assert ours.logprobs == pytest.approx(theirs[i].logprobs, abs=1e-3)
+    ended = [i for i, c in first.items() if c.finish_reason == "stop" and len(scores[i].logprobs) == c.tokens]
+    assert len(ended) >= 50
+    for i in ended:
+        assert sum(scores[i].logprobs) == pytest.approx(first[i].logprob, abs=1e-2)
 
     _holds_to_forms(policy)
 
@@ -186,9 +287,9 @@ def test_a_core_that_goes_is_started_again_once(tmp_path, how):
                     timer.start()
                 yield answer
 
-        came = list(disturbed(requests))
-        assert sorted(index for index, _ in came) == list(range(len(requests)))
-        assert all(completion.error is None for _, completion in came)
+        answers = list(disturbed(requests))
+        assert sorted(index for index, _ in answers) == list(range(len(requests)))
+        assert all(completion.error is None for _, completion in answers)
         with pytest.raises(EngineError, match="went twice"):
             list(disturbed(ask(60, samples=8, temperature=0.9)))
 
@@ -196,28 +297,29 @@ def test_a_core_that_goes_is_started_again_once(tmp_path, how):
 @installed
 @pytest.mark.demand
 def test_a_rounds_adapter_is_served_beside_its_base(tmp_path):
-    import polars as pl
-
-    from tasks.train import Lora
+    from tasks.core.frames import frame
+    from tasks.train import TrainCase
     from tasks.train.sft import SFT
+    from tasks.training.lora import Lora
 
-    said = [{"role": "assistant", "content": "Answer: 7"}]
-    rows = pl.DataFrame([{"prompt": DOMAIN.solve(i.problem), "completion": said} for i in DOMAIN.items("train", 32, 0)])
-    params = SFT(epochs=2, batch=8, matrices=0.01, adapter=Lora(rank=4, merge=False))
-    for parent, name in ((BASE, "first"), (tmp_path / "first", "adapter")):  # the second round keeps both as one
-        place = {"parent_model": parent, "model": tmp_path / name, "work": tmp_path / "work" / name}
-        params(rows, pl.DataFrame(), **place, seed=1, domain=DOMAIN)
+    answer = [{"role": "assistant", "content": "Answer: 7"}]
+    prompts = [DOMAIN.solve(item.problem) for item in DOMAIN.items("train", 32, 0)]
+    rows = frame("training", [{"id": str(n), "prompt": p, "completion": answer} for n, p in enumerate(prompts)])
+    sft = SFT(epochs=2, batch=8, muon_lr=0.01, adapter=Lora(rank=4, merge=False))
+    for start, name in ((BASE, "first"), (tmp_path / "first", "adapter")):  # the second round keeps both as one
+        work = tmp_path / "work" / name
+        sft(TrainCase(rows, frame("preferences", []), start, None, tmp_path / name, work, seed=1))
     requests = ask(10, temperature=0.0)
-    prompts, given = [r.messages for r in requests], ["Answer: 7", "Day 1: 3+4=7"] * 5
+    prompts, completions = [r.messages for r in requests], ["Answer: 7", "Day 1: 3+4=7"] * 5
     with Transformers().open(tmp_path / "adapter") as policy:
-        theirs, scored = texts(policy, requests), dict(policy.score(prompts, given))
+        theirs, expected = texts(policy, requests), dict(policy.score(prompts, completions, closed=True))
     with VLLM.open(tmp_path / "adapter") as policy:
-        ours, found = texts(policy, requests), dict(policy.score(prompts, given))
+        ours, scores = texts(policy, requests), dict(policy.score(prompts, completions, closed=True))
     with VLLM.open(BASE) as policy:
         bare = texts(policy, requests)
     assert ours == theirs != bare
-    for n in range(len(given)):
-        assert found[n].logprobs == pytest.approx(scored[n].logprobs, abs=1e-3)
+    for n in range(len(completions)):
+        assert scores[n].logprobs == pytest.approx(expected[n].logprobs, abs=1e-3)
 
 
 @installed
@@ -234,7 +336,8 @@ def test_vllms_own_server_answers_the_openai_engine(reference, tmp_path):
     try:
         _wait(f"http://127.0.0.1:{port}/health", server)
         requests = ask(20, temperature=0.0)
-        engine = Openai(base_url=f"http://127.0.0.1:{port}/v1", model="r0", structures="vllm", max_retries=0)
+        served = {models.digest(BASE): "r0"}
+        engine = Openai(base_url=f"http://127.0.0.1:{port}/v1", served=served, structures="vllm", max_retries=0)
         with engine.open(BASE) as policy:
             assert texts(policy, requests) == texts(reference, requests)
             _holds_to_forms(policy)

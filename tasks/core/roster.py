@@ -1,0 +1,241 @@
+"""The models that a stage may open, by name, with a meter for each.
+
+A strategy calls `with case.open("parent") as policy:`. Names are the ancestors' (`parent`, `base`, `anchor`,
+`grandparent`), `model` for the round's own, and those of the roster `models:` in params.yaml: pinned folders and served
+models, each with an engine of its own.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tasks.core.errors import EngineError, FlywheelError, UnknownName
+
+if TYPE_CHECKING:
+    from tasks.engines import Completion, Engine, Messages, Policy, Request, Scored
+
+T = TypeVar("T")
+MIN_REQUESTS = 8
+"""Requests below which a share of errors is too large only where it is all of them."""
+SERVED = Path("served")
+"""Stands for the folder of a model on a server."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from."""
+
+    engine: "Engine"
+    folder: Callable[[], Path]
+    """Returns its checked folder, or `SERVED`."""
+
+
+class Models:
+    """Opens models by name. A model stays open until another one is opened or the stage ends: consecutive strategies with
+    the same model load it once, and two models are in memory only if a strategy holds both.
+    """
+
+    def __init__(self, sources: Mapping[str, Source], cache: Path | None = None) -> None:
+        self._sources, self._cache = dict(sources), cache
+        self._open: dict[str, tuple[ExitStack, Policy]] = {}
+        self._users: dict[str, int] = {}
+        self.meters: dict[str, Meter] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the models that can be opened."""
+        return frozenset(self._sources)
+
+    def engine(self, name: str = "parent") -> "Engine":
+        """The engine that runs a model."""
+        return self._source(name).engine
+
+    def folder(self, name: str = "parent") -> Path:
+        """The checked folder of a model.
+
+        Raises:
+            FlywheelError: for a model on a server.
+        """
+        folder = self._source(name).folder()
+        if folder == SERVED:
+            raise FlywheelError(f"the model {name!r} is on a server and has no folder; name one that has")
+        return folder
+
+    @contextmanager
+    def open(self, name: str = "parent") -> "Iterator[Policy]":
+        """Opens a model. Errors of opening it and of its calls name the model.
+
+        Raises:
+            UnknownName: when this round has no model of that name.
+            EngineError, ModelRefused: when it cannot be opened.
+        """
+        source = self._source(name)
+        for other in [n for n in self._open if n != name and not self._users.get(n)]:
+            self._open.pop(other)[0].close()
+        if name not in self._open:
+            with _named(name), ExitStack() as stack:
+                policy = stack.enter_context(self._metered(name, source))
+                self._open[name] = (stack.pop_all(), policy)
+        self._users[name] = self._users.get(name, 0) + 1
+        try:
+            yield self._open[name][1]
+        except BaseException:
+            self._users[name] = 0
+            self.close()
+            raise
+        self._users[name] -= 1
+
+    def close(self) -> None:
+        """Closes every model that is open."""
+        while self._open:
+            self._open.popitem()[1][0].close()
+
+    def check(self) -> None:
+        """Raises EngineError when more than `max_error_share` of an engine's requests failed, since answers are not missing at
+        random. Answers are cached, so a retry only requests the missing ones. Permanent errors, which a retry repeats, do
+        not count: they are rows with an error, unless every request to a model ends in one (FlywheelError).
+        """
+        for name, meter in self.meters.items():
+            meter.check(name, self._source(name).engine.max_error_share)
+
+    def total(self, count: str) -> float:
+        """Sum of a count over all meters."""
+        return sum(getattr(m, count) for m in self.meters.values())
+
+    def spent(self) -> float:
+        """Seconds of loading and in engines."""
+        return self.total("load_seconds") + self.total("seconds")
+
+    def _source(self, name: str) -> Source:
+        if name not in self._sources:
+            raise UnknownName("model", name, self._sources, "models that this stage can open")
+        return self._sources[name]
+
+    @contextmanager
+    def _metered(self, name: str, source: Source) -> "Iterator[Policy]":
+        meter = self.meters.setdefault(name, Meter())
+        clock = time.perf_counter()
+        with source.engine.open(source.folder(), self._cache) as policy:
+            meter.load_seconds += time.perf_counter() - clock
+            yield _MeteredPolicy(name, meter, policy)
+
+
+def one(engine: "Engine", folder: Path = SERVED, *names: str, cache: Path | None = None) -> Models:
+    """One model under one or several names (default `parent`), for notebooks, tests and benchmarks."""
+    return Models(dict.fromkeys(names or ("parent",), Source(engine, lambda: folder)), cache)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Prefixes errors with the model's name, unless it is the parent."""
+    try:
+        yield
+    except FlywheelError as error:
+        if name in ("parent", "model") or str(error).startswith("model "):
+            raise
+        error.args = (f"model {name}: {error}",)
+        raise
+
+
+@dataclass
+class Meter:
+    """Counts the requests to a model, its tokens and seconds."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    load_seconds: float = field(default=0.0)
+    """Imports and loading."""
+    seconds: float = field(default=0.0)
+    """In the engine's two calls, without the processing of answers."""
+    failed: int = 0
+    """Requests that failed and may succeed in another try."""
+    permanent: int = 0
+    """Requests that fail in every try."""
+    last_error: str = ""
+
+    def count(self, error: str | None, permanent: bool = False) -> None:
+        """Counts a request, and whether it failed."""
+        self.requests += 1
+        if error is not None:
+            self.last_error = error
+            self.permanent += permanent
+            self.failed += not permanent
+
+    def check(self, name: str, max_error_share: float) -> None:
+        """Raises EngineError for too large a share of errors, FlywheelError where no request can succeed."""
+        possible = self.requests - self.permanent
+        if not possible and self.requests >= MIN_REQUESTS and max_error_share < 1:
+            raise FlywheelError(
+                f"model {name}: none of {self.requests} requests can succeed; the last error: {self.last_error}. Nothing "
+                "was written: fix that, or set engine.max_error_share to 1 to keep them as rows with an error"
+            )
+        if self.failed > max_error_share * possible and (possible >= MIN_REQUESTS or self.failed == possible):
+            raise EngineError(
+                f"model {name}: {self.failed} of {possible} requests failed, more than engine.max_error_share "
+                f"({max_error_share:g}) allows; the last error: {self.last_error}. Nothing was written, answers are "
+                "cached: fix the engine and run the stage again"
+            )
+
+
+@dataclass
+class _MeteredPolicy:
+    name: str
+    meter: Meter
+    policy: "Policy"
+
+    @property
+    def digest(self) -> str:
+        return self.policy.digest
+
+    def sample(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, Completion]]":
+        meter = self.meter
+        for index, completion in self._timed(lambda: self.policy.sample(requests), len(requests)):
+            meter.count(completion.error, completion.permanent)
+            meter.prompt_tokens += completion.prompt_tokens
+            meter.completion_tokens += completion.tokens
+            yield index, completion
+
+    def score(
+        self, prompts: "Sequence[Messages]", completions: Sequence[str], closed: bool = False
+    ) -> "Iterator[tuple[int, Scored]]":
+        for index, scored in self._timed(lambda: self.policy.score(prompts, completions, closed), len(prompts)):
+            self.meter.count(scored.error, scored.permanent)
+            self.meter.prompt_tokens += len(scored.logprobs)
+            yield index, scored
+
+    def _timed(self, call: Callable[[], Iterator[tuple[int, T]]], count: int) -> Iterator[tuple[int, T]]:
+        """The answers of a call of the engine, whose errors name the model; its seconds go to the meter."""
+        clock = time.perf_counter()
+        with _named(self.name):
+            for answer in each_once(call(), count):
+                self.meter.seconds += time.perf_counter() - clock
+                yield answer
+                clock = time.perf_counter()
+        self.meter.seconds += time.perf_counter() - clock
+
+
+def each_once(answers: Iterable[tuple[int, T]], count: int) -> Iterator[tuple[int, T]]:
+    """The answers to requests 0 … `count` - 1 as they arrive.
+
+    Raises:
+        EngineError: at a second answer to a request or at an unknown index, and at the end when answers are missing.
+    """
+    pending = set(range(count))
+    for index, answer in answers:
+        if index not in pending:
+            reason = "twice" if 0 <= index < count else f"of only {count} requests"
+            raise EngineError(f"the engine answered request {index} {reason}; fix its `sample` or `score`")
+        pending.remove(index)
+        yield index, answer
+    if pending:
+        raise EngineError(
+            f"the engine left {len(pending)} of {count} requests without an answer, the first of them {min(pending)}; fix "
+            "its `sample` or `score`: a failure is an answer with an error"
+        )
+
+
+__all__ = ["SERVED", "Meter", "Models", "Source", "each_once", "one"]
