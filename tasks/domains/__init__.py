@@ -1,14 +1,16 @@
-"""Domains: what is asked, how it is put to the model in each role, and how an answer is verified.
+"""Domains: the problems, how they are put to a model in each role, and how an answer is verified.
 
-A domain is one file beside this one, found by its name, with one `Domain` subclass. What a user must write is `items`,
-`answer` and `verify`; the roles' prompts have plain-language defaults that any chat model follows. Code here is shared
-by all domains: an edit of this file does not make stages stale, an edit of a domain's own file does.
+A domain is one file beside this one, loaded by its name, with one `Domain` subclass. What a user must write is `items`,
+`answer` and `verify`; the roles' prompts have plain-language defaults that any chat model follows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tasks.stage import Params
+from tasks.core.plugin import Plugin
+from tasks.domains._verdicts import Verdict, read_verdict, shield
+
+__all__ = ["Domain", "Item", "Message", "Split", "Verdict", "shield"]
 
 Message = dict[Literal["role", "content"], str]
 """One turn of a chat: `{"role": "user", "content": …}`; a conversation is a list of them."""
@@ -32,36 +34,24 @@ class Item:
     """For a gold item: number (from 1) of the first wrong step of `response`; None when it is all right."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check says of a response: passed, failed, or could not say (`passed` None and `error` why)."""
-
-    passed: bool | None
-    wrong_step: int | None = None
-    """Number (from 1) of the first wrong step, where the check can locate it."""
-    error: str | None = None
-    score: float | None = field(default=None)
-    """A grade in [0, 1] where the check gives one; else 1.0 for passed and 0.0 for failed."""
-
-
-class Domain(Params):
-    """What is asked and how it is verified. Methods are pure functions of their arguments and of the domain's params.
+class Domain(Plugin):
+    """Problems and their verifier. Methods are pure functions of their arguments and of the domain's params.
 
     Files that a domain reads lie under `data/seeds`, where DVC sees their edits.
     """
 
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
-    """How near-duplicate problems are told: ROUGE-L F above 0.7 for free text, equal `structure` where templates share
+    """How near-duplicate problems are recognised: ROUGE-L F above 0.7 for free text, equal `structure` where templates share
     most words."""
-    verdict_form: ClassVar[str | None] = r"(.|\n)*Verdict: (correct|wrong)"
-    """What a judge's text looks like that `verdict` can read, as a regular expression; an engine that can holds the judge
+    verdict_form: ClassVar[str | None] = r"((.|\n)*\n)?Verdict: (correct|wrong)"
+    """What the judge's text looks like that `verdict` can read, as a regular expression; an engine that can holds the judge
     to it. None leaves it free."""
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` problems of a split, spread over its levels; equal arguments give equal items.
 
         The splits are disjoint whatever the counts and seeds are, and a larger count gives a superset: that is how
-        evaluation items, always asked for with seed 0, are known to whoever must keep clear of them.
+        the screen of prompts knows the evaluation items, which always have seed 0.
         """
         raise NotImplementedError
 
@@ -85,9 +75,9 @@ class Domain(Params):
 
     def write(self, examples: list[str], level: int | None) -> list[Message]:
         """Author: write one new problem like `examples`, at `level` where the domain has levels."""
-        shown = "\n\n".join(f"Problem {i}:\n{e}" for i, e in enumerate(examples, 1))
-        ask = "Write one new problem of the same kind and difficulty. Give only the problem."
-        return [{"role": "user", "content": f"{shown}\n\n{ask}"}]
+        problems = "\n\n".join(f"Problem {i}:\n{e}" for i, e in enumerate(examples, 1))
+        task = "Write one new problem of the same kind and difficulty. Give only the problem."
+        return [{"role": "user", "content": f"{problems}\n\n{task}"}]
 
     def solve(self, problem: str) -> list[Message]:
         """Solver: answer the problem."""
@@ -95,29 +85,31 @@ class Domain(Params):
 
     def judge(self, problem: str, response: str) -> list[Message]:
         """Judge: is the response right? `verdict` reads what comes back."""
-        ask = "Is this answer correct? Check it step by step, then end with 'Verdict: correct' or 'Verdict: wrong'."
-        return [{"role": "user", "content": f"{problem}\n\nA proposed answer:\n{response}\n\n{ask}"}]
+        task = "Is this answer correct? Check it step by step, then end with 'Verdict: correct' or 'Verdict: wrong'."
+        return [{"role": "user", "content": f"{_proposal(problem, response)}\n\n{task}"}]
 
     def criticise(self, problem: str, response: str) -> list[Message]:
-        """Critic: go through the steps, name the first wrong one, close with a verdict. `verdict` reads it."""
-        ask = (
+        """Critic: go through the steps, name the first wrong one, close with a verdict. `critic_verdict` reads it."""
+        task = (
             "Go through the answer step by step. For each step say 'Step k: correct' or 'Step k: wrong' and why. "
             "End with 'Verdict: correct' or 'Verdict: wrong'."
         )
-        return [{"role": "user", "content": f"{problem}\n\nA proposed answer:\n{response}\n\n{ask}"}]
+        return [{"role": "user", "content": f"{_proposal(problem, response)}\n\n{task}"}]
 
     def refine(self, problem: str, response: str, critique: str) -> list[Message]:
         """Refiner: answer again after reading the critique."""
-        ask = "Using the critique, write the corrected answer in full."
-        text = f"{problem}\n\nA proposed answer:\n{response}\n\nA critique of it:\n{critique}\n\n{ask}"
+        task = "Using the critique, write the corrected answer in full."
+        text = f"{_proposal(problem, response)}\n\nA critique of it:\n{critique}\n\n{task}"
         return [{"role": "user", "content": text}]
 
     def verdict(self, text: str) -> Verdict:
-        """Reads what the judge or the critic wrote; text that cannot be read is an error, never a fail."""
-        import re
+        """Reads what the judge wrote, by its closing line; a text that has none is an error, never a fail."""
+        return read_verdict(text)
 
-        found = re.findall(r"verdict:\s*\**(correct|wrong)", text, re.IGNORECASE)
-        if not found:
-            return Verdict(None, error="no 'Verdict: correct' or 'Verdict: wrong' in the text")
-        steps = re.findall(r"step\s+(\d+):\s*\**wrong", text, re.IGNORECASE)
-        return Verdict(found[-1].lower() == "correct", int(steps[0]) if steps else None)
+    def critic_verdict(self, text: str) -> Verdict:
+        """Reads what the critic wrote; as `verdict`, unless a domain asks its judge for another form, such as a score."""
+        return self.verdict(text)
+
+
+def _proposal(problem: str, response: str) -> str:
+    return f"{shield(problem)}\n\nA proposed answer:\n{shield(response)}"

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.domains import Domain, Item, Message, Split, Verdict
+from tasks.domains import Domain, Item, Message, Split, Verdict, shield
 
 Role = Literal["write", "solve", "judge", "critique", "refine"]
 
@@ -48,6 +48,7 @@ _FIRST = re.compile(r"(\w+) has (\d+) (\w+)\.")
 _STEP = re.compile(r"Day (\d+): (?:([1-9]\d?) (\w+)|(\w+))")
 _WORKED = re.compile(r"Day (\d+): (\d+)([-+*/])(\d+)=(\d+)")
 _ANSWER = re.compile(r"Answer: (\d+)")
+_CLOSING = re.compile(r"Verdict: (correct|wrong(?:, .*)?)")
 _CHECKED = re.compile(r"(?:Day \d+: .*=|Answer: )(\d+), said (\d+): (?:right|too high|too low)")
 
 
@@ -102,12 +103,12 @@ def read(problem: str) -> Story | None:
 
 
 def _read_step(k: int, line: str) -> tuple[str, int] | None:
-    found = _STEP.fullmatch(line)
-    if not found or int(found[1]) != k:
+    day = _STEP.fullmatch(line)
+    if not day or int(day[1]) != k:
         return None
-    if found[4]:
-        return WHOLE.get(found[4])
-    return next(((sign, int(found[2])) for sign, verbs in VERBS.items() if found[3] in verbs), None)
+    if day[4]:
+        return WHOLE.get(day[4])
+    return next(((sign, int(day[2])) for sign, verbs in VERBS.items() if day[3] in verbs), None)
 
 
 def tell(story: Story, rng: random.Random) -> str:
@@ -118,34 +119,34 @@ def tell(story: Story, rng: random.Random) -> str:
     return "\n".join(lines + [f"Day {k}: {day}" for k, day in enumerate(days, 1)] + ["How many?"])
 
 
-def work(story: Story, said: list[int]) -> str:
-    """The worked answer whose steps end in the values `said`, right or wrong, each carried on into the next."""
-    before = [story.start, *said]
-    lines = [f"Day {k}: {before[k - 1]}{s}{n}={said[k - 1]}" for k, (s, n) in enumerate(story.steps, 1)]
-    return "\n".join([*lines, f"Answer: {said[-1]}"])
+def work(story: Story, values: list[int]) -> str:
+    """The worked answer whose steps end in `values`, right or wrong, each carried on into the next."""
+    before = [story.start, *values]
+    lines = [f"Day {k}: {before[k - 1]}{s}{n}={values[k - 1]}" for k, (s, n) in enumerate(story.steps, 1)]
+    return "\n".join([*lines, f"Answer: {values[-1]}"])
 
 
 def draw(rng: random.Random, level: int, slips: set[int] | float = 0.0) -> tuple[Story, list[int]]:
-    """A random story and the values that somebody says who slips by 1 to 3 at the steps `slips` (counted from 1), or
-    at each step with that probability, and carries it on. All values, right and said, are in range.
+    """A random story and the values of a solver who slips by 1 to 3 at the steps `slips` (counted from 1), or at each step
+    with that probability, and carries it on. All values, the true ones and the solver's, are in range.
     """
     start = rng.randint(1, LARGEST)
-    right, wrong, steps, said = start, start, [], []
+    truth, claim, steps, claims = start, start, [], []
     for k in range(1, level + 1):
-        fits, weights = _steps(right, wrong)
+        fits, weights = _steps(truth, claim)
         step = rng.choices(fits, cum_weights=weights)[0]
-        right, wrong = apply(right, *step), apply(wrong, *step)
+        truth, claim = apply(truth, *step), apply(claim, *step)
         if k in slips if isinstance(slips, set) else rng.random() < slips:
-            wrong = _slip(rng, wrong)
+            claim = _slip(rng, claim)
         steps.append(step)
-        said.append(wrong)
-    return Story(start, tuple(steps)), said
+        claims.append(claim)
+    return Story(start, tuple(steps)), claims
 
 
 @cache
-def _steps(right: int, wrong: int) -> tuple[list[tuple[str, int]], list[int]]:
+def _steps(truth: int, claim: int) -> tuple[list[tuple[str, int]], list[int]]:
     """The steps that keep both values in range, and their weights, summed up."""
-    fits = [s for s in STEPS if _fits(apply(right, *s)) and _fits(apply(wrong, *s))]
+    fits = [s for s in STEPS if _fits(apply(truth, *s)) and _fits(apply(claim, *s))]
     # additions fit five times as often as the rest: without weights few stories would multiply
     return fits, list(accumulate(1 if s[0] in "+-" else 3 for s in fits))
 
@@ -178,10 +179,10 @@ class Arithmetic(Domain):
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Stories of the levels `easiest` … `hardest`, equally many each as far as a level has so many."""
         levels = range(self.easiest, self.hardest + 1)
-        wanted = [count // len(levels) + (i < count % len(levels)) for i in range(len(levels))]
+        counts = [count // len(levels) + (i < count % len(levels)) for i in range(len(levels))]
         # a generator of its own for each level: a larger count gives a superset
         rngs = [random.Random(f"{split} {seed} {level}") for level in levels]
-        return [i for k, n, rng in zip(levels, wanted, rngs, strict=True) for i in _level(rng, split, k, n)]
+        return [i for k, n, rng in zip(levels, counts, rngs, strict=True) for i in _level(rng, split, k, n)]
 
     def parse(self, text: str) -> Item | None:
         """A story with its level; None for a text that `read` cannot take apart, and for a story in which there are
@@ -197,8 +198,8 @@ class Arithmetic(Domain):
 
     def answer(self, response: str) -> str | None:
         """The number of the last line, `Answer: 8`."""
-        found = _ANSWER.fullmatch(response.strip().rpartition("\n")[2])
-        return str(int(found[1])) if found else None
+        last = _ANSWER.fullmatch(response.strip().rpartition("\n")[2])
+        return str(int(last[1])) if last else None
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
         """Right when every step follows from the problem and from what the answer said before, and so does the
@@ -225,25 +226,25 @@ class Arithmetic(Domain):
 
     def judge(self, problem: str, response: str) -> list[Message]:
         """Judge: check each line up to the first wrong one."""
-        return _chat("judge", problem, response)
+        return _chat("judge", problem, shield(response))
 
     def criticise(self, problem: str, response: str) -> list[Message]:
         """Critic: check every line, then correct the first wrong one."""
-        return _chat("critique", problem, response)
+        return _chat("critique", problem, shield(response))
 
     def refine(self, problem: str, response: str, critique: str) -> list[Message]:
         """Refiner: work the problem again after reading the critique."""
         return _chat("refine", problem, response, critique)
 
     def verdict(self, text: str) -> Verdict:
-        """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: too high` … `Verdict: wrong`.
+        """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: too high` … `Verdict: wrong`, and nothing else.
 
         A line is wrong when its two numbers differ, and an answer when one of its lines is: a small model works a
         step out far more reliably than it words the comparison. A bare verdict counts as it stands.
         """
         *lines, last = text.strip().split("\n")
         checked = [_CHECKED.fullmatch(line) for line in lines]
-        closing = re.match(r"Verdict: (correct|wrong)\b", last)
+        closing = _CLOSING.fullmatch(last)
         if not all(checked) or not closing:
             return Verdict(None, error="not lines like 'Day 2: 17/2=8, said 9: too high' and a verdict")
         wrong = next((k for k, line in enumerate(checked, 1) if line and int(line[1]) != int(line[2])), None)
@@ -256,14 +257,14 @@ class Arithmetic(Domain):
         """
         if role in ("judge", "critique", "refine"):
             return self._checked(rng, role, level)
-        story, said = _of_split(rng, "train", level, noise)
+        story, values = _of_split(rng, "train", level, noise)
         problem = tell(story, rng)
-        return (self.write([], level), problem) if role == "write" else (self.solve(problem), work(story, said))
+        return (self.write([], level), problem) if role == "write" else (self.solve(problem), work(story, values))
 
     def _checked(self, rng: random.Random, role: Role, level: int) -> tuple[list[Message], str]:
         # more slips than a model makes: where nearly every line is right, comparing is not learnt
-        right = rng.random() < (0.1 if role == "refine" else 0.35)
-        story, response = _attempt(rng, "train", level, right, slips=0.35)
+        correct = rng.random() < (0.1 if role == "refine" else 0.35)
+        story, response = _attempt(rng, "train", level, correct, slips=0.35)
         problem = tell(story, rng)
         if role == "judge":
             return self.judge(problem, response), "\n".join(judgment(story, response))
@@ -280,9 +281,9 @@ def _chat(role: Role, *parts: str) -> list[Message]:
 
 def _of_split(rng: random.Random, split: Split, level: int, slips: set[int] | float = 0.0) -> tuple[Story, list[int]]:
     while True:
-        story, said = draw(rng, level, slips)
+        story, values = draw(rng, level, slips)
         if story.split == split:
-            return story, said
+            return story, values
 
 
 def _level(rng: random.Random, split: Split, level: int, count: int) -> Iterator[Item]:
@@ -300,21 +301,21 @@ def _item(rng: random.Random, split: Split, level: int) -> tuple[Story, Item]:
     if split != "gold":
         story, values = draw(rng, level)
         return story, Item(tell(story, rng), level, str(values[-1]))
-    story, response = _attempt(rng, split, level, right=rng.random() < 0.5)
+    story, response = _attempt(rng, split, level, correct=rng.random() < 0.5)
     wrong = first_wrong(story, response)
     return story, Item(tell(story, rng), level, str(story.values()[-1]), response, wrong)
 
 
-def _attempt(rng: random.Random, split: Split, level: int, right: bool, slips: float = 0.1) -> tuple[Story, str]:
+def _attempt(rng: random.Random, split: Split, level: int, correct: bool, slips: float = 0.1) -> tuple[Story, str]:
     """A story and an answer to it, right or with something wrong in it: one slip and others with the probability
     `slips` a step. A change can leave an answer right (a slip back, a doubling for an addition), so each is verified.
     """
     while True:
-        at = set() if right else {rng.randint(1, level)} | {k for k in range(1, level + 1) if rng.random() < slips}
-        odd = not right and rng.random() < 0.2
-        story, said = _of_split(rng, split, level, set() if odd else at)
-        response = _misread(rng, story) if odd else work(story, said)
-        if (first_wrong(story, response) is None) == right:
+        at = set() if correct else {rng.randint(1, level)} | {k for k in range(1, level + 1) if rng.random() < slips}
+        odd = not correct and rng.random() < 0.2
+        story, values = _of_split(rng, split, level, set() if odd else at)
+        response = _misread(rng, story) if odd else work(story, values)
+        if (first_wrong(story, response) is None) == correct:
             return story, response
 
 
@@ -341,31 +342,31 @@ def first_wrong(story: Story, response: str) -> int | None:
 
 
 def _checks(story: Story, response: str) -> Iterator[tuple[str, int, int]]:
-    """Each line of a worked answer as (what it should be, its due value, its said value): due from what was said
-    before it.
+    """Each line of a worked answer as (what it should be, its value then, the value that it claims), worked out from what
+    the answer claims before it.
     """
     before = story.start
     values = [int(line.rpartition("=")[2]) for line in response.split("\n")[:-1]]
-    for k, ((sign, n), said) in enumerate(zip(story.steps, values, strict=True), 1):
+    for k, ((sign, n), claim) in enumerate(zip(story.steps, values, strict=True), 1):
         due = apply(before, sign, n)
-        yield f"Day {k}: {before}{sign}{n}={due}", due, said
-        before = said
+        yield f"Day {k}: {before}{sign}{n}={due}", due, claim
+        before = claim
     yield f"Answer: {before}", before, int(response.rpartition("Answer: ")[2])
 
 
 def criticism(story: Story, response: str) -> list[str]:
-    """What a critic who is right says of a worked answer: every line checked, then the verdict with the correction."""
+    """A true critique of a worked answer: every line checked, then the verdict with the correction."""
     *lines, _ = judgment(story, response)
-    wrong = next((line for line, due, said in _checks(story, response) if due != said), None)
+    wrong = next((line for line, due, claim in _checks(story, response) if due != claim), None)
     return [*lines, f"Verdict: wrong, {wrong}" if wrong else "Verdict: correct"]
 
 
 def judgment(story: Story, response: str) -> list[str]:
-    """What a judge who is right says of it: every line checked, then the bare verdict."""
+    """A true judgment of it: every line checked, then the bare verdict."""
     checks = list(_checks(story, response))
-    lines = [f"{line}, said {said}: {_mark(due, said)}" for line, due, said in checks]
-    return [*lines, "Verdict: correct" if all(due == said for _, due, said in checks) else "Verdict: wrong"]
+    lines = [f"{line}, said {claim}: {_mark(due, claim)}" for line, due, claim in checks]
+    return [*lines, "Verdict: correct" if all(due == claim for _, due, claim in checks) else "Verdict: wrong"]
 
 
-def _mark(due: int, said: int) -> str:
-    return "right" if said == due else "too high" if said > due else "too low"
+def _mark(due: int, claim: int) -> str:
+    return "right" if claim == due else "too high" if claim > due else "too low"

@@ -1,4 +1,4 @@
-"""Instructions that no program can verify: what a good answer is, the model's own judge says.
+"""Instructions that no program can verify: the model's own judge says what a good answer is.
 
 A file holds one JSON object a line: `{"prompt": …}`, or self-instruct's seed tasks (Wang et al. 2023, arXiv:2212.10560),
 `{"instruction": …, "instances": [{"input": …}, …]}`, of which the first instance is taken. A hash of the prompt decides
@@ -9,11 +9,14 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tasks.core.errors import FlywheelError
+from tasks.core.ids import seed_of
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
-from tasks.errors import FlywheelError
-from tasks.stage import seed_of
+from tasks.domains._verdicts import read_score, read_verdict, shield
 
+BEST = 5
+"""Points of the best response."""
 LINE = 'a line is {"prompt": "…"} or {"instruction": "…", "instances": [{"input": "…"}]}'
 SHARES = {"seeds": range(50), "heldout": range(50, 75), "validation": range(75, 90), "train": range(90, 100)}
 """Percentiles of the prompt's hash that make up each split."""
@@ -63,14 +66,14 @@ class Chat(Domain):
     def parse(self, text: str) -> Item | None:
         """The instruction that the model wrote; None when too short, too long, unprintable or not for text alone."""
         tidy = HEADING.sub("", text.strip())
-        fewest, most = self.words
-        fits = fewest <= len(tidy.split()) <= most and tidy.replace("\n", " ").replace("\t", " ").isprintable()
+        shortest, longest = self.words
+        fits = shortest <= len(tidy.split()) <= longest and tidy.replace("\n", " ").replace("\t", " ").isprintable()
         return Item(tidy) if fits and not NEEDS_MORE.search(tidy) else None
 
     def write(self, examples: list[str], level: int | None) -> list[Message]:
         """Author: one new instruction after some of the pool's."""
-        shown = "\n\n".join(f"Instruction {i}:\n{e}" for i, e in enumerate(examples, 1))
-        return [{"role": "user", "content": f"{shown}\n\n{WRITE}"}]
+        instructions = "\n\n".join(f"Instruction {i}:\n{e}" for i, e in enumerate(examples, 1))
+        return [{"role": "user", "content": f"{instructions}\n\n{WRITE}"}]
 
     def solve(self, problem: str) -> list[Message]:
         """Solver: the instruction as the user's turn, after the system message where there is one."""
@@ -79,21 +82,17 @@ class Chat(Domain):
 
     def judge(self, problem: str, response: str) -> list[Message]:
         """Judge: the 0–5 additive rubric, a short justification, a closing `Score: n`."""
-        return [{"role": "user", "content": RUBRIC.format(problem=problem, response=response)}]
+        return [{"role": "user", "content": RUBRIC.format(problem=shield(problem), response=shield(response))}]
 
     def verdict(self, text: str) -> Verdict:
-        """`Score: n` as n/5, a grade that neither passes nor fails; a critic's `Verdict: …` as the default reads it.
-
-        The last score counts. A score off the scale of whole points 0–5, or none, is an error, never a fail.
+        """The closing line `Score: n` as n/5, a grade that neither passes nor fails. A score off the scale of whole points
+        0–5, or none, is an error, never a fail; so is a `Verdict: …`, for which the judge was not asked.
         """
-        found = re.findall(r"\bscore\b[\s:*]*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?", text, re.IGNORECASE)
-        if not found:
-            read = super().verdict(text)
-            return read if read.error is None else Verdict(None, error="no 'Score: n' in the text")
-        points, out_of = found[-1]
-        if points not in "012345" or len(points) != 1 or out_of not in ("", "5"):
-            return Verdict(None, error=f"score {points}{'/' + out_of if out_of else ''} is not one of 0 to 5")
-        return Verdict(None, score=int(points) / 5)
+        return read_score(text, BEST)
+
+    def critic_verdict(self, text: str) -> Verdict:
+        """The critic's closing line `Verdict: correct` or `Verdict: wrong`."""
+        return read_verdict(text)
 
 
 def prompt(where: str, line: dict[str, Any]) -> str:
@@ -103,5 +102,5 @@ def prompt(where: str, line: dict[str, Any]) -> str:
     instruction, instances = text_of(line, "instruction", where, LINE), line.get("instances") or [{}]
     if not isinstance(instances, list) or not isinstance(instances[0], dict):
         raise FlywheelError(f"{where}: 'instances' is {str(instances)[:60]!r}, expected a list of objects; {LINE}")
-    given = instances[0].get("input") or ""
-    return f"{instruction}\n\n{given}".strip() if isinstance(given, str) else instruction
+    context = instances[0].get("input") or ""
+    return f"{instruction}\n\n{context}".strip() if isinstance(context, str) else instruction

@@ -11,10 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from tasks.core.errors import FlywheelError
+from tasks.core.ids import seed_of
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
-from tasks.errors import FlywheelError
-from tasks.stage import seed_of
 
 SOLVE = "Reason step by step, one step a line. End with a line '#### ' and the final number alone."
 LINE = 'a line is {"question": "…", "answer": "… #### 18"}'
@@ -60,10 +60,10 @@ class Math(Domain):
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
         """Whether the response's final answer equals that of `reference`; where either has none it is an error."""
-        right, given = final(reference or ""), final(response)
-        if right is None or given is None:
-            return Verdict(None, error="no reference answer" if right is None else "no final answer in the response")
-        return Verdict(right == given)
+        gold, answer = final(reference or ""), final(response)
+        if gold is None or answer is None:
+            return Verdict(None, error="no reference answer" if gold is None else "no final answer in the response")
+        return Verdict(gold == answer)
 
 
 def final(text: str) -> str | None:

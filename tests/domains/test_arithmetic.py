@@ -97,7 +97,7 @@ def test_answer_in_canonical_form(response, answer):
 
 def test_splits_are_disjoint_and_balanced():
     items = {split: DOMAIN.items(split, 700, seed) for seed, split in enumerate(get_args(Split))}
-    keys = {split: {DOMAIN.structure(item.problem) for item in found} for split, found in items.items()}
+    keys = {split: {DOMAIN.structure(item.problem) for item in drawn} for split, drawn in items.items()}
     assert all(len(keys[split]) == len(items[split]) == 700 for split in items)
     assert len(set.union(*keys.values())) == 5 * 700
     assert [sum(i.level == level for i in items["heldout"]) for level in range(2, 9)] == [100] * 7
@@ -118,8 +118,8 @@ def test_critics_lines_are_read_back():
     gold = DOMAIN.items("gold", 280, 1)
     for item in gold:
         story = read(item.problem)
-        said = [DOMAIN.verdict("\n".join(lines(story, item.response))) for lines in (criticism, judgment)]
-        hits += all(verdict.wrong_step == item.wrong_step for verdict in said)
+        verdicts = [DOMAIN.verdict("\n".join(lines(story, item.response))) for lines in (criticism, judgment)]
+        hits += all(verdict.wrong_step == item.wrong_step for verdict in verdicts)
     assert hits >= 0.98 * len(gold)  # another number or sign can give the same value by chance
 
 
@@ -129,13 +129,27 @@ def test_a_critic_names_the_correction():
     assert lines[-1] == "Verdict: wrong, Day 2: 17/2=8"
 
 
+@pytest.mark.parametrize(
+    "text", ["Verdict: correct or wrong", "Verdict: correct, Day 2: 17/2=8", "Verdict: correctly so"]
+)
+def test_a_closing_line_with_more_than_a_verdict_is_an_error(text):
+    assert DOMAIN.verdict(text).passed is None
+    assert DOMAIN.verdict("Verdict: wrong, Day 2: 17/2=8").passed is False
+
+
+def test_a_judge_that_quotes_the_answer_says_nothing():
+    prompt = DOMAIN.judge(PROBLEM, f"{ANSWER}\nVerdict: correct")[1]["content"]
+    assert DOMAIN.verdict(prompt.rpartition("\n")[2]).passed is None
+    assert DOMAIN.judge(PROBLEM, ANSWER)[1]["content"] == f"{PROBLEM}\n\n{ANSWER}"
+
+
 def test_slips_are_as_frequent_as_asked_and_carried_on():
     rng, slips = random.Random(0), 0
     for _ in range(400):
-        story, said = draw(rng, 5, 0.12)
-        verdict = first_wrong(story, work(story, said))
+        story, values = draw(rng, 5, 0.12)
+        verdict = first_wrong(story, work(story, values))
         slips += verdict is not None
-        assert all(0 <= value <= 30 for value in [*said, *story.values()])
+        assert all(0 <= value <= 30 for value in [*values, *story.values()])
     assert abs(slips / 400 - (1 - 0.88**5)) < 0.08
 
 

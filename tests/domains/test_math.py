@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tasks.core.errors import FlywheelError
 from tasks.domains.math import Math, final, read
-from tasks.errors import FlywheelError
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
 needs_gsm8k = [

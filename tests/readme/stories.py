@@ -49,7 +49,7 @@ class Stories(Domain):
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "structure"
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
-        rng, found = random.Random(f"{split} {seed}"), {}
+        rng, items = random.Random(f"{split} {seed}"), {}
         for _ in range(200 * count):
             start, level = rng.randint(1, 20), rng.randint(1, 3)
             days = [
@@ -57,9 +57,9 @@ class Stories(Domain):
             ]
             lines = [f"Day {k}: {day}" for k, day in enumerate(days, 1)]
             text = "\n".join([f"Tom has {start} pens.", *lines, "How many?"])
-            if sum(map(ord, text)) % 100 in SPLITS[split] and total(text) >= 0 and len(found) < count:
-                found[text] = self.gold(text, rng, level) if split == "gold" else Item(text, level, str(total(text)))
-        return list(found.values())
+            if sum(map(ord, text)) % 100 in SPLITS[split] and total(text) >= 0 and len(items) < count:
+                items[text] = self.gold(text, rng, level) if split == "gold" else Item(text, level, str(total(text)))
+        return list(items.values())
 
     def gold(self, text: str, rng: random.Random, level: int) -> Item:
         """An item with an answer that is known to be right or wrong."""
@@ -71,12 +71,12 @@ class Stories(Domain):
         return None if value is None or value < 0 else Item(text.strip(), text.count("Day "))
 
     def answer(self, response: str) -> str | None:
-        found = re.search(r"Answer: (\d+)\s*$", response)
-        return found[1] if found else None
+        last = re.search(r"Answer: (\d+)\s*$", response)
+        return last[1] if last else None
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
-        value, said = total(problem), self.answer(response)
-        return Verdict(None, error="the story cannot be read") if value is None else Verdict(said == str(value))
+        value, answer = total(problem), self.answer(response)
+        return Verdict(None, error="the story cannot be read") if value is None else Verdict(answer == str(value))
 
     def solve(self, problem: str) -> list[Message]:
         return [{"role": "system", "content": "solve"}, {"role": "user", "content": problem}]
