@@ -1,26 +1,29 @@
 """K independent samples a prompt (repeated sampling); one at temperature 0 is the greedy answer."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import polars as pl
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from tasks import tables
+from tasks.core import frames, tables
+from tasks.core.stage import Ability
 from tasks.domains import Domain
-from tasks.engines import Completion, Policy, Request, Sampling, bulks
-from tasks.stage import Strategy
+from tasks.engines import Completion, Policy, Request, Sampling, batched
+from tasks.generate import GenerateCase, Generating
 
-SOME = 4096
+BATCH = 4096
 """Completions that are made columns at a time: as objects they are several times as large."""
 
 
-class Sample(Strategy):
-    """Independent samples. The seed of each is a hash of (round seed, prompt id, sample): adding prompts or samples
-    changes none of the others.
+class Sample(Generating):
+    """Independent samples. The seed of each is a hash of (seed, prompt id, sample): adding prompts or samples changes none
+    of the others.
     """
 
-    needs: ClassVar[frozenset[Literal["samples", "scores"]]] = frozenset({"samples"})
+    needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
 
+    model: str = "parent"
+    """Which model answers: an ancestor (`parent`, `base`, `anchor`, `grandparent`) or a model of the roster."""
     samples: PositiveInt = 8
     """Answers a prompt, K."""
     temperature: NonNegativeFloat = 1.0
@@ -32,40 +35,53 @@ class Sample(Strategy):
     max_tokens: PositiveInt = 128
     """Longest answer, in tokens."""
 
-    def __call__(self, prompts: pl.DataFrame, policy: Policy, domain: Domain, seed: int) -> pl.LazyFrame:
+    def opened_models(self) -> frozenset[str]:
+        """The model that answers."""
+        return frozenset({self.model})
+
+    def __call__(self, case: GenerateCase) -> pl.LazyFrame:
         """One row a sample, by prompt and sample; an answer that failed says why in `error`."""
-        how = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
-        drawn = prompts.select(prompt_id="id", sample=pl.lit(list(range(self.samples)))).explode("sample")
-        drawn = drawn.with_columns(tables.seeds(pl.lit(seed), "prompt_id", "sample"))
-        chats = [chat for chat in tables.chats(prompts["prompt"]) for _ in range(self.samples)]
-        requests = [Request(chat, how, own) for chat, own in zip(chats, drawn["seed"].to_list(), strict=True)]
-        answers = pl.concat([columns([], domain), *(columns(b, domain) for b in bulks(policy.sample(requests), SOME))])
-        answers = answers.sort("n")
-        rows = pl.concat([drawn[answers["n"]], answers], how="horizontal").lazy()
-        rows = rows.with_columns(
-            mean_logprob=pl.when(pl.col("tokens") > 0).then(pl.col("logprob") / pl.col("tokens")),
-            hinted=pl.lit(False),
-            model=pl.lit(policy.digest),
-        )
-        said = pl.col("error").fill_null("None")
-        named = rows.with_columns(tables.ids("prompt_id", "model", "sample", "seed", "response", said))
-        return named.select(tables.responses.schema.names)
+        draws = case.prompts.select(prompt_id="id", sample=pl.lit(list(range(self.samples)))).explode("sample")
+        draws = draws.with_columns(frames.seeds(pl.lit(case.seed), "prompt_id", "sample"))
+        with case.models.open(self.model) as policy:
+            answers = self._answers(policy, case, draws["seed"]).sort("n")
+            rows = pl.concat([draws[answers["n"]], answers], how="horizontal").lazy()
+            return _with_ids(rows, policy.digest)
+
+    def _answers(self, policy: Policy, case: GenerateCase, seeds: pl.Series) -> pl.DataFrame:
+        sampling = Sampling(self.temperature, self.top_p, self.min_p, self.max_tokens)
+        chats = [chat for chat in frames.chats(case.prompts["prompt"]) for _ in range(self.samples)]
+        requests = [Request(chat, sampling, seed) for chat, seed in zip(chats, seeds.to_list(), strict=True)]
+        batches = batched(policy.sample(requests), BATCH)
+        return pl.concat([columns([], case.domain), *(columns(b, case.domain) for b in batches)])
 
 
-def columns(came: list[tuple[int, Completion]], domain: Domain) -> pl.DataFrame:
+def _with_ids(rows: pl.LazyFrame, digest: str) -> pl.LazyFrame:
+    rows = rows.with_columns(
+        member=pl.lit(None, pl.String),
+        mean_logprob=pl.when(pl.col("tokens") > 0).then(pl.col("logprob") / pl.col("tokens")),
+        hinted=pl.lit(False),
+        model=pl.lit(digest),
+    )
+    error = pl.col("error").fill_null("None")
+    named = rows.with_columns(frames.ids("prompt_id", "model", "sample", "seed", "response", error))
+    return named.select(tables.responses.schema.names)
+
+
+def columns(completions: list[tuple[int, Completion]], domain: Domain) -> pl.DataFrame:
     """Completions as columns of `responses`, each with the place `n` of its request."""
-    completions = [completion for _, completion in came]
-    given = {
-        "n": [n for n, _ in came],
-        "response": [c.text for c in completions],
-        "answer": [None if c.error else domain.answer(c.text) for c in completions],
-        "tokens": [c.tokens for c in completions],
-        "prompt_tokens": [c.prompt_tokens for c in completions],
-        "finish_reason": [c.finish_reason for c in completions],
-        "logprob": [c.logprob for c in completions],
-        "entropy": [c.entropy for c in completions],
-        "self_certainty": [c.self_certainty for c in completions],
-        "error": [c.error for c in completions],
+    values = [completion for _, completion in completions]
+    data = {
+        "n": [n for n, _ in completions],
+        "response": [c.text for c in values],
+        "answer": [None if c.error else domain.answer(c.text) for c in values],
+        "tokens": [c.tokens for c in values],
+        "prompt_tokens": [c.prompt_tokens for c in values],
+        "finish_reason": [c.finish_reason for c in values],
+        "logprob": [c.logprob for c in values],
+        "entropy": [c.entropy for c in values],
+        "self_certainty": [c.self_certainty for c in values],
+        "error": [c.error for c in values],
     }
-    kinds = tables.frame(tables.responses).collect_schema()
-    return pl.DataFrame(given, schema={name: kinds.get(name, pl.Int64()) for name in given})
+    types = frames.frame(tables.responses).collect_schema()
+    return pl.DataFrame(data, schema={name: types.get(name, pl.Int64()) for name in data})

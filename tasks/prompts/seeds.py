@@ -7,18 +7,18 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import PositiveInt
 
+from tasks.core.errors import FlywheelError
 from tasks.domains import Domain, Item
 from tasks.domains._jsonl import json_lines
-from tasks.errors import FlywheelError
-from tasks.prompts import FROZEN, Case, Screening
+from tasks.prompts import FROZEN, PromptsCase, Screening
 
-NAMES = ("problem", "prompt", "instruction")
+KEYS = ("problem", "prompt", "instruction")
 LINE = 'a line is {"problem": "…"}, with "level" and "reference" where there are any'
 
 
 class Seeds(Screening):
     """The same problems in every round, as in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT (Yuan et al. 2023,
-    arXiv:2308.01825). What is a near-duplicate or in an evaluation set is turned away.
+    arXiv:2308.01825). Near-duplicates and evaluation items are rejected.
     """
 
     example: ClassVar[dict[str, Any]] = {"count": 12, "evaluation": {"heldout": 50}}
@@ -32,14 +32,14 @@ class Seeds(Screening):
     count: PositiveInt = 1000
     """Most problems taken: a file's first ones."""
 
-    def __call__(self, case: Case) -> pl.LazyFrame:
-        """The problems in their order, screened."""
-        desk = self.desk(case)
-        for item, text in self._arriving(case.domain):
-            desk.take(item, text, source="seed", parents=[])
-        return desk.table()
+    def __call__(self, case: PromptsCase) -> pl.LazyFrame:
+        """The problems, screened in their order."""
+        intake = self.intake(case)
+        for item, text in self._problems(case.domain):
+            intake.add(item, text)
+        return intake.table()
 
-    def _arriving(self, domain: Domain) -> Iterator[tuple[Item | None, str]]:
+    def _problems(self, domain: Domain) -> Iterator[tuple[Item | None, str]]:
         if self.path is None:
             yield from ((item, item.problem) for item in domain.items(self.split, self.count, FROZEN))
             return
@@ -53,10 +53,10 @@ def read(where: str, line: dict[str, Any], domain: Domain) -> tuple[Item | None,
     Raises:
         FlywheelError: when the line has no text, or a level or reference of the wrong kind.
     """
-    text = next((line[name] for name in NAMES if line.get(name)), None)
+    text = next((line[key] for key in KEYS if line.get(key)), None)
     level, reference = line.get("level"), line.get("reference")
     if not isinstance(text, str) or not text.strip():
-        raise FlywheelError(f"{where}: no text in {' or '.join(map(repr, NAMES))}: {str(line)[:80]}; {LINE}")
+        raise FlywheelError(f"{where}: no text in {' or '.join(map(repr, KEYS))}: {str(line)[:80]}; {LINE}")
     if level is not None and (not isinstance(level, int) or isinstance(level, bool) or level < 1):
         raise FlywheelError(
             f"{where}: 'level' is {level!r}, expected a whole number from 1; leave it out where there is none"

@@ -3,52 +3,53 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import tables
+from tasks.core import frames, roster, tables
+from tasks.core.errors import FlywheelError
+from tasks.core.ids import member_seed, seed_of
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.fake import Fake
 from tasks.generate import generate
 from tasks.generate.sample import Sample
-from tasks.stage import seed_of
 
 
-def asked(*names: str, error: str | None = None) -> list[dict]:
+def problems(*names: str, error: str | None = None) -> list[dict]:
     return [{"id": n, "problem": n, "prompt": [{"role": "user", "content": n}], "error": error} for n in names]
 
 
 def run(rows: list[dict], engine: Fake | None = None, seed: int = 7, **fields) -> pl.DataFrame:
-    given = {"parent_model": Path("m"), "engine": engine or Fake(), "domain": Arithmetic(), "cache": Path("c")}
-    return answered(Sample(**fields), rows, seed=seed, **given)
+    return answered({"sample": Sample(**fields)}, rows, roster.one(engine or Fake(), Path("m"), cache=Path("c")), seed)
 
 
-def answered(params: Sample, rows: list[dict], **given) -> pl.DataFrame:
-    frames = generate(params, tables.frame(tables.prompts, rows), **given).frames["responses"]
-    return pl.concat([tables.frame(tables.responses), *frames], how="vertical_relaxed").collect()
+def answered(members: dict[str, Sample], rows: list[dict], models: roster.Models, seed: int = 7) -> pl.DataFrame:
+    pieces = generate(members, frames.frame(tables.prompts, rows), models, Arithmetic(), seed).frames["responses"]
+    return pl.concat([frames.frame(tables.responses), *pieces], how="vertical_relaxed").collect()
 
 
 def test_a_row_a_sample_with_its_own_seed():
-    rows = run(asked("b", "a"), samples=3)
+    rows = run(problems("b", "a"), samples=3)
 
     assert rows.select("prompt_id", "sample").rows() == [(p, k) for p in "ab" for k in range(3)]
     assert rows["seed"].to_list() == [seed_of(7, p, k) for p in "ab" for k in range(3)]
     assert rows["id"].n_unique() == 6
+    assert set(rows["member"]) == {"sample"}
     assert rows["answer"].null_count() == 0
     assert rows["mean_logprob"].to_list() == pytest.approx((rows["logprob"] / rows["tokens"]).to_list())
     assert not rows["hinted"].any()
 
 
 def test_more_prompts_or_samples_leave_the_others_as_they_are():
-    few, many = run(asked("a"), samples=2), run(asked("c", "a", "b"), samples=4)
+    few, many = run(problems("a"), samples=2), run(problems("c", "a", "b"), samples=4)
 
     assert many.join(few, on="id", how="semi").equals(few)
-    assert not set(few["id"]) & set(run(asked("a"), samples=2, seed=8)["id"])
+    assert not set(few["id"]) & set(run(problems("a"), samples=2, seed=8)["id"])
 
 
 def test_many_prompts_are_answered_piece_by_piece_and_the_rows_are_the_same(monkeypatch):
     names = [f"{n}" for n in range(25)]
-    whole = run(asked(*names), samples=2)
+    whole = run(problems(*names), samples=2)
     monkeypatch.setattr("tasks.generate.PIECE", 7)
 
-    assert run(asked(*names), samples=2).equals(whole)
+    assert run(problems(*names), samples=2).equals(whole)
     assert whole["prompt_id"].to_list() == sorted(whole["prompt_id"])
 
 
@@ -66,11 +67,11 @@ def test_the_order_in_which_completions_come_back_does_not_matter():
 
             return opened()
 
-    assert run(asked("a", "b"), Backwards()).equals(run(asked("a", "b"), Fake()))
+    assert run(problems("a", "b"), Backwards()).equals(run(problems("a", "b"), Fake()))
 
 
 def test_what_failed_is_a_row_without_an_answer():
-    rows = run(asked(*map(str, range(20))), Fake(error_rate=0.5))
+    rows = run(problems(*map(str, range(20))), Fake(error_rate=0.5))
 
     failed = rows.filter(pl.col("error").is_not_null())
     assert 0 < len(failed) < len(rows) == rows["id"].n_unique() == 160
@@ -79,18 +80,69 @@ def test_what_failed_is_a_row_without_an_answer():
 
 
 def test_a_text_without_an_answer_is_no_error():
-    rows = run(asked("a"), Fake(garbage_rate=1.0), samples=2)
+    rows = run(problems("a"), Fake(garbage_rate=1.0), samples=2)
 
     assert rows["answer"].to_list() == [None, None]
     assert rows["error"].to_list() == [None, None]
 
 
-def test_unusable_prompts_are_not_answered_and_no_model_is_loaded_for_nothing():
-    assert set(run([*asked("a"), *asked("b", error="duplicate: of a")])["prompt_id"]) == {"a"}
+def test_unusable_prompts_are_not_answered():
+    assert set(run([*problems("a"), *problems("b", error="duplicate: of a")])["prompt_id"]) == {"a"}
 
-    empty = run(asked("b", error="duplicate: of a"), Fake(down=True))
+
+def test_without_prompts_no_model_is_loaded():
+    empty = run([], Fake(down=True))
+
     assert empty.is_empty()
     assert empty.columns == tables.responses.schema.names
+
+
+def test_a_round_whose_prompts_were_all_rejected_fails_with_the_reasons():
+    rows = [*problems("a", "b", error="duplicate: of c"), *problems("d", error="malformed: why")]
+
+    with pytest.raises(FlywheelError, match="2 duplicate, 1 malformed"):
+        run(rows, Fake(down=True))
+
+
+def test_two_temperatures_in_one_round(monkeypatch):
+    members = {"sample": Sample(samples=2), "cold": Sample(samples=3, temperature=0.5)}
+    opened = []
+
+    class Counted(Fake):
+        def open(self, model, cache=None):
+            opened.append(model)
+            return super().open(model, cache)
+
+    whole = answered(members, problems("a", "b", "c"), roster.one(Counted()))
+    monkeypatch.setattr("tasks.generate.PIECE", 2)
+    pieces = answered(members, problems("a", "b", "c"), roster.one(Counted()))
+
+    assert len(whole) == whole["id"].n_unique() == 3 * 5
+    cold = whole.filter(pl.col("member") == "cold", pl.col("prompt_id") == "a")
+    assert cold["seed"].to_list() == [seed_of(member_seed(7, "cold", "sample"), "a", k) for k in range(3)]
+    assert pieces.sort("id").equals(whole.sort("id"))
+    assert pieces["prompt_id"].to_list() == [*"aabb", *"aaabbb", "c", "c", *"ccc"]
+    assert len(opened) == 2  # once a round
+
+
+def test_a_second_member_leaves_the_first_as_it_is():
+    alone = answered({"sample": Sample(samples=2)}, problems("a", "b"), roster.one(Fake()))
+    both = answered({"hot": Sample(samples=2), "sample": Sample(samples=2)}, problems("a", "b"), roster.one(Fake()))
+
+    assert both.filter(pl.col("member") == "sample").equals(alone)
+    assert both["id"].n_unique() == 8
+
+
+def test_another_model_can_answer():
+    sources = {name: roster.Source(Fake(), lambda name=name: Path(name)) for name in ("parent", "anchor")}
+    members = {"sample": Sample(samples=1), "theirs": Sample(samples=1, model="anchor")}
+
+    rows = answered(members, problems("a"), roster.Models(sources))
+
+    with Fake().open(Path("anchor")) as anchor:
+        assert dict(rows.select("member", "model").rows())["theirs"] == anchor.digest
+    assert rows["model"].n_unique() == 2
+    assert [m.opened_models() for m in members.values()] == [{"parent"}, {"anchor"}]
 
 
 def test_the_params_reach_the_engine():
@@ -106,7 +158,7 @@ def test_the_params_reach_the_engine():
             seen.append(messages)
             return "Answer: 1"
 
-    greedy = run(asked("a"), Spy(), temperature=0, samples=1, max_tokens=5)
+    greedy = run(problems("a"), Spy(), temperature=0, samples=1, max_tokens=5)
 
     assert seen == [(Path("m"), Path("c")), (("user", "a"),)]
     assert len(greedy) == 1
@@ -116,14 +168,8 @@ def test_a_real_model_gives_statistics_and_the_same_bytes_again(tiny_model, tmp_
     from tasks.engines.transformers import Transformers
 
     def made(cache: Path) -> pl.DataFrame:
-        given = {
-            "parent_model": tiny_model,
-            "engine": Transformers(),
-            "domain": Arithmetic(),
-            "seed": 1,
-            "cache": cache,
-        }
-        return answered(Sample(samples=3, max_tokens=12), asked("Tom", "Ann"), **given)
+        models = roster.one(Transformers(), tiny_model, cache=cache)
+        return answered({"sample": Sample(samples=3, max_tokens=12)}, problems("Tom", "Ann"), models, 1)
 
     rows = made(tmp_path / "one")
 

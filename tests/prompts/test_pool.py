@@ -4,12 +4,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from tasks import tables
+from tasks.core import frames, roster, tables
+from tasks.core.ids import content_id
 from tasks.domains.arithmetic import Arithmetic, tell
 from tasks.domains.arithmetic import draw as story_of
 from tasks.engines.fake import Fake
-from tasks.prompts import prompts
-from tasks.prompts.pool import Pool, agreement, nearness
+from tasks.prompts import PromptsCase, prompts
+from tasks.prompts._screen import Problem
+from tasks.prompts.pool import Pool, learning_signals
 
 SMALL = {"validation": 20, "heldout": 70, "gold": 10}
 
@@ -21,17 +23,16 @@ def author(messages, seed) -> str:
     return tell(story_of(rng, int(messages[-1][1].split()[1].rstrip(",")))[0], rng)
 
 
-def run(params: Pool, engine: Fake | None = None, *, parent=(), answers=(), seed=1) -> pl.DataFrame:
-    given = {
-        "parent_prompts": tables.frame(tables.prompts, parent),
-        "parent_responses": tables.frame(tables.responses, answers),
-        "parent_model": Path("m"),
-        "engine": engine or Fake.scripted(author),
-        "domain": Arithmetic(),
-        "seed": seed,
-        "cache": Path("c"),
-    }
-    return prompts(params, **given).collect()
+def run(pool: Pool, engine: Fake | None = None, *, parent=(), answers=(), seed=1, domain=None) -> pl.DataFrame:
+    result = prompts(
+        {"pool": pool},
+        frames.frame(tables.prompts, parent),
+        frames.frame(tables.responses, answers),
+        roster.one(engine or Fake.scripted(author), Path("m")),
+        domain or Arithmetic(),
+        seed,
+    )
+    return result.frames["prompts"].collect()
 
 
 def small(**fields) -> Pool:
@@ -49,8 +50,8 @@ def test_it_stops_as_soon_as_enough_are_accepted():
     assert good["model"].n_unique() == 1
 
 
-def test_it_gives_up_after_its_tries_and_every_failure_says_why():
-    rows = run(small(count=10, tries=3), Fake(error_rate=0.3, garbage_rate=0.3))
+def test_it_gives_up_after_its_attempts_and_every_failure_says_why():
+    rows = run(small(count=10, max_attempts=3), Fake(error_rate=0.3, garbage_rate=0.3))
 
     assert len(rows) == rows["id"].n_unique() == 30
     assert set(rows["error"].str.split(":").list.first()) == {"failed", "malformed"}
@@ -62,7 +63,7 @@ def test_no_seed_and_no_problem_of_the_parent_is_accepted_again():
     old = {"id": "old", "problem": "Tom has 1 pens.\nDay 1: 5 found\nDay 2: 5 lost\nHow many?", "level": 2}
     lines = [*seeds[:2], old["problem"], "Tom has 9 pens.\nDay 1: 5 found\nDay 2: 5 lost\nHow many?"]
 
-    rows = run(small(count=20, tries=2), Fake.scripted(lambda messages, seed: lines[seed % 4]), parent=[old])
+    rows = run(small(count=20, max_attempts=2), Fake.scripted(lambda messages, seed: lines[seed % 4]), parent=[old])
 
     reasons = dict(rows.group_by("problem").agg(pl.col("error").sort(nulls_last=False).first()).iter_rows())
     assert reasons[old["problem"]] == "duplicate: of old"
@@ -73,19 +74,19 @@ def test_evaluation_items_are_contaminated():
     items = {s: Arithmetic().items(s, n, 0) for s, n in SMALL.items()}
     texts = [items[s][0].problem for s in ("validation", "heldout", "gold")]
 
-    rows = run(small(count=8, tries=3), Fake.scripted(lambda messages, seed: texts[seed % 3]))
+    rows = run(small(count=8, max_attempts=3), Fake.scripted(lambda messages, seed: texts[seed % 3]))
 
     assert set(rows["error"]) == {f"contaminated: it is in or near {s}" for s in SMALL}
 
 
 def test_examples_are_of_the_level_and_what_was_accepted_is_shown_later():
-    rows = run(small(levels={3: 1.0}, seeds=200, examples=4, written=2))
+    rows = run(small(levels={3: 1.0}, seeds=200, examples=4, model_examples=2))
 
-    shown = Counter(p for row in rows["parents"] for p in row)
-    own = set(shown) & set(rows["id"])
+    uses = Counter(p for row in rows["parents"] for p in row)
+    own = set(uses) & set(rows["id"])
     assert all(len(row) == 4 for row in rows["parents"])
     assert own <= set(rows.filter(pl.col("error").is_null())["id"])
-    assert sum(shown[p] for p in own) == 2 * (len(rows) - 8)  # none yet in the first batch of 8
+    assert sum(uses[p] for p in own) == 2 * (len(rows) - 8)  # none yet in the first batch of 8
     assert set(rows["level"]) == {3}
 
 
@@ -101,38 +102,47 @@ def votes(prompt_id: str, answers: list[str | None]) -> list[dict]:
     return [row | {"error": "down" if row["answer"] == "!" else None} for row in rows]
 
 
-def test_agreement_by_level():
-    asked = [{"id": n, "problem": n, "level": level} for n, level in [("a", 2), ("b", 2), ("c", 8), ("d", None)]]
-    answered = [
-        *votes("a", ["1", "1", "1", "2"]),
-        *votes("b", ["1", None, "!"]),
-        *votes("c", [None, None]),
-        *votes("d", ["1"]),
-    ]
-    frames = (
-        tables.frame(tables.prompts, asked),
-        tables.frame(tables.responses, [r | {"answer": None} if r["error"] else r for r in answered]),
+def answered(*levels: tuple[str, int | None, list[str | None]]) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """Prompts by id, level and answers, as the two tables that a strategy reads; `!` is a failed response."""
+    rows = [row for name, _, answers in levels for row in votes(name, answers)]
+    problems = [{"id": name, "problem": name, "level": level} for name, level, _ in levels]
+    valid = [r | {"answer": None} if r["error"] else r for r in rows]
+    return frames.frame(tables.prompts, problems), frames.frame(tables.responses, valid)
+
+
+def test_the_learning_signal_of_a_level_is_the_mean_over_its_prompts():
+    signals = learning_signals(
+        *answered(
+            ("a", 2, ["1", "1", "1", "2"]),  # p = 3/4, 2√(3/16) = √3/2
+            ("b", 2, ["1", None, "!"]),  # p = 1/2, failed responses not counted: 1
+            ("c", 8, [None, None]),  # p = 0
+            ("d", None, ["1"]),
+        )
     )
 
-    # level 2: (3/4 + 1/2) / 2, failed answers not counted; level 8: nobody answered
-    assert agreement(*frames) == {2: 0.625, 8: 0.0}
-    assert agreement(tables.frame(tables.prompts), tables.frame(tables.responses)) == {}
+    assert signals == {2: round((3**0.5 / 2 + 1) / 2, 6), 8: 0.0}
+    assert learning_signals(*answered()) == {}
 
 
-@pytest.mark.parametrize(
-    ("agreed", "weight"), [(0.5, 1.0), (None, 1.0), (0.9, 0.6), (0.1, 0.6), (1.0, 0.1), (0.0, 0.1)]
-)
-def test_nearness_is_highest_where_half_agree(agreed, weight):
-    assert nearness(agreed) == pytest.approx(weight)
+def test_a_level_half_solved_and_half_hopeless_has_no_signal():
+    solved, hopeless = [("s1", 3, ["7"] * 4), ("s2", 3, ["8"] * 4)], [("h1", 3, [None] * 4), ("h2", 3, [None] * 4)]
+    halves = [("e", 4, ["1", "1", None, None])]
+    rows, responses = answered(*solved, *hopeless, *halves)
+    case = PromptsCase(rows, responses, roster.one(Fake()), Arithmetic(), 1)
+
+    weights = small(levels={3: 2.0, 4: 1.0, 5: 1.0}).weights(case, [])
+
+    # the mean of 2√(p(1 − p)) is 0, floored at a tenth; the curve at the mean share of 1/2 would be 1
+    assert weights == pytest.approx({3: 0.2, 4: 1.0, 5: 1.0})
 
 
 def test_levels_near_the_frontier_are_asked_for_more_often():
-    asked = [{"id": n, "problem": n, "level": level} for n, level in [("easy", 2), ("half", 5)]]
+    rows = [{"id": n, "problem": n, "level": level} for n, level in [("easy", 2), ("half", 5)]]
     answered = [*votes("easy", ["1"] * 8), *votes("half", ["1"] * 4 + ["2", "3", "4", "5"])]
     counts = {}
     for frontier in (True, False):
         params = small(count=200, batch=200, levels={2: 1.0, 5: 1.0}, frontier=frontier)
-        levels = run(params, parent=asked, answers=answered)["level"]
+        levels = run(params, parent=rows, answers=answered)["level"]
         counts[frontier] = (levels == 2).mean()
 
     assert counts[True] == pytest.approx(0.1 / 1.1, abs=0.05)
@@ -146,21 +156,47 @@ def test_a_domain_without_levels_or_seeds():
         def items(self, split, count, seed):
             return []
 
-    case = {"parent_prompts": tables.frame(tables.prompts), "parent_responses": tables.frame(tables.responses)}
     engine = Fake.scripted(lambda messages, seed: f"Write about {seed}, {seed // 7} and {seed // 11}.")
-    rows = prompts(
-        small(count=3), **case, parent_model=Path("m"), engine=engine, domain=Blank(), seed=1, cache=Path("c")
-    )
 
-    assert rows.collect()["error"].null_count() == 3
+    assert run(small(count=3), engine, domain=Blank())["error"].null_count() == 3
+
+
+def test_examples_of_a_model_are_those_that_a_model_wrote():
+    person = {"id": "p", "problem": "Tom has 1 pens.\nDay 1: 5 found\nHow many?", "level": 3, "source": "seed"}
+    model = {"id": "m", "problem": "Tom has 2 pens.\nDay 1: 6 found\nHow many?", "level": 3, "source": "model"}
+
+    rows = run(small(levels={3: 1.0}, count=5, examples=2, model_examples=1), parent=[person, model])
+
+    assert all("m" in parents and len(parents) == 2 for parents in rows["parents"])
+
+
+def test_what_earlier_members_accepted_is_shown_and_not_accepted_again():
+    text = "Tom has 9 pens.\nDay 1: 5 found\nDay 2: 5 lost\nHow many?"
+    earlier = Problem(content_id(text, 0), text, 2, "model")
+    case = PromptsCase(*answered(), roster.one(Fake.scripted(lambda *_: text)), Arithmetic(), 1, (earlier,))
+
+    rows = small(count=1, max_attempts=2, levels={2: 1.0})(case).collect()
+
+    assert set(rows["error"]) == {f"duplicate: of {earlier.id}"}
+    assert all(earlier.id in parents for parents in rows["parents"])
+
+
+def test_the_author_can_be_another_model():
+    by = {name: roster.Source(Fake.scripted(author), lambda name=name: Path(name)) for name in ("parent", "anchor")}
+    pools = [small(count=2), small(count=2, model="anchor")]
+    case = PromptsCase(*answered(), roster.Models(by), Arithmetic(), 1)
+
+    own, other = (set(pool(case).collect()["model"]) for pool in pools)
+
+    assert own.isdisjoint(other)
+    assert [pool.opened_models() for pool in pools] == [{"parent"}, {"anchor"}]
 
 
 def test_a_real_model_that_cannot_write_gives_malformed_rows(tiny_model, tmp_path):
     from tasks.engines.transformers import Transformers
 
-    none = {"parent_prompts": tables.frame(tables.prompts), "parent_responses": tables.frame(tables.responses)}
-    given = {"parent_model": tiny_model, "engine": Transformers(), "domain": Arithmetic(), "seed": 1, "cache": tmp_path}
-    rows = prompts(small(count=4, tries=2, max_tokens=8), **none, **given).collect()
+    case = PromptsCase(*answered(), roster.one(Transformers(), tiny_model, cache=tmp_path), Arithmetic(), 1)
+    rows = small(count=4, max_attempts=2, max_tokens=8)(case).collect()
 
     assert len(rows) == rows["id"].n_unique() == 8
     assert set(rows["error"]) == {"malformed: the domain cannot read it"}

@@ -7,7 +7,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from tasks.domains import Domain, Item
 from tasks.domains.arithmetic import Arithmetic
-from tasks.prompts import Desk, Screen, Texts, runs, words
+from tasks.prompts._near import Texts, ngrams, words
+from tasks.prompts._screen import Intake, Screen, usable
 
 LONG = "a b c d e f g h i j k l m n o p"
 VOCABULARY = st.lists(st.sampled_from(["one", "two", "three", "four", "five", "six", "Seven", "8"]), max_size=12).map(
@@ -19,16 +20,16 @@ class Free(Domain):
     pass
 
 
-def desk(domain: Domain, forbidden: str = "") -> Desk:
+def intake(domain: Domain, item: str = "") -> Intake:
     screen = Screen(domain, Fraction(7, 10))
-    if forbidden:
-        screen.forbid("heldout", forbidden)
-    return Desk(domain, screen)
+    if item:
+        screen.add_item("heldout", item)
+    return Intake(domain, screen)
 
 
-def errors(at: Desk, *problems: str) -> list[str | None]:
+def errors(at: Intake, *problems: str) -> list[str | None]:
     for problem in problems:
-        at.take(at.domain.parse(problem), problem)
+        at.add(at.domain.parse(problem), problem)
     return [row["error"] for row in at.rows]
 
 
@@ -58,10 +59,10 @@ def test_words_of_any_script_count():
     assert words("Größe_2: três пять!") == ["größe", "2", "três", "пять"]
 
 
-def test_runs_are_thirteen_words_and_a_short_text_is_one_run():
-    assert runs(LONG) == {" ".join(LONG.split()[i : i + 13]) for i in range(4)}
-    assert runs("How many?") == {"how many"}
-    assert runs("?!") == set()
+def test_ngrams_are_thirteen_words_and_a_short_text_is_one_run():
+    assert ngrams(LONG) == {" ".join(LONG.split()[i : i + 13]) for i in range(4)}
+    assert ngrams("How many?") == {"how many"}
+    assert ngrams("?!") == set()
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,30 @@ def test_runs_are_thirteen_words_and_a_short_text_is_one_run():
     ],
 )
 def test_free_text_is_compared_by_runs_of_words(problem, reason):
-    error = errors(desk(Free(), LONG), problem)[0]
+    error = errors(intake(Free(), LONG), problem)[0]
 
     assert (error and error.split(":")[0]) == reason
 
 
-def test_a_reworded_problem_is_a_duplicate_and_a_turned_away_one_is_not_used():
-    at = desk(Free())
+@pytest.mark.parametrize("limit", ["0.7", "0.9", "1"])
+def test_a_near_copy_of_an_evaluation_item_is_refused_however_near_problems_may_be(limit):
+    """ROUGE-L F of 8/10 with the item: no run of 13 words, and near each other only above 0.7."""
+    screen = Screen(Free(), Fraction(limit))
+    screen.add_item("heldout", "a b c d e f g h i j")
+    assert screen.rejection("a b c d e f g h x y").startswith("contaminated")
+    assert screen.rejection("a b c d e f g x y z") is None  # exactly 0.7
+    screen.add_problem("p", "k l m n o p q r s t")
+    assert (screen.rejection("k l m n o p q r x y") is None) == (limit != "0.7")
+
+
+def test_a_stricter_limit_holds_for_evaluation_items_too():
+    screen = Screen(Free(), Fraction("0.5"))
+    screen.add_item("heldout", "a b c d e f g h i j")
+    assert screen.rejection("a b c d e f u v w x").startswith("contaminated")
+
+
+def test_a_reworded_problem_is_a_duplicate_and_a_rejected_one_is_not_used():
+    at = intake(Free())
 
     first, second, third = errors(at, "a b c d", "a b c e", "a b f e")
 
@@ -91,17 +109,17 @@ def test_a_reworded_problem_is_a_duplicate_and_a_turned_away_one_is_not_used():
 
 
 def test_templates_are_compared_by_structure():
-    told = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
-    retold = "Ann has 12 eggs.\nDay 1: 5 bought\nDay 2: halved\nHow many?"
+    story = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
+    retelling = "Ann has 12 eggs.\nDay 1: 5 bought\nDay 2: halved\nHow many?"
     other = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: 3 lost\nHow many?"
 
-    assert errors(desk(Arithmetic()), told, other, retold)[:2] == [None, None]
-    assert errors(desk(Arithmetic()), told, retold)[1].startswith("duplicate: of ")
-    assert errors(desk(Arithmetic(), told), retold, other) == ["contaminated: it is in or near heldout", None]
+    assert errors(intake(Arithmetic()), story, other, retelling)[:2] == [None, None]
+    assert errors(intake(Arithmetic()), story, retelling)[1].startswith("duplicate: of ")
+    assert errors(intake(Arithmetic(), story), retelling, other) == ["contaminated: it is in or near heldout", None]
 
 
 def test_an_id_is_the_text_and_how_often_it_came():
-    one, other = desk(Free()), desk(Free())
+    one, other = intake(Free()), intake(Free())
     errors(one, "first thing", "same words", "same words", "same words")
     errors(other, "same words")
 
@@ -111,10 +129,11 @@ def test_an_id_is_the_text_and_how_often_it_came():
 
 
 def test_what_failed_is_a_row():
-    at = desk(Free())
-    at.take(None, "", "failed: time-out", source="model", parents=["p"], model="m")
-    at.take(Item("fine", 3, "7"), "fine", source="seed", parents=[])
+    at = intake(Free())
+    at.add(None, "", "failed: time-out", source="model", parents=["p"], model="m")
+    at.add(Item("fine", 3, "7"), "fine")
 
+    assert [tuple(p) for p in usable(at.table())] == [tuple(p) for p in at.accepted]
     table = {row["problem"]: row for row in at.table().collect().to_dicts()}
     assert table[""]["error"] == "failed: time-out"
     assert table[""]["parents"] == ["p"]
