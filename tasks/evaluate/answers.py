@@ -1,44 +1,38 @@
-"""Accuracy on the frozen sets: greedy, sampled, pass@k, majority@k, by level; diversity, lengths, errors."""
+"""Accuracy on the frozen sets: greedy, sampled, pass@k, majority@k, by level; grades, diversity, lengths, errors."""
 
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from math import comb
+from statistics import fmean
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from tasks import tables
+from tasks.core import frames, tables
+from tasks.core.ids import seed_of
+from tasks.core.judging import failure, graded
+from tasks.core.stage import ANCESTORS, Ability, Result
 from tasks.domains import Domain, Item
-from tasks.engines import Policy, Sampling
-from tasks.evaluate import (
-    Measure,
-    ask,
-    at_levels,
-    checked,
-    eval_row,
-    frozen,
-    graded,
-    mean,
-    measures_frame,
-    proportion,
-    spread,
-)
-from tasks.stage import Result, Strategy, seed_of
+from tasks.engines import Completion, Policy, Sampling
+from tasks.evaluate import EvaluateCase, Evaluation
+from tasks.evaluate._items import Row, answer_row, ask, checked, eval_items, eval_row, stratify
+from tasks.evaluate._measures import Measure, at_levels, mean, measures_frame, proportion
 
-Row = dict[str, Any]
+UNBOUNDED = ("distinct_answers", "entropy")
+"""Measures that may be above 1."""
 
 
-class Answers(Strategy):
+class Answers(Evaluation):
     """Answers each problem greedily once and by sampling several times, and has the domain verify each answer.
 
     Measures on the held-out set (those of another set have its name in front, as in `validation_greedy`):
     `greedy`, `pass_at_<k>`, `majority_at_<samples>`; `greedy_answer` and `pass_at_1_answer`, which look at the final
-    answer alone, where the right one is known; `answered`, `eval_errors`, `response_tokens`, `distinct_2`,
-    `distinct_answers`.
+    answer alone, where the right one is known; `grade` and `grade_sampled`, the mean grades where there is an examiner;
+    `answered`, `eval_errors`, `response_tokens`; of the samples `distinct_2`, `distinct_answers` and `entropy` (nats).
     """
 
-    needs: ClassVar = frozenset({"samples"})
+    needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]}
 
     splits: tuple[Literal["heldout", "validation"], ...] = ("heldout", "validation")
@@ -57,6 +51,18 @@ class Answers(Strategy):
     """Nucleus of the samples."""
     max_tokens: PositiveInt = 128
     """Longest answer."""
+    examiner: str | None = None
+    """Name of a model that grades, by the domain's judge prompt, what the domain cannot verify: `base` or a model of the
+    roster, which are the same in all rounds. A base grades itself where it is `base`."""
+    examiner_tokens: PositiveInt = 192
+    """Longest judgment of the examiner."""
+
+    @field_validator("examiner")
+    @classmethod
+    def _same_in_all_rounds(cls, name: str | None) -> str | None:
+        if name in {"model", *ANCESTORS} - {"base"}:
+            raise ValueError(f"{name} is another model in each round; name base, or a model of the roster")
+        return name
 
     @model_validator(mode="after")
     def _enough_samples(self) -> "Answers":
@@ -64,62 +70,110 @@ class Answers(Strategy):
             raise ValueError(f"ks holds {max(self.ks)}, which is more than samples ({self.samples})")
         return self
 
-    def __call__(self, policy: Policy, domain: Domain, seed: int, scores: bool = True) -> Result:
+    def opened_models(self) -> frozenset[str]:
+        """The model to evaluate, and the examiner."""
+        return frozenset({"model"} | ({self.examiner} if self.examiner else set()))
+
+    def __call__(self, case: EvaluateCase) -> Result:
         """Rows of `evals` in the modes `greedy` and `sampled`, and their measures."""
-        rows, found = [], []
-        for split in self.splits:
-            items = frozen(domain, split, max(self.greedy, self.sampled))
-            prefix = "" if split == "heldout" else f"{split}_"
-            greedy = self._greedy(policy, domain, split, spread(items, self.greedy))
-            sampled = self._sampled(policy, domain, split, spread(items, self.sampled), seed)
-            references = {i.problem: i.reference for i in items}
-            found += greedy_measures(prefix, greedy, references)
-            found += sampled_measures(prefix, sampled, references, self.ks, self.samples)
-            found += common_measures(prefix, greedy + sampled)
-            rows += greedy + sampled
-        return Result({"evals": tables.frame(tables.evals, rows), "measures": measures_frame(found)})
+        items = {s: eval_items(case.domain, s, max(self.greedy, self.sampled)) for s in self.splits}
+        with case.open() as policy:
+            rows = [row for split in self.splits for row in self._answers(policy, case, split, items[split])]
+        if self.examiner:
+            rows = examined(rows, case, self.examiner, self.examiner_tokens)
+        measures = [m for split in self.splits for m in self._measures(split, items[split], rows)]
+        return Result({"evals": frames.frame(tables.evals, rows), "measures": measures_frame(measures)})
 
-    def _greedy(self, policy: Policy, domain: Domain, split: Any, items: list[Item]) -> list[Row]:
-        how = Sampling(temperature=0.0, max_tokens=self.max_tokens)
-        completions = ask(policy, [domain.solve(i.problem) for i in items], how)
+    def _answers(self, policy: Policy, case: EvaluateCase, split: str, items: list[Item]) -> list[Row]:
+        greedy = self._greedy(policy, case.domain, split, stratify(items, self.greedy))
+        return greedy + self._sampled(policy, case, split, stratify(items, self.sampled))
+
+    def _greedy(self, policy: Policy, domain: Domain, split: str, items: list[Item]) -> list[Row]:
+        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
+        completions = ask(policy, [domain.solve(i.problem) for i in items], sampling)
         pairs = zip(items, completions, strict=True)
-        return [eval_row(policy, split, "greedy", 0, graded(i, c, domain)) for i, c in pairs]
+        return [eval_row(policy.digest, split, "greedy", 0, answer_row(i, c, domain)) for i, c in pairs]
 
-    def _sampled(self, policy: Policy, domain: Domain, split: Any, items: list[Item], seed: int) -> list[Row]:
-        how = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
-        wanted = [(item, k) for item in items for k in range(self.samples)]
-        seeds = [seed_of(seed, "evaluate", item.problem, k) for item, k in wanted]
-        completions = ask(policy, [domain.solve(item.problem) for item, _ in wanted], how, seeds)
-        pairs = zip(wanted, completions, strict=True)
-        return [eval_row(policy, split, "sampled", k, graded(i, c, domain)) for (i, k), c in pairs]
+    def _sampled(self, policy: Policy, case: EvaluateCase, split: str, items: list[Item]) -> list[Row]:
+        sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
+        draws = [(item, k) for item in items for k in range(self.samples)]
+        seeds = [seed_of(case.seed, "evaluate", item.problem, k) for item, k in draws]
+        completions = ask(policy, [case.domain.solve(item.problem) for item, _ in draws], sampling, seeds)
+        pairs = zip(draws, completions, strict=True)
+        return [eval_row(policy.digest, split, "sampled", k, answer_row(i, c, case.domain)) for (i, k), c in pairs]
+
+    def _measures(self, split: str, items: list[Item], rows: Sequence[Row]) -> list[Measure]:
+        prefix = "" if split == "heldout" else f"{split}_"
+        greedy, sampled = ([r for r in rows if (r["split"], r["mode"]) == (split, m)] for m in ("greedy", "sampled"))
+        references = {i.problem: i.reference for i in items}
+        measures = greedy_measures(prefix, greedy, references)
+        measures += sampled_measures(prefix, sampled, references, self.ks, self.samples)
+        if self.examiner:
+            measures += grade_measures(f"{prefix}grade", greedy) + grade_measures(f"{prefix}grade_sampled", sampled)
+        return measures + common_measures(prefix, greedy + sampled)
+
+
+def examined(rows: Sequence[Row], case: EvaluateCase, examiner: str, max_tokens: int) -> list[Row]:
+    """The rows, those without a score graded by the examiner. An answer that is missing from a response is worth 0; a
+    judgment that cannot be read is an error, and so no grade.
+    """
+    grades = _grades({_pair(r) for r in rows if _ungraded(r) and r["answer"] is not None}, case, examiner, max_tokens)
+    missing = {"score": 0.0}
+    return [r | grades.get(_pair(r), missing) if _ungraded(r) else r for r in rows]
+
+
+def _ungraded(row: Row) -> bool:
+    return row.get("response") is not None and row["score"] is None
+
+
+def _pair(row: Row) -> tuple[str, str]:
+    return row["problem"], row["response"]
+
+
+def _grades(
+    responses: set[tuple[str, str]], case: EvaluateCase, examiner: str, max_tokens: int
+) -> dict[tuple[str, str], Row]:
+    """`score` and `error` by problem and response."""
+    if not responses:
+        return {}
+    pairs = sorted(responses)
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, regex=case.domain.verdict_form)
+    with case.open(examiner) as policy:
+        completions = ask(policy, [case.domain.judge(*pair) for pair in pairs], sampling)
+    return {pair: _grade(c, case.domain) for pair, c in zip(pairs, completions, strict=True)}
+
+
+def _grade(completion: Completion, domain: Domain) -> Row:
+    opinion = failure(completion.error) if completion.error else graded([domain.verdict(completion.text)])
+    return {"score": opinion["score"], "error": opinion["error"] and f"examiner: {opinion['error']}"}
 
 
 def greedy_measures(prefix: str, rows: Sequence[Row], references: dict[str, str | None]) -> list[Measure]:
     """Accuracy of greedy answers, with Wilson's interval."""
-    whole = at_levels(checked(rows), lambda g, n: proportion(f"{prefix}greedy", n, [r["correct"] for r in g]))
+    accuracy = at_levels(checked(rows), lambda g, n: proportion(f"{prefix}greedy", n, [r["correct"] for r in g]))
     known = [r | {"hit": r["answer"] == ref} for r in checked(rows) if (ref := references[r["problem"]])]
-    return whole + at_levels(known, lambda g, n: proportion(f"{prefix}greedy_answer", n, [r["hit"] for r in g]))
+    return accuracy + at_levels(known, lambda g, n: proportion(f"{prefix}greedy_answer", n, [r["hit"] for r in g]))
 
 
 def sampled_measures(
     prefix: str, rows: Sequence[Row], references: dict[str, str | None], ks: Sequence[int], samples: int
 ) -> list[Measure]:
-    """pass@k, majority@k and diversity: one value a problem, their mean with its interval over problems."""
+    """pass@k, majority@k, diversity and entropy: one value a problem, their mean with its interval over problems."""
     problems = [problem_values(list(g), references, ks, samples) for _, g in groupby(rows, key=lambda r: r["problem"])]
-    names = sorted({name for p in problems for name in p} - {"level"})
-    found = []
-    for name in names:
-        top = None if name == "distinct_answers" else 1.0
-        having = [p for p in problems if p.get(name) is not None]
-        found += at_levels(having, lambda g, n, k=name, t=top: mean(prefix + k, n, [p[k] for p in g], t))
-    return found
+    measures = []
+    for name in sorted({name for p in problems for name in p} - {"level"}):
+        maximum = None if name in UNBOUNDED else 1.0
+        complete = [p for p in problems if p.get(name) is not None]
+        measures += at_levels(complete, lambda g, n, k=name, m=maximum: mean(prefix + k, n, [p[k] for p in g], m))
+    return measures
 
 
 def problem_values(rows: list[Row], references: dict[str, str | None], ks: Sequence[int], samples: int) -> Row:
-    """Every sampled measure of one problem; what cannot be said of it is None."""
+    """Every sampled measure of one problem; a measure without data is None."""
     checks, reference = [r["correct"] for r in checked(rows)], references[rows[0]["problem"]]
     answers = [r.get("answer") for r in rows if r.get("response") is not None]
     hits = [a == reference for a in answers] if reference else []
+    entropies = [r["entropy"] for r in rows if r.get("entropy") is not None]
     return {
         "level": rows[0]["level"],
         **{f"pass_at_{k}": pass_at_k(len(checks), sum(checks), k) for k in ks},
@@ -127,26 +181,34 @@ def problem_values(rows: list[Row], references: dict[str, str | None], ks: Seque
         "pass_at_1_answer": sum(hits) / len(hits) if hits else None,
         "distinct_2": distinct_n([r["response"] for r in rows if r.get("response")], 2),
         "distinct_answers": float(len(set(answers) - {None})) if answers else None,
+        "entropy": fmean(entropies) if entropies else None,
     }
 
 
+def grade_measures(name: str, rows: Sequence[Row]) -> list[Measure]:
+    """The mean grade of a problem's answers, its mean over problems with its interval over them."""
+    scored = [r for r in rows if r.get("score") is not None]
+    by_problem = [list(g) for _, g in groupby(scored, key=lambda r: r["problem"])]
+    problems = [{"level": g[0]["level"], "grade": fmean(r["score"] for r in g)} for g in by_problem]
+    return at_levels(problems, lambda g, n: mean(name, n, [p["grade"] for p in g]))
+
+
 def common_measures(prefix: str, rows: Sequence[Row]) -> list[Measure]:
-    """How often there is an answer, how often it could not be checked, and how long the responses are."""
-    given = [r for r in rows if r.get("response") is not None]
-    lengths = [float(r["tokens"]) for r in given]
-    found = [
-        proportion(f"{prefix}answered", None, [r.get("answer") is not None for r in given]),
-        proportion(f"{prefix}eval_errors", None, [r.get("correct") is None for r in rows]),
-        mean(f"{prefix}response_tokens", None, lengths, None),
+    """How often there is an answer, how often it has no score, and how long the responses are."""
+    responses = [r for r in rows if r.get("response") is not None]
+    measures = [
+        proportion(f"{prefix}answered", None, [r.get("answer") is not None for r in responses]),
+        proportion(f"{prefix}eval_errors", None, [r.get("score") is None for r in rows]),
+        mean(f"{prefix}response_tokens", None, [float(r["tokens"]) for r in responses], None),
     ]
-    return [m for m in found if m]
+    return [m for m in measures if m]
 
 
-def pass_at_k(n: int, right: int, k: int) -> float | None:
+def pass_at_k(n: int, correct: int, k: int) -> float | None:
     """The unbiased estimator 1 − C(n − c, k) / C(n, k) of the chance that one of k samples is right, from c right ones
     among n (Chen et al. 2021, arXiv:2107.03374). None when fewer than k were drawn.
     """
-    return 1.0 - comb(n - right, k) / comb(n, k) if n >= k else None
+    return 1.0 - comb(n - correct, k) / comb(n, k) if n >= k else None
 
 
 def majority_right(rows: Sequence[Row], reference: str | None) -> float | None:
@@ -159,9 +221,9 @@ def majority_right(rows: Sequence[Row], reference: str | None) -> float | None:
     if not rows:
         return None
     votes = Counter(r["answer"] for r in rows if r.get("answer") is not None)
-    first = [a for a, n in votes.items() if n == max(votes.values())]
+    leaders = [a for a, n in votes.items() if n == max(votes.values())]
     proven = {reference} if reference else {r["answer"] for r in rows if r["correct"]}
-    return sum(a in proven for a in first) / len(first) if first else 0.0
+    return sum(a in proven for a in leaders) / len(leaders) if leaders else 0.0
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float | None:

@@ -5,26 +5,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from tasks import tables
+from tasks.core import frames, tables
+from tasks.core.ids import content_id
+from tasks.core.judging import grade
+from tasks.core.stage import Ability, Result
 from tasks.domains import Domain, Item
 from tasks.engines import Completion, Policy, Sampling
-from tasks.evaluate import (
-    Measure,
-    ask,
-    at_levels,
-    eval_row,
-    frozen,
-    graded,
-    item_id,
-    measures_frame,
-    proportion,
-)
-from tasks.stage import Result, Strategy, content_id
-
-Row = dict[str, Any]
+from tasks.evaluate import EvaluateCase, Evaluation
+from tasks.evaluate._items import Row, answer_row, ask, eval_items, eval_row, item_id
+from tasks.evaluate._measures import Measure, at_levels, measures_frame, proportion
 
 
-class Critiques(Strategy):
+class Critiques(Evaluation):
     """The critic on gold answers, then self-correction: greedy answer, greedy critique of it, greedy refinement.
 
     A critique that passes the answer leaves it as it is. Measures: `critique_location` (first wrong step named, among
@@ -32,7 +24,7 @@ class Critiques(Strategy):
     `critique_cl`, `critique_cs`, `critique_rss` (Yang et al. 2024, arXiv:2412.19513).
     """
 
-    needs: ClassVar = frozenset({"samples"})
+    needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"count": 14, "problems": 14}
 
     count: NonNegativeInt = 140
@@ -44,36 +36,38 @@ class Critiques(Strategy):
     max_tokens: PositiveInt = 256
     """Longest critique, answer or refinement."""
 
-    def __call__(self, policy: Policy, domain: Domain, seed: int, scores: bool = True) -> Result:
+    def __call__(self, case: EvaluateCase) -> Result:
         """Rows of `audits` by the judge `critic`, rows of `evals` in the mode `refined`, and their measures."""
-        how = Sampling(temperature=0.0, max_tokens=self.max_tokens)
-        gold = [i for i in frozen(domain, "gold", self.count) if i.response is not None]
-        audits = located(policy, domain, gold, how)
-        before, after = corrected(policy, domain, frozen(domain, self.split, self.problems), how)
-        rows = [eval_row(policy, self.split, "refined", 0, row) for row in after]
-        found = location_measures(audits) + correction_measures(before, after)
-        frames = {"audits": tables.frame(tables.audits, audits), "evals": tables.frame(tables.evals, rows)}
-        return Result(frames | {"measures": measures_frame(found)})
+        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
+        gold = [i for i in eval_items(case.domain, "gold", self.count) if i.response is not None]
+        problems = eval_items(case.domain, self.split, self.problems)
+        with case.open() as policy:
+            audits = located(policy, case.domain, gold, sampling)
+            before, after = corrected(policy, case.domain, problems, sampling)
+            rows = [eval_row(policy.digest, self.split, "refined", 0, row) for row in after]
+        measures = location_measures(audits) + correction_measures(before, after)
+        outputs = {"audits": frames.frame(tables.audits, audits), "evals": frames.frame(tables.evals, rows)}
+        return Result(outputs | {"measures": measures_frame(measures)})
 
 
-def located(policy: Policy, domain: Domain, items: Sequence[Item], how: Sampling) -> list[Row]:
+def located(policy: Policy, domain: Domain, items: Sequence[Item], sampling: Sampling) -> list[Row]:
     """One row of `audits` for each gold answer: the critic's verdict, and the step that it calls the first wrong."""
-    completions = ask(policy, [domain.criticise(i.problem, i.response or "") for i in items], how)
+    completions = ask(policy, [domain.criticise(i.problem, i.response or "") for i in items], sampling)
     return [_audit(policy, domain, i, c) for i, c in zip(items, completions, strict=True)]
 
 
 def _audit(policy: Policy, domain: Domain, item: Item, completion: Completion) -> Row:
-    verdict = domain.verdict(completion.text)
+    verdict = domain.critic_verdict(completion.text)
     error = completion.error or verdict.error
     passed = None if error else verdict.passed
     return {
-        "id": content_id("audit", policy.digest, "critic", item.problem, item.response),
+        "id": content_id("critic audit", policy.digest, item.problem, item.response),
         "item": item_id(item.problem),
         "level": item.level,
         "judge": "critic",
         "truth": item.wrong_step is None,
         "true_step": item.wrong_step,
-        "score": verdict.score if passed is None or verdict.score is not None else float(passed),
+        "score": None if error else grade(verdict),
         "verdict": None if passed is None else "pass" if passed else "fail",
         "wrong_step": None if error else verdict.wrong_step,
         "error": error,
@@ -83,36 +77,39 @@ def _audit(policy: Policy, domain: Domain, item: Item, completion: Completion) -
 def location_measures(audits: Sequence[Row]) -> list[Measure]:
     """How often the critic names the first wrong step of a wrong answer, and how often it cannot be read."""
     errors = at_levels(audits, lambda g, n: proportion("critic_errors", n, [bool(r["error"]) for r in g]))
-    read = [r for r in audits if not r["truth"] and not r["error"]]
-    hit = at_levels(read, lambda g, n: proportion("critique_location", n, [found_step(r) for r in g]))
-    return hit + errors
+    wrong = [r for r in audits if not r["truth"] and not r["error"]]
+    location = at_levels(wrong, lambda g, n: proportion("critique_location", n, [names_wrong_step(r) for r in g]))
+    return location + errors
 
 
-def found_step(row: Row) -> bool:
+def names_wrong_step(row: Row) -> bool:
     """Whether a wrong answer was called wrong and at its first wrong step."""
     return row["verdict"] == "fail" and row["wrong_step"] == row["true_step"]
 
 
-def corrected(policy: Policy, domain: Domain, items: Sequence[Item], how: Sampling) -> tuple[list[Row], list[Row]]:
+def corrected(policy: Policy, domain: Domain, items: Sequence[Item], sampling: Sampling) -> tuple[list[Row], list[Row]]:
     """What greedy answers are worth, before and after the model read its own critique of them.
 
     An answer stays where its critique passes it. Where answer or critique cannot be read, `after` is an error.
     """
-    first = ask(policy, [domain.solve(i.problem) for i in items], how)
-    before = [graded(i, c, domain) for i, c in zip(items, first, strict=True)]
-    given = [n for n, c in enumerate(first) if not c.error]
-    notes = ask(policy, [domain.criticise(items[n].problem, first[n].text) for n in given], how)
-    verdicts = {n: (c, domain.verdict(c.text)) for n, c in zip(given, notes, strict=True)}
-    wrong = [n for n, (c, v) in verdicts.items() if not c.error and v.passed is False]
-    again = ask(policy, [domain.refine(items[n].problem, first[n].text, verdicts[n][0].text) for n in wrong], how)
-    after = {n: graded(items[n], c, domain) for n, c in zip(wrong, again, strict=True)}
-    after |= {n: before[n] for n, (c, v) in verdicts.items() if not c.error and v.passed}
-    return before, [after.get(n) or _unread(row) for n, row in enumerate(before)]
+    answers = ask(policy, [domain.solve(i.problem) for i in items], sampling)
+    before = [answer_row(i, c, domain) for i, c in zip(items, answers, strict=True)]
+    readable = [n for n, c in enumerate(answers) if not c.error]
+    texts = ask(policy, [domain.criticise(items[n].problem, answers[n].text) for n in readable], sampling)
+    critiques = {
+        n: (c.text, domain.critic_verdict(c.text)) for n, c in zip(readable, texts, strict=True) if not c.error
+    }
+    wrong = [n for n, (_, v) in critiques.items() if v.passed is False]
+    refine = [domain.refine(items[n].problem, answers[n].text, critiques[n][0]) for n in wrong]
+    refinements = zip(wrong, ask(policy, refine, sampling), strict=True)
+    after = {n: answer_row(items[n], c, domain) for n, c in refinements}
+    after |= {n: before[n] for n, (_, v) in critiques.items() if v.passed}
+    return before, [after.get(n) or _unreadable(row) for n, row in enumerate(before)]
 
 
-def _unread(row: Row) -> Row:
-    kept = {k: row[k] for k in ("item", "level", "problem")}
-    return kept | {"error": "the answer or its critique cannot be read"}
+def _unreadable(row: Row) -> Row:
+    item = {k: row[k] for k in ("item", "level", "problem")}
+    return item | {"error": "the answer or its critique cannot be read"}
 
 
 def correction_measures(before: Sequence[Row], after: Sequence[Row]) -> list[Measure]:

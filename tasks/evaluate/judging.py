@@ -1,104 +1,139 @@
-"""How well the model tells right answers from wrong ones, on the gold set: by its judge prompt and by likelihood."""
+"""How well the round's judges tell right answers from wrong ones: each judges the gold set, as it judges a round."""
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from math import sqrt
+from statistics import fmean
 from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 
-from tasks import tables
-from tasks.domains import Domain, Item, Verdict
-from tasks.engines import Policy, Sampling, Scored, turns
-from tasks.evaluate import Measure, Z, ask, at_levels, frozen, item_id, measures_frame, proportion
-from tasks.stage import Result, Strategy, content_id, seed_of
+from tasks.core import frames, tables
+from tasks.core.ids import content_id, member_seed
+from tasks.core.judging import JudgeCase, Judging, finite
+from tasks.core.stage import Ability, Result
+from tasks.domains import Domain, Item
+from tasks.engines import Policy, Scored, turns
+from tasks.evaluate import EvaluateCase, Evaluation
+from tasks.evaluate._items import Row, eval_items, item_id
+from tasks.evaluate._measures import Measure, Z, at_levels, measures_frame, proportion
 
-Row = dict[str, Any]
-JUDGE, LIKELIHOOD = "self_judge", "logprob"
-"""Who judged, in the column `judge`: named as the members of the panel of judges."""
+EDGES = [n / 10 for n in range(1, 11)]
+"""Upper ends of the bins of the calibration error."""
 
 
-class Judging(Strategy):
-    """The model's own judge prompt on gold answers, and the mean log-probability that it gives them.
+class Calibration(Evaluation):
+    """The round's own judges on gold answers, with the model in the parent's place.
 
-    Measures: `judge_balanced_accuracy`, `judge_auroc` (of the share of votes for "right"), `judge_errors` (verdicts
-    that could not be read; they count in no accuracy), `logprob_auroc`. An engine that cannot score given text
-    leaves the last one out, and the metric `skipped/logprob` says so.
+    Measures of each judge that can judge a single response: `<judge>_balanced_accuracy`, `<judge>_auroc`,
+    `<judge>_calibration_error` (of scores in [0, 1]), `<judge>_errors` (what it could not judge; that counts in no
+    accuracy). A judge that asks a model which the evaluation cannot open is left out with a warning, and the metric
+    `skipped/<judge>` says so.
     """
 
-    needs: ClassVar = frozenset({"samples"})
+    needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"count": 14}
 
     count: NonNegativeInt = 140
     """Gold answers to judge, spread over the levels."""
-    votes: PositiveInt = 1
-    """Judgements of each answer: one is greedy, more are sampled and vote."""
-    temperature: float = Field(0.7, gt=0)
-    """Of several votes."""
-    max_tokens: PositiveInt = 256
-    """Longest judgement."""
 
-    def __call__(self, policy: Policy, domain: Domain, seed: int, scores: bool = True) -> Result:
-        """Rows of `audits` by the judges `self_judge` and `logprob`, and their measures."""
-        items = [i for i in frozen(domain, "gold", self.count) if i.response is not None]
-        rows = self._judged(policy, domain, items, seed)
-        found = judge_measures("judge", rows)
-        if scores:
-            likely = likelihoods(policy, domain, items)
-            rows, found = rows + likely, found + aurocs("logprob", likely)
-        frames = {"audits": tables.frame(tables.audits, rows), "measures": measures_frame(found)}
-        return Result(frames, {} if scores else {"skipped/logprob": 1.0})
-
-    def _judged(self, policy: Policy, domain: Domain, items: list[Item], seed: int) -> list[Row]:
-        how = Sampling(0.0 if self.votes == 1 else self.temperature, max_tokens=self.max_tokens)
-        wanted = [(i, k) for i in items for k in range(self.votes)]
-        seeds = [seed_of(seed, "judge", i.problem, i.response, k) for i, k in wanted] if self.votes > 1 else None
-        completions = ask(policy, [domain.judge(i.problem, i.response or "") for i, _ in wanted], how, seeds)
-        verdicts = [Verdict(None, error=c.error) if c.error else domain.verdict(c.text) for c in completions]
-        groups = [verdicts[n * self.votes : (n + 1) * self.votes] for n in range(len(items))]
-        return [audit(policy, JUDGE, item, voted(group)) for item, group in zip(items, groups, strict=True)]
+    def __call__(self, case: EvaluateCase) -> Result:
+        """Rows of `audits` by judge, and their measures."""
+        missing = {name: missing_models(judge, case) for name, judge in case.judges.items() if judge.auditable}
+        judges = {name: case.judges[name] for name in sorted(missing) if not missing[name]}
+        items = [i for i in eval_items(case.domain, "gold", self.count) if i.response is not None]
+        rows = audits(judges, items, case) if judges and items else []
+        measures = [m for name in judges for m in judge_measures(name, [r for r in rows if r["judge"] == name])]
+        outputs = {"audits": frames.frame(tables.audits, rows), "measures": measures_frame(measures)}
+        skipped = {name: names for name, names in missing.items() if names}
+        warnings = tuple(f"judge {n} was not calibrated: no model {', '.join(m)} here" for n, m in skipped.items())
+        return Result(outputs, {f"skipped/{name}": 1.0 for name in skipped}, warnings=warnings)
 
 
-def voted(verdicts: Sequence[Verdict]) -> Row:
-    """The mean grade of the readable verdicts (1 for "right", 0 for "wrong"), and what most of them say; a tie, or
-    grades without a verdict, say nothing.
+def missing_models(judge: Judging, case: EvaluateCase) -> list[str]:
+    """Models that a judge asks and the evaluation cannot open; the evaluated model stands in for the parent."""
+    return sorted(judge.opened_models() - {"parent"} - case.models.names)
+
+
+def audits(judges: dict[str, Judging], items: Sequence[Item], case: EvaluateCase) -> list[Row]:
+    """Rows of `audits`: what each judge says of the gold answers, beside what is true of them."""
+    with case.open() as policy:
+        digest, logprobs = policy.digest, mean_logprobs(policy, items, case)
+    responses = [gold_response(item, *mean, case.domain) for item, mean in zip(items, logprobs, strict=True)]
+    prompts = [gold_prompt(item, case.domain) for item in items]
+    gold = JudgeCase(
+        frames.frame(tables.prompts, prompts), frames.frame(tables.responses, responses), case.models, case.domain,
+        case.seed, model="model",
+    )  # fmt: skip
+    by_id = {row["id"]: item for row, item in zip(responses, items, strict=True)}
+    rows = [(name, row) for name in by_model(judges) for row in opinions(name, judges[name], gold)]
+    return [audit(digest, name, by_id[row["response_id"]], row) for name, row in rows]
+
+
+def by_model(judges: dict[str, Judging]) -> list[str]:
+    """Judges that ask the evaluated model alone come first: it is loaded once."""
+    return sorted(judges, key=lambda name: (bool(judges[name].opened_models() - {"parent"}), name))
+
+
+def mean_logprobs(policy: Policy, items: Sequence[Item], case: EvaluateCase) -> list[tuple[float | None, int | None]]:
+    """Mean log-probability per token of each gold answer after its problem, the end token included as it is of a sampled
+    one, and the number of tokens; None where the engine cannot score.
     """
-    read = [v for v in verdicts if not v.error]
-    grades = [float(v.passed or 0) if v.score is None else v.score for v in read]
-    if not grades:
-        return {"error": verdicts[0].error}
-    lead = sum(1 if v.passed else -1 for v in read if v.passed is not None)
-    return {"score": sum(grades) / len(grades), "verdict": "pass" if lead > 0 else "fail" if lead < 0 else None}
+    if not case.models.engine("model").scores:
+        return [(None, None)] * len(items)
+    chats = [turns(case.domain.solve(i.problem)) for i in items]
+    scores = dict(policy.score(chats, [i.response or "" for i in items], closed=True))
+    return [_mean(scores[n]) for n in range(len(items))]
 
 
-def likelihoods(policy: Policy, domain: Domain, items: Sequence[Item]) -> list[Row]:
-    """The mean log-probability per token of each gold answer after its problem."""
-    prompts = [turns(domain.solve(i.problem)) for i in items]
-    found = dict(policy.score(prompts, [i.response or "" for i in items])) if items else {}
-    return [audit(policy, LIKELIHOOD, item, _mean(found[n])) for n, item in enumerate(items)]
-
-
-def _mean(scored: Scored) -> Row:
+def _mean(scored: Scored) -> tuple[float | None, int | None]:
     if scored.error or not scored.logprobs:
-        return {"error": scored.error or "no tokens to score"}
-    return {"score": sum(scored.logprobs) / len(scored.logprobs)}
+        return None, None
+    return fmean(scored.logprobs), len(scored.logprobs)
 
 
-def audit(policy: Policy, judge: str, item: Item, said: Row) -> Row:
-    """A row of `audits`: what a judge said of a gold answer, beside what is true of it."""
-    identity = content_id("audit", policy.digest, judge, item.problem, item.response)
+def gold_prompt(item: Item, domain: Domain) -> Row:
+    """A gold item's problem as a row of `prompts`."""
+    prompt = {"id": item_id(item.problem), "problem": item.problem, "prompt": domain.solve(item.problem)}
+    return prompt | {"level": item.level, "reference": item.reference}
+
+
+def gold_response(item: Item, mean_logprob: float | None, tokens: int | None, domain: Domain) -> Row:
+    """A gold item's answer as a row of `responses`."""
+    text = item.response or ""
+    row = {"id": content_id("gold", item.problem, text), "prompt_id": item_id(item.problem), "sample": 0}
+    row |= {"response": text, "answer": domain.answer(text), "finish_reason": "stop"}
+    return row | {"mean_logprob": mean_logprob, "tokens": tokens}
+
+
+def opinions(name: str, judge: Judging, gold: JudgeCase) -> Iterable[Row]:
+    """A judge's rows, drawn as in a round."""
+    seed = member_seed(gold.seed, name, judge.strategy_name())
+    return finite(judge(replace(gold, seed=seed))).collect().iter_rows(named=True)
+
+
+def audit(digest: str, judge: str, item: Item, opinion: Row) -> Row:
+    """A row of `audits`: an opinion of a gold answer, beside what is true of it."""
+    identity = content_id("audit", digest, judge, item.problem, item.response)
     truth = {"truth": item.wrong_step is None, "true_step": item.wrong_step}
-    return {"id": identity, "item": item_id(item.problem), "level": item.level, "judge": judge, **truth, **said}
+    columns = {column: opinion[column] for column in ("score", "verdict", "error")}
+    return {"id": identity, "item": item_id(item.problem), "level": item.level, "judge": judge, **truth, **columns}
 
 
 def judge_measures(name: str, rows: Sequence[Row]) -> list[Measure]:
-    """Balanced accuracy, AUROC and parse-error rate of a judge, by level."""
-    said = [r for r in rows if r.get("verdict")]
-    errors = at_levels(rows, lambda g, n: proportion(f"{name}_errors", n, [bool(r.get("error")) for r in g]))
-    return at_levels(said, _balanced(f"{name}_balanced_accuracy")) + aurocs(f"{name}", rows) + errors
+    """Balanced accuracy, AUROC, calibration error and share of errors of a judge, by level."""
+    verdicts = [r for r in rows if r["verdict"]]
+    scores = [r for r in rows if r["score"] is not None]
+    measures = at_levels(verdicts, _over(balanced_accuracy, f"{name}_balanced_accuracy"))
+    measures += at_levels(scores, _over(auroc, f"{name}_auroc"))
+    if all(0 <= r["score"] <= 1 for r in scores):
+        measures += at_levels(scores, _over(calibration_error, f"{name}_calibration_error"))
+    return measures + at_levels(rows, lambda g, n: proportion(f"{name}_errors", n, [bool(r["error"]) for r in g]))
 
 
-def _balanced(name: str) -> Callable[[Sequence[Row], int | None], Measure | None]:
-    return lambda rows, level: balanced_accuracy(name, level, rows)
+def _over(measure: Callable[..., Measure | None], name: str) -> Callable[[Sequence[Row], int | None], Measure | None]:
+    return lambda rows, level: measure(name, level, rows)
 
 
 def balanced_accuracy(name: str, level: int | None, rows: Sequence[Row]) -> Measure | None:
@@ -116,24 +151,31 @@ def balanced_accuracy(name: str, level: int | None, rows: Sequence[Row]) -> Meas
     return Measure(name, level, value, max(0.0, value - half), min(1.0, value + half), len(rows))
 
 
-def aurocs(name: str, rows: Sequence[Row]) -> list[Measure]:
-    """AUROC of the scores that there are, by level."""
-    scored = [r for r in rows if r.get("score") is not None]
-    return at_levels(scored, lambda g, n: auroc(f"{name}_auroc", n, [r["truth"] for r in g], [r["score"] for r in g]))
-
-
-def auroc(name: str, level: int | None, truth: Sequence[bool], scores: Sequence[float]) -> Measure | None:
-    """Chance that a right answer scores above a wrong one, ties counting half.
+def auroc(name: str, level: int | None, rows: Sequence[Row]) -> Measure | None:
+    """Chance that a right answer scores above a wrong one, ties counting half. None where one of the two kinds is missing.
 
     The interval is the normal one with the variance of Hanley and McNeil (1982), as we read it:
     [A(1 − A) + (m − 1)(A/(2 − A) − A²) + (n − 1)(2A²/(1 + A) − A²)] / (mn) for m right and n wrong answers.
     """
     from sklearn.metrics import roc_auc_score
 
-    right, wrong = sum(truth), len(truth) - sum(truth)
-    if not right or not wrong:
+    truth = [r["truth"] for r in rows]
+    positives, negatives = sum(truth), len(truth) - sum(truth)
+    if not positives or not negatives:
         return None
-    a = float(roc_auc_score(truth, scores))
-    spread = a * (1 - a) + (right - 1) * (a / (2 - a) - a * a) + (wrong - 1) * (2 * a * a / (1 + a) - a * a)
-    half = Z * sqrt(max(0.0, spread) / (right * wrong))
+    a = float(roc_auc_score(truth, [r["score"] for r in rows]))
+    variance = a * (1 - a) + (positives - 1) * (a / (2 - a) - a * a) + (negatives - 1) * (2 * a * a / (1 + a) - a * a)
+    half = Z * sqrt(max(0.0, variance) / (positives * negatives))
     return Measure(name, level, a, max(0.0, a - half), min(1.0, a + half), len(truth))
+
+
+def calibration_error(name: str, level: int | None, rows: Sequence[Row]) -> Measure | None:
+    """Expected calibration error Σ_b n_b/n · |share of right answers in b − mean score in b| over ten bins of equal width,
+    (0, 0.1] … (0.9, 1], 0 in the first (Guo et al. 2017, arXiv:1706.04599), a score being the probability that the answer
+    is right. It has no interval: its estimate is biased upwards.
+    """
+    bins: dict[int, list[Row]] = {}
+    for row in rows:
+        bins.setdefault(bisect_left(EDGES, row["score"]), []).append(row)
+    gaps = [abs(sum(r["truth"] - r["score"] for r in b)) for b in bins.values()]
+    return Measure(name, level, sum(gaps) / len(rows), count=len(rows)) if rows else None

@@ -1,26 +1,27 @@
-from pathlib import Path
+from contextlib import closing
 
 import polars as pl
 import pytest
-from pydantic import ValidationError
 
-from tasks import tables
+from tasks.core import frames, roster, tables
+from tasks.core.errors import ParamsError
+from tasks.core.ids import content_id, member_seed, seed_of
+from tasks.core.judging import JudgeCase, grade, graded
 from tasks.domains import Domain, Verdict
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.fake import Fake
-from tasks.judge import Judge, grade, graded, judge
+from tasks.judge import JudgeOptions, judge
 from tasks.judge.logprob import Logprob
 from tasks.judge.random import Random
 from tasks.judge.self_certainty import SelfCertainty
 from tasks.judge.self_consistency import SelfConsistency
 from tasks.judge.self_judge import SelfJudge
 from tasks.judge.verifier import Verifier
-from tasks.stage import content_id
 
 PROBLEM = "Tom has 12 pens.\nDay 1: 5 found\nDay 2: halved\nHow many?"
 RIGHT = "Day 1: 12+5=17\nDay 2: 17/2=8\nAnswer: 8"
 WRONG = "Day 1: 12+5=17\nDay 2: 17/2=9\nAnswer: 9"
-ASKED = [{"id": "p", "problem": PROBLEM}, {"id": "q", "problem": PROBLEM}]
+PROMPTS = [{"id": "p", "problem": PROBLEM}, {"id": "q", "problem": PROBLEM}]
 
 
 def answered(*answers: str | None, prompt: str = "p", **more) -> list[dict]:
@@ -30,38 +31,38 @@ def answered(*answers: str | None, prompt: str = "p", **more) -> list[dict]:
     ]
 
 
-def run(panel: dict, responses: list[dict], engine: Fake | None = None, **more) -> pl.DataFrame:
-    params = Judge(panel=panel, reward=more.pop("reward", next(iter(panel))))
-    given = {"parent_model": Path("m"), "engine": engine or Fake(down=True), "cache": Path("c"), "seed": 3}
-    frames = tables.frame(tables.prompts, ASKED), tables.frame(tables.responses, responses)
-    return judge(params, *frames, **({"domain": Arithmetic()} | given | more)).collect()
+def run(members: dict, responses: list[dict], engine: Fake | None = None, **context) -> pl.DataFrame:
+    options = JudgeOptions(reward=context.pop("reward", next(iter(members))))
+    prompts = frames.frame(tables.prompts, context.pop("prompts", PROMPTS))
+    models = roster.one(engine or Fake(down=True))
+    context = {"domain": Arithmetic(), "seed": 3, "models": models} | context
+    return judge(members, options, prompts, frames.frame(tables.responses, responses), **context).collect()
 
 
-def column(rows: pl.DataFrame, name: str = "score", judge: str | None = None) -> dict:
-    rows = rows.filter(pl.col("judge") == judge) if judge else rows
+def column(rows: pl.DataFrame, name: str = "score") -> dict:
     return dict(rows.select("response_id", name).rows())
 
 
-def test_the_reward_is_one_of_the_panel():
-    with pytest.raises(ValidationError, match="did you mean 'verifier'"):
-        Judge(panel={"verifier": Verifier(), "logprob": Logprob()}, reward="verifer")
+def test_the_reward_is_a_member():
+    with pytest.raises(ParamsError, match="'verifier'"):
+        run({"verifier": Verifier(), "logprob": Logprob()}, [], reward="verifer")
 
 
 def test_every_member_judges_every_response_and_one_is_the_reward():
-    panel = {"self_consistency": SelfConsistency(), "logprob": Logprob(), "verifier": Verifier()}
-    rows = run(panel, answered("8", "9", mean_logprob=-0.5), reward="logprob")
+    members = {"self_consistency": SelfConsistency(), "logprob": Logprob(), "verifier": Verifier()}
+    rows = run(members, answered("8", "9", mean_logprob=-0.5), reward="logprob")
 
-    assert rows.select("judge", "response_id").rows() == [(j, r) for j in sorted(panel) for r in ("p0", "p1")]
-    assert set(rows.filter("reward")["judge"]) == {"logprob"}
-    assert rows["id"].to_list() == [content_id(r, j) for j, r in rows.select("judge", "response_id").rows()]
+    assert rows.select("member", "response_id").rows() == [(m, r) for m in sorted(members) for r in ("p0", "p1")]
+    assert set(rows.filter("reward")["member"]) == {"logprob"}
+    assert rows["id"].to_list() == [content_id(r, m) for m, r in rows.select("member", "response_id").rows()]
     assert set(rows["prompt_id"]) == {"p"}
 
 
 def test_what_failed_is_an_error_of_every_judge_and_asks_nothing():
     failed = [{"id": "f", "prompt_id": "p", "error": "time-out"}]
-    asked = []
-    engine = Fake.scripted(lambda messages, seed: asked.append(messages) or "Verdict: correct")
-    panel = {
+    requests = []
+    engine = Fake.scripted(lambda messages, seed: requests.append(messages) or "Verdict: correct")
+    members = {
         "a": SelfConsistency(),
         "b": Verifier(),
         "c": SelfJudge(),
@@ -70,16 +71,16 @@ def test_what_failed_is_an_error_of_every_judge_and_asks_nothing():
         "f": SelfCertainty(),
     }
 
-    rows = run(panel, failed, engine)
+    rows = run(members, failed, engine)
 
     assert set(rows["error"]) == {"no response: time-out"}
     assert rows["score"].null_count() == rows["verdict"].null_count() == len(rows) == 6
-    assert asked == []
+    assert requests == []
 
 
 def test_no_responses():
-    panel = {"self_consistency": SelfConsistency(), "verifier": Verifier(), "self_judge": SelfJudge()}
-    rows = run(panel, [], Fake())
+    members = {"self_consistency": SelfConsistency(), "verifier": Verifier(), "self_judge": SelfJudge()}
+    rows = run(members, [], Fake())
 
     assert rows.is_empty()
     assert set(tables.judgments.schema.names) <= set(rows.columns)
@@ -152,35 +153,32 @@ def test_a_domain_without_a_verifier_gives_errors_and_references_reach_one_that_
     rows = run({"v": Verifier()}, answered("8"), domain=Domain())
     assert column(rows, "error") == {"p0": "this domain has no verifier"}
 
-    frames = (
-        tables.frame(tables.prompts, [ASKED[0] | {"reference": "Answer: 8"}, ASKED[1]]),
-        tables.frame(tables.responses, [*answered("8", "9"), *answered("8", prompt="q")]),
-    )
-    given = {"parent_model": Path("m"), "engine": Fake(), "cache": Path("c"), "seed": 3, "domain": Compare()}
-    rows = judge(Judge(panel={"v": Verifier()}, reward="v"), *frames, **given).collect()
+    prompts = [PROMPTS[0] | {"reference": "Answer: 8"}, PROMPTS[1]]
+    responses = [*answered("8", "9"), *answered("8", prompt="q")]
+    rows = run({"v": Verifier()}, responses, domain=Compare(), prompts=prompts)
     assert column(rows) == {"p0": 1.0, "p1": 0.0, "q0": None}
 
 
 def test_a_response_whose_prompt_is_gone_is_an_error():
-    panel = {"verifier": Verifier(), "self_judge": SelfJudge()}
-    rows = run(panel, answered("8", prompt="gone"), Fake())
+    members = {"verifier": Verifier(), "self_judge": SelfJudge()}
+    rows = run(members, answered("8", prompt="gone"), Fake())
 
     assert set(rows["error"]) == {"its prompt is not in the table of prompts"}
 
 
 def test_the_self_judge_asks_once_for_equal_answers():
-    asked = []
+    texts = []
 
     def answer(messages, seed):
-        asked.append(messages[-1][1])
-        return "Verdict: correct" if asked[-1].endswith("Answer: 8") else "Verdict: wrong"
+        texts.append(messages[-1][1])
+        return "Verdict: correct" if texts[-1].endswith("Answer: 8") else "Verdict: wrong"
 
     rows = run({"j": SelfJudge()}, answered("8", "8", "9"), Fake.scripted(answer))
 
     assert column(rows) == {"p0": 1.0, "p1": 1.0, "p2": 0.0}
     assert column(rows, "verdict") == {"p0": "pass", "p1": "pass", "p2": "fail"}
     assert column(rows, "rationale")["p2"] == "Verdict: wrong"
-    assert asked == [Arithmetic().judge(PROBLEM, f"Answer: {a}")[-1]["content"] for a in "89"]
+    assert texts == [Arithmetic().judge(PROBLEM, f"Answer: {a}")[-1]["content"] for a in "89"]
 
 
 def test_the_self_judge_judges_only_the_likeliest_different_answers_of_each_prompt():
@@ -189,6 +187,55 @@ def test_the_self_judge_judges_only_the_likeliest_different_answers_of_each_prom
     ]
     judged = run({"j": SelfJudge(likeliest=2)}, rows, Fake.scripted(lambda messages, seed: "Verdict: correct"))
     assert set(column(judged)) == {"p1", "p2", "p3"}  # both answers 9 and the 7
+
+
+def test_where_answers_are_equally_likely_the_most_frequent_are_judged():
+    """Not the first in the alphabet."""
+    for logprobs in ({}, {"mean_logprob": -0.5}, {"mean_logprob": float("nan")}):
+        responses = [
+            *answered("1", "2", "7", "7", "9", "9", "9", **logprobs),
+            *answered("3", "4", "4", prompt="q", **logprobs),
+        ]
+        judged = run({"j": SelfJudge(likeliest=2)}, responses, Fake.scripted(lambda messages, seed: "Verdict: correct"))
+        assert set(column(judged)) == {"p2", "p3", "p4", "p5", "p6", "q0", "q1", "q2"}
+
+
+def test_between_equally_frequent_answers_the_seed_draws():
+    responses = [row for k in range(60) for row in answered("1", "2", prompt=f"prompt{k}-")]
+    prompts = [{"id": f"prompt{k}-", "problem": f"{PROBLEM} {k}"} for k in range(60)]
+
+    def judged(seed: int) -> set[str]:
+        rows = run(
+            {"j": SelfJudge(likeliest=1)}, responses, Fake(answers={"": "Verdict: correct"}), prompts=prompts, seed=seed
+        )
+        return set(rows["response_id"])
+
+    firsts = [sum(name.endswith("-0") for name in judged(seed)) for seed in (1, 2)]
+    assert len(judged(1)) == 60 and all(15 < n < 45 for n in firsts)
+    assert judged(1) == judged(1) != judged(2)
+
+
+def test_a_member_of_another_name_draws_otherwise():
+    rows = run({"random": Random(), "second": Random()}, answered("8", "9"))
+
+    for member in ("random", "second"):
+        seed = member_seed(3, member, "random")
+        scores = [(seed_of(seed, "random", r) >> 10) / 2**53 for r in ("p0", "p1")]
+        assert rows.filter(member=member)["score"].to_list() == scores
+    assert rows["score"].n_unique() == 4 and rows["id"].n_unique() == 4
+
+
+def test_a_case_opens_the_author_of_the_responses_as_parent():
+    models = roster.Models({n: roster.Source(Fake(), lambda n=n: n) for n in ("parent", "model", "teacher")})
+    case = JudgeCase(
+        frames.frame(tables.prompts), frames.frame(tables.responses), models, Arithmetic(), 1, model="model"
+    )
+    digests = {}
+    for name in ("parent", "teacher"):
+        with case.open(name) as policy:
+            digests[name] = policy.digest
+    with models.open("model") as policy:
+        assert digests["parent"] == policy.digest != digests["teacher"]
 
 
 def test_the_seeds_of_judgments_are_hashes_of_what_is_judged():
@@ -212,7 +259,7 @@ def test_judgments_that_cannot_be_read_do_not_count():
 
     assert column(rows) == {"p0": pytest.approx(2 / 3), "p1": None}
     assert column(rows, "verdict") == {"p0": "pass", "p1": None}
-    assert column(rows, "error")["p1"].startswith("not lines like")
+    assert column(rows, "error")["p1"] == Arithmetic().verdict("hm").error
     assert column(rows, "rationale")["p1"] == "hm"
 
 
@@ -223,7 +270,7 @@ def test_a_judge_that_is_down_is_an_error_of_the_row():
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "score", "said"),
+    ("verdicts", "score", "verdict"),
     [
         ([Verdict(True)], 1.0, "pass"),
         ([Verdict(False, 2)], 0.0, "fail"),
@@ -234,10 +281,10 @@ def test_a_judge_that_is_down_is_an_error_of_the_row():
         ([Verdict(None)], None, None),
     ],
 )
-def test_verdicts_are_averaged(verdicts, score, said):
+def test_verdicts_are_averaged(verdicts, score, verdict):
     opinion = graded(verdicts)
 
-    assert (opinion["score"], opinion["verdict"]) == (score, said)
+    assert (opinion["score"], opinion["verdict"]) == (score, verdict)
     assert (opinion["error"] is None) == (score is not None)
     assert (grade(verdicts[0]) is None) == (verdicts[0].error == "x" or verdicts == [Verdict(None)])
 
@@ -245,8 +292,9 @@ def test_verdicts_are_averaged(verdicts, score, said):
 def test_a_real_models_words_are_judgments_or_errors(tiny_model, tmp_path):
     from tasks.engines.transformers import Transformers
 
-    given = {"parent_model": tiny_model, "cache": tmp_path}
-    rows = run({"j": SelfJudge(max_tokens=8)}, answered("8", "9"), Transformers(), **given)
+    models = roster.one(Transformers(), tiny_model, cache=tmp_path)
+    with closing(models):
+        rows = run({"j": SelfJudge(max_tokens=8)}, answered("8", "9"), models=models)
 
-    assert set(rows["error"]) == {"not lines like 'Day 2: 17/2=8, said 9: too high' and a verdict"}
+    assert rows["error"].null_count() == rows["score"].is_not_null().sum() == 0
     assert rows["rationale"].null_count() == 0
