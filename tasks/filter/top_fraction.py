@@ -3,10 +3,10 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.filter import Selection, best, better_first, drop, scored, usable
+from tasks.filter import FilterCase, Filtering, better_first, drop
 
 
-class TopFraction(Selection):
+class TopFraction(Filtering):
     """Of the `per_prompt` best responses of each prompt, the best part by reward, as reward-ranked fine-tuning does
     (RAFT, Dong et al. 2023, arXiv:2304.06767).
     """
@@ -14,12 +14,12 @@ class TopFraction(Selection):
     fraction: float = Field(0.5, gt=0, le=1)
     """Share of these that is kept, rounded down, but at least one."""
 
-    def __call__(self, prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
+    def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin is the distance to the reward of the last response kept."""
-        rows = better_first(best(usable(scored(self, responses, judgments), self), self))
-        left, score = pl.col("reason").is_null(), pl.col("score")
-        room = (left.sum() * self.fraction).floor().clip(lower_bound=1)
-        rows = rows.with_columns(in_room=left & (left.cum_sum() <= room))
+        rows = better_first(self.best(self.usable(case)))
+        candidate, score = pl.col("reason").is_null(), pl.col("score")
+        room = (candidate.sum() * self.fraction).floor().clip(lower_bound=1)
+        rows = rows.with_columns(in_room=candidate & (candidate.cum_sum() <= room))
         rows = rows.with_columns(last=score.filter(pl.col("in_room")).min())
         rows = drop(rows, {"score": (~pl.col("in_room"), pl.col("last") - score)})
-        return rows.with_columns(margin=pl.when(left).then(score - pl.col("last")).otherwise("margin"))
+        return rows.with_columns(margin=pl.when(candidate).then(score - pl.col("last")).otherwise("margin"))

@@ -1,50 +1,84 @@
 """Pair: preference pairs, the chosen and the rejected completion of one prompt, in TRL's columns.
 
 Both scores are the reward's. A response that failed, was cut off, or has no answer or no reward is in no pair, least of
-all as the rejected one: nobody knows that it was wrong.
+all as the rejected one: nobody knows that it was wrong. Several members work side by side; a pair that two of them make
+is a row of each, for its id takes in the member.
 """
+
+from dataclasses import dataclass
 
 import polars as pl
 from pydantic import PositiveFloat
 
-from tasks import tables
-from tasks.stage import Strategy, stage
+from tasks.core import frames, tables
+from tasks.core.stage import Strategy, stage
+from tasks.core.targets import targets
+
+
+@dataclass(frozen=True)
+class PairCase:
+    """What pairs are made of: the round's tables, or those of some of its prompts."""
+
+    responses: pl.LazyFrame
+    """The usable ones, with their reward as `score`, and the filter's `kept` and `rank`."""
+    targets: pl.LazyFrame
+    """`prompt_id`, `problem`, `response_id`, `target`: the answer that the filter likes best, where it kept one."""
+    refinements: pl.LazyFrame
+    anchor_responses: pl.LazyFrame | None = None
+    """Of the round that this one names as its anchor, to the prompts of that round; None without one."""
+    anchor_judgments: pl.LazyFrame | None = None
 
 
 class Pairing(Strategy):
-    """What strategies of this stage share.
+    """Chooses pairs."""
 
-    Called as `params(rated, refinements)`, where `rated` are the usable responses with their reward as `score`; gives
-    `prompt_id, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source` with both completions as
-    text.
-    """
-
-    margin: PositiveFloat = 0.25
+    min_margin: PositiveFloat = 0.25
     """Smallest gap of the reward worth learning from, in its own units; ties never become pairs."""
+
+    def __call__(self, case: PairCase) -> pl.LazyFrame:
+        """`prompt_id, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source`, with both
+        completions as text. The stage leaves out equal texts and pairs whose scores are less than `min_margin` apart.
+        """
+        raise NotImplementedError
 
 
 @stage(outputs=[tables.pairs])
 def pair(
-    params: Pairing,
+    members: dict[str, Pairing],
     prompts: pl.LazyFrame,
     responses: pl.LazyFrame,
     judgments: pl.LazyFrame,
+    filtered: pl.LazyFrame,
     refinements: pl.LazyFrame,
+    anchor_responses: pl.LazyFrame | None,
+    anchor_judgments: pl.LazyFrame | None,
 ) -> pl.LazyFrame:
-    """Pairs of two different texts whose scores are at least `margin` apart."""
-    paired = params(_rated(responses, judgments), refinements)
+    """Every member's pairs of two different texts whose scores are at least its `min_margin` apart, by prompt."""
+    if not members:
+        return frames.frame(tables.pairs)
+    rated, prompt_targets = _rated(responses, judgments, filtered), targets(prompts, responses, filtered)
+    case = PairCase(rated, prompt_targets, refinements, anchor_responses, anchor_judgments)
+    pairs = pl.concat([_pairs(member, case, name) for name, member in members.items()])
+    reward = judgments.filter("reward").select(judge="member").head(1)
+    rows = pairs.join(prompts.select("prompt", prompt_id="id"), on="prompt_id").join(reward, how="cross")
+    own = frames.ids("member", "prompt_id", "chosen_id", "rejected_id")
+    rows = rows.sort("prompt_id", "member", "chosen_id", "rejected_id").with_columns(own)
+    return rows.with_columns(chosen=_turn("chosen"), rejected=_turn("rejected")).select(tables.pairs.schema.names)
+
+
+def _pairs(strategy: Pairing, case: PairCase, member: str) -> pl.LazyFrame:
     gap = pl.col("chosen_score") - pl.col("rejected_score")
-    worth = paired.filter(gap >= params.margin, pl.col("chosen") != pl.col("rejected"))
-    asked = prompts.select(pl.col("id").alias("prompt_id"), "prompt")
-    rows = worth.join(asked, on="prompt_id").sort("prompt_id", "chosen_id", "rejected_id")
-    name = tables.ids("prompt_id", "chosen_id", "rejected_id")
-    return rows.with_columns(name, chosen=_turn("chosen"), rejected=_turn("rejected"))
+    pairs = strategy(case).filter(gap >= strategy.min_margin, pl.col("chosen") != pl.col("rejected"))
+    columns = [c for c in tables.pairs.schema.names if c not in ("id", "member", "prompt", "judge")]
+    return pairs.select(*columns, member=pl.lit(member))
 
 
-def _rated(responses: pl.LazyFrame, judgments: pl.LazyFrame) -> pl.LazyFrame:
-    reward = judgments.filter("reward").drop_nulls("score").select(pl.col("response_id").alias("id"), "score")
+def _rated(responses: pl.LazyFrame, judgments: pl.LazyFrame, filtered: pl.LazyFrame) -> pl.LazyFrame:
+    rewards = judgments.filter("reward").drop_nulls("score").select("score", id="response_id")
     whole = pl.col("answer").is_not_null() & pl.col("finish_reason").ne_missing("length")
-    return responses.filter(pl.col("error").is_null() & whole).join(reward, on="id")
+    rated = responses.filter(pl.col("error").is_null() & whole).join(rewards, on="id")
+    kept = filtered.filter("kept").select("id", "kept", "rank")  # the few of them: no table of all ids is built
+    return rated.join(kept, on="id", how="left").with_columns(pl.col("kept").fill_null(False))
 
 
 def _turn(column: str) -> pl.Expr:
