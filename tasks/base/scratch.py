@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from tasks.domains import Domain
+from tasks.base import BaseCase, Origin
+from tasks.core.errors import ParamsError
 from tasks.domains.arithmetic import Arithmetic, Role
-from tasks.errors import ParamsError
-from tasks.stage import Strategy
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from tasks.training import MuonAdamW
+    from tasks.training.optimizer import MuonAdamW
 
 ROLES: tuple[Role, ...] = ("write", "solve", "judge", "critique", "refine")
 
@@ -66,7 +65,7 @@ right. It knows nothing else and is good for nothing else.
 log = logging.getLogger(__name__)
 
 
-class Scratch(Strategy):
+class Scratch(Origin):
     """Trains the embedded policy from scratch on the arithmetic domain's corpus (about half an hour on one core)."""
 
     example: ClassVar[dict[str, Any]] = {
@@ -103,28 +102,29 @@ class Scratch(Strategy):
     """Tokens a step, in documents of like length."""
     chunk: PositiveInt = 4000
     """Documents between two checkpoints; batches are made within a chunk."""
-    matrices: PositiveFloat = 0.02
-    """Peak learning rate of Muon."""
-    rest: PositiveFloat = 0.003
-    """Peak learning rate of AdamW, for embeddings and norms."""
+    muon_lr: PositiveFloat = 0.02
+    """Peak learning rate of Muon, on the hidden matrices."""
+    adamw_lr: PositiveFloat = 0.003
+    """Peak learning rate of AdamW, on embeddings and norms."""
     decay: float = Field(0.4, gt=0, le=1)
     """Last share of the training in which the learning rates fall to zero, linearly."""
 
-    def __call__(self, model: Path, work: Path, seed: int, domain: Domain) -> None:
-        """Writes the trained model into `model`; checkpoints in `work` let a killed run go on to the same bytes.
+    def __call__(self, case: BaseCase) -> None:
+        """Writes the trained model; checkpoints in `work` let a killed run go on to the same bytes.
 
         Raises ParamsError for another domain than arithmetic, Diverged when the loss is not finite.
         """
         import torch
 
+        domain, seed = case.domain, case.seed
         if not isinstance(domain, Arithmetic):
             raise ParamsError("base scratch: only the domain 'arithmetic' has a corpus to train on; name it as domain")
         torch.set_num_threads(1)  # several times faster than two on matrices this small, and the same bytes each time
         tokenizer = self.tokenizer(domain, seed)
-        policy = self._train(domain, tokenizer, seed, work / "checkpoint.pt")
-        policy.save_pretrained(model)
-        tokenizer.save_pretrained(model)
-        (model / "README.md").write_text(self._card(policy, domain, seed))
+        policy = self._train(domain, tokenizer, seed, case.work / "checkpoint.pt")
+        policy.save_pretrained(case.model)
+        tokenizer.save_pretrained(case.model)
+        (case.model / "README.md").write_text(self._card(policy, domain, seed))
 
     @property
     def documents(self) -> int:
@@ -150,8 +150,8 @@ class Scratch(Strategy):
         """Role and level of a document, by the phase that its number falls in."""
         if self._main <= document < self._main + self.comparing:
             return "judge", rng.randint(1, 2)
-        others = (0.86 - self.solve) / 3
-        shares = (0.14, self.solve, others, others, others) if document < self._main else CHECKING
+        rest = (0.86 - self.solve) / 3
+        shares = (0.14, self.solve, rest, rest, rest) if document < self._main else CHECKING
         role = rng.choices(ROLES, shares)[0]
         if document < self.easy:
             return role, rng.randint(1, 3)
@@ -197,17 +197,18 @@ class Scratch(Strategy):
     ) -> "LlamaForCausalLM":
         import torch
 
-        from tasks.training import MuonAdamW, save_atomic
+        from tasks.training.loop import save_atomic
+        from tasks.training.optimizer import MuonAdamW
 
         policy = self._llama(tokenizer, seed)
-        optimizer = MuonAdamW(policy, self.matrices, self.rest, decay=0.01)
-        done = 0
+        optimizer = MuonAdamW(policy, self.muon_lr, self.adamw_lr, decay=0.01)
+        first = 0
         if checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True)
             policy.load_state_dict(state["policy"])
             optimizer.load_state_dict(state["optimizer"])
-            done = state["chunk"]
-        for chunk in range(done, -(-self.documents // self.chunk)):
+            first = state["chunk"]
+        for chunk in range(first, -(-self.documents // self.chunk)):
             loss = self._chunk(policy, optimizer, tokenizer, domain, seed, chunk)
             log.info("chunk %d: loss %.4f", chunk, loss)
             state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "chunk": chunk + 1}
@@ -224,7 +225,7 @@ class Scratch(Strategy):
         chunk: int,
     ) -> float:
         """Trains on one chunk of the corpus and gives its mean loss over batches, in nats a completion token."""
-        from tasks.training import buckets, check_finite
+        from tasks.training.loop import buckets, check_finite
 
         chats = list(self.corpus(domain, seed, chunk))
         tokens = tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]
@@ -243,12 +244,12 @@ class Scratch(Strategy):
         """Learning rates after so many documents: a short rise, level, a linear fall to zero in the first three phases;
         then half the peak, and in the last phase a fall from there.
         """
-        done = document / self._main if self._main else 1.0
-        if done < 1:
-            scale = max(0.0, min(1.0, done / 0.01 + 0.01, (1 - done) / self.decay))
+        progress = document / self._main if self._main else 1.0
+        if progress < 1:
+            scale = max(0.0, min(1.0, progress / 0.01 + 0.01, (1 - progress) / self.decay))
         else:
             scale = 0.5 * min(1.0, (self.documents - document) / max(1, self.checking))
-        for group, peak in zip(optimizer.param_groups, (self.matrices, self.rest), strict=True):
+        for group, peak in zip(optimizer.param_groups, (self.muon_lr, self.adamw_lr), strict=True):
             group["lr"] = peak * scale
 
     def _card(self, policy: "LlamaForCausalLM", domain: Arithmetic, seed: int) -> str:

@@ -1,0 +1,1 @@
+"""What stages that train share: the optimizer, weights on disk, the training loop."""

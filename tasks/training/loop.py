@@ -1,0 +1,199 @@
+"""The training loop: order of the rows, TRL's set-up for one device, checkpoints, the stop at NaN.
+
+It imports torch when it is imported, and TRL (about 10 s) only when a trainer is made: strategies import it inside their
+functions.
+"""
+
+import logging
+import math
+import os
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
+
+from tasks.core.errors import Diverged
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    Config = TypeVar("Config", bound=TrainingArguments)
+
+CHECKPOINTS = 5
+"""Checkpoints in a run."""
+WHOLE = "whole"
+"""A file in a checkpoint that was written to its end."""
+EXPLODED = 5.0
+"""A loss this many times the first one (and above 1 nat) is a divergence."""
+PLOTTED = frozenset({"loss", "grad_norm", "mean_token_accuracy", "entropy", "rewards/margins", "rewards/accuracies"})
+"""What of a trainer's log is a curve: what does not depend on the clock, nor on where a killed run went on."""
+
+log = logging.getLogger(__name__)
+
+
+def check_finite(value: float, step: int, first: float = math.inf, name: str = "loss") -> None:
+    """Raises Diverged when a value of the log has left the finite numbers, or is far above the `first` one."""
+    if not math.isfinite(value) or value > max(1.0, EXPLODED * first):
+        raise Diverged(
+            f"the {name} is {value} at step {step}: lower the learning rate. The weights saved before it stay."
+        )
+
+
+def save_atomic(state: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint so that a kill at any instant leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(".part")
+    with staged.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def buckets(lengths: Iterable[int], tokens: int) -> list[list[int]]:
+    """Indices of documents in batches of like length that hold at most `tokens` tokens, padding included."""
+    lengths = list(lengths)
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches[-1] and (len(batches[-1]) + 1) * lengths[i] > tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return [batch for batch in batches if batch]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How rows become steps."""
+
+    rows: int
+    epochs: int
+    batch: int
+    """Rows a step, where there are so many: with fewer an epoch is one step."""
+    micro_batch: int | None
+    """Most rows at once; None takes the batch."""
+    warmup: float
+    seed: int
+
+    @property
+    def step(self) -> int:
+        """Rows a step."""
+        return min(self.batch, self.rows)
+
+    @property
+    def at_once(self) -> int:
+        """Rows at once: the largest divisor of a step's that is no more than `micro_batch`."""
+        return max(n for n in range(1, min(self.micro_batch or self.step, self.step) + 1) if self.step % n == 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all; the last one may have fewer rows."""
+        return -(-self.rows * self.epochs // self.step)
+
+
+def in_order(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> list[int]:
+    """Indices of the rows, each `epochs` times, such that every `batch` of them is a step.
+
+    Of each epoch, `len(lengths) % batch` rows are left over, others each time, drawn by the seed; the rest makes batches of
+    like length, shuffled. What the epochs leave over makes batches of its own, at places drawn by the seed, without a row
+    twice in one. The few rows that do not fill a batch come last, in a shorter step.
+    """
+    count = len(lengths)
+    batch, rng = min(batch, count), random.Random(f"{seed} order")
+    rest = count % batch
+    permutation = rng.sample(range(count), count)
+    remainder = [permutation[i % count] for i in range(epochs * rest)]
+    batches: list[list[int]] = []
+    for epoch in range(epochs):
+        rows = set(range(count)).difference(remainder[epoch * rest : (epoch + 1) * rest])
+        alike = _cut(sorted(rows, key=lambda i: (lengths[i], i)), batch)
+        rng.shuffle(alike)
+        batches += alike
+    mixed = _cut(remainder, batch)
+    last = mixed.pop() if mixed and len(mixed[-1]) < batch else []
+    for rows_of_step in mixed:
+        batches.insert(rng.randint(0, len(batches)), rows_of_step)
+    return [i for rows_of_step in [*batches, last] for i in rows_of_step]
+
+
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def arguments(work: Path, schedule: Schedule) -> dict[str, Any]:
+    """Settings of every TRL config here: one pass in the rows' order, a hundred points of curve, a few checkpoints."""
+    every = max(1, schedule.steps // 100)
+    return {
+        "output_dir": str(work),
+        "per_device_train_batch_size": schedule.at_once,
+        "gradient_accumulation_steps": schedule.step // schedule.at_once,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",  # the rows lie in their order: a resumed run skips what it has seen
+        "lr_scheduler_type": "linear",
+        "warmup_steps": round(schedule.warmup * schedule.steps),
+        "max_grad_norm": 1.0,
+        "max_length": None,  # `collect` left out what is too long; cutting would be silent
+        "logging_steps": every,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": every * max(1, round(schedule.steps / every / CHECKPOINTS)),
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "dataloader_pin_memory": False,
+        "seed": schedule.seed % 2**32,
+    }
+
+
+def on_one_device(config: "Config") -> "Config":
+    """Trains on the first device: with several visible ones, TRL's trainers refuse to start without a launcher."""
+    if config.n_gpu > 1:
+        log.info("%d devices are visible, and one is used", config.n_gpu)
+        config._n_gpu = 1
+    return config
+
+
+def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
+    """Runs a trainer, from its last whole checkpoint if there is one, and gives its curve in rows of `train.CURVE`.
+
+    Raises Diverged at the first value of the curve that is not finite, or loss that exploded; what was saved before it
+    stays.
+    """
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(watch())
+    trainer.train(resume_from_checkpoint=_last_whole(Path(trainer.args.output_dir)))
+    return [
+        {"step": entry["step"], "phase": phase, "name": name, "value": round(float(value), 6)}
+        for entry in trainer.state.log_history
+        for name, value in sorted(entry.items())  # as a checkpoint has them: a resumed run gives the same rows
+        if name in PLOTTED
+    ]
+
+
+def _last_whole(folder: Path) -> str | None:
+    checkpoints = sorted(folder.glob(f"checkpoint-*/{WHOLE}"), key=lambda p: int(p.parent.name.rpartition("-")[2]))
+    return str(checkpoints[-1].parent) if checkpoints else None
+
+
+def watch() -> "TrainerCallback":
+    """Stops a trainer where the curve leaves the finite numbers; marks checkpoints that were written to their end."""
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            for name in sorted(PLOTTED & logs.keys()):
+                first = losses[0] if name == "loss" else math.inf
+                check_finite(logs[name], state.global_step, first, name)
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+
+    return Watch()
