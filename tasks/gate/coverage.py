@@ -3,38 +3,44 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.gate import Decision, Evidence
-from tasks.stage import Strategy
+from tasks.gate import GRADER, Decision, GateCase, Gating, score
+
+PASS = 0.5
+"""Smallest grade of an answer that counts as solving its problem, where an examiner grades what cannot be checked."""
 
 
-class Coverage(Strategy):
+class Coverage(Gating):
     """Sharpening trades the breadth of samples for their accuracy: of the frozen problems that at least one of the
     base's samples solved, the share that at least one of the round's samples still solves. Both see equally many
     samples, so a problem that the base solved by luck may fall out by bad luck: the bound is below 1.
     """
 
-    least: float = Field(0.9, ge=0, le=1)
+    min_share: float = Field(0.9, ge=0, le=1)
     """Smallest share still solved."""
 
-    def __call__(self, evidence: Evidence) -> list[Decision]:
+    def __call__(self, case: GateCase) -> list[Decision]:
         """Metrics: `gate_coverage` (that share), `gate_new` (problems solved that no sample of the base solved)."""
-        base, now = solved(evidence.base_evals, evidence.split), solved(evidence.evals, evidence.split)
+        base, now = solved(case.base_evals, case.split), solved(case.evals, case.split)
         both = base.join(now, on="item", suffix="_now")
-        could = both.filter("solved")
-        if refused := incomparable(base, both, evidence.split):
-            return [Decision("coverage", False, refused)]
-        share = could["solved_now"].sum() / len(could)
+        if obstacle := incomparable(base, both, case.split):
+            return [Decision("coverage", False, obstacle)]
+        before = both.filter("solved")
+        share = before["solved_now"].sum() / len(before)
         new = float(both.filter(~pl.col("solved") & pl.col("solved_now")).height)
-        reason = f"{could['solved_now'].sum()} of {len(could)} problems that the base solved; wanted {self.least:g}"
+        reason = (
+            f"{before['solved_now'].sum()} of {len(before)} problems that the base solved; required {self.min_share:g}"
+        )
         metrics = {"gate_coverage": share, "gate_new": new}
-        return [Decision("coverage", share >= self.least, reason, share, self.least, metrics)]
+        return [Decision("coverage", share >= self.min_share, reason, share, self.min_share, metrics)]
 
 
 def incomparable(base: pl.DataFrame, both: pl.DataFrame, split: str) -> str | None:
     """Why the share would say nothing; None where it does."""
+    if not base["scored"].any():
+        return f"no sampled {split} answer of the base has a score; {GRADER}"
     if not base["solved"].any():
         return f"no sampled {split} problem was solved by the base"
-    lost, alike = len(base) - len(both), "give both the same evaluate.panel.answers"
+    lost, alike = len(base) - len(both), "give both the same evaluate.answers"
     if lost:
         return f"{lost} of {len(base)} problems that the base sampled were not sampled by this round; {alike}"
     other = both.filter(pl.col("samples") != pl.col("samples_now"))
@@ -45,9 +51,10 @@ def incomparable(base: pl.DataFrame, both: pl.DataFrame, split: str) -> str | No
 
 
 def solved(evals: pl.LazyFrame, split: str) -> pl.DataFrame:
-    """item, solved, samples: whether any sample of an item is right, and how many were drawn. One that could not be
-    checked solved nothing.
+    """item, solved, scored, samples: whether any sample of an item is right (its grade is at least `PASS` where it could
+    not be checked), whether any has a score, and how many were drawn. What has no score solved nothing.
     """
     rows = evals.filter(split=split, mode="sampled")
-    right = pl.col("correct").fill_null(value=False).any()
-    return rows.group_by("item").agg(solved=right, samples=pl.len()).sort("item").collect()
+    correct = pl.coalesce("correct", score() >= PASS).fill_null(value=False)
+    columns = {"solved": correct.any(), "scored": score().is_not_null().any(), "samples": pl.len()}
+    return rows.group_by("item").agg(**columns).sort("item").collect()

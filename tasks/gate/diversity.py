@@ -1,51 +1,73 @@
 """Does the policy still say different things? Collapse shows here before it shows in accuracy."""
 
 import polars as pl
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field
 
-from tasks.errors import suggest
-from tasks.gate import Decision, Evidence, overall
-from tasks.stage import Strategy
+from tasks.gate import Decision, GateCase, Gating, overall, unmeasured
 
 
-class Diversity(Strategy):
-    """The evaluation's distinct-n against the parent's, and the score gap of the round's pairs.
+class Diversity(Gating):
+    """The evaluation's distinct-n, and the score gap between chosen and rejected of the round's pairs, against the
+    parent's.
 
-    The gap between chosen and rejected shrinks when a policy collapses (nine-fold in four rounds of plain
-    self-rewarding, as Temporal Self-Rewarding reports); a round without pairs has none to look at.
+    The gap shrinks as a policy collapses: nine-fold in four rounds of plain self-rewarding, as Temporal Self-Rewarding
+    reports (Wang et al. 2025, arXiv:2508.06026), which is to 0.58 of it each round. How wide it is says little, since
+    pairs are made of answers that lie a margin apart.
     """
 
     measure: str = "distinct_2"
     """The measure of the evaluation that is compared, by its name on the held-out set."""
-    least: float = Field(0.5, ge=0)
+    min_ratio: float = Field(0.5, ge=0)
     """Smallest share of the parent's diversity that must be left."""
-    gap: NonNegativeFloat = 0.0
-    """Smallest mean score gap between chosen and rejected, in the reward judge's units."""
+    min_gap_ratio: float = Field(0.6, ge=0)
+    """Smallest share of the parent's mean score gap that must be left. Passed where one of the two has no pairs, or where
+    other judges scored them: gaps of two rewards have no unit in common."""
 
-    def __call__(self, evidence: Evidence) -> list[Decision]:
-        """Metrics: `gate_diversity` (the share), `gate_pair_gap`, `gate_kept` (share of the responses kept)."""
-        kept = evidence.filtered.select(pl.col("kept").cast(pl.Float64).mean()).collect().item()
-        gap = evidence.pairs.select((pl.col("chosen_score") - pl.col("rejected_score")).mean()).collect().item()
-        found = {"gate_pair_gap": gap, "gate_kept": kept}
-        metrics = {name: value for name, value in found.items() if value is not None}
-        return [self._spread(evidence, metrics), *([] if gap is None else [self._gap(gap)])]
+    def __call__(self, case: GateCase) -> list[Decision]:
+        """Metrics: `gate_diversity` and `gate_pair_gap_ratio` (the shares), `gate_pair_gap`, `gate_kept` (share of the
+        responses kept).
+        """
+        return [self._spread(case), self._gap(case)]
 
-    def _spread(self, evidence: Evidence, metrics: dict[str, float]) -> Decision:
-        ours, theirs = (overall(m, evidence.split) for m in (evidence.measures, evidence.parent_measures))
-        now, before = ours.get(self.measure), theirs.get(self.measure)
-        if now is None and before is None:
-            why = f"neither round was measured by gate.panel.diversity.measure {self.measure!r}"
-            return Decision("diversity", False, f"{why}; {suggest(self.measure, ours | theirs)}", metrics=metrics)
+    def _spread(self, case: GateCase) -> Decision:
+        ours, parents = (overall(m, case.split) for m in (case.measures, case.parent_measures))
+        kept = case.filtered.select(pl.col("kept").cast(pl.Float64).mean()).collect().item()
+        metrics = {} if kept is None else {"gate_kept": kept}
+        if decision := unmeasured("diversity", self.measure, ours, parents, "gate.diversity.measure"):
+            return Decision("diversity", decision.passed, decision.reason, metrics=metrics)
+        now, before = ours[self.measure], parents[self.measure]
         if not before:
             return Decision("diversity", True, f"the parent has no {self.measure} to lose", metrics=metrics)
-        if now is None:
-            return Decision("diversity", False, f"{self.measure} was not measured", metrics=metrics)
         share = now / before
-        reason = f"{self.measure} {before:.3f} → {now:.3f}: {share:.0%} is left, wanted {self.least:.0%}"
-        return Decision(
-            "diversity", share >= self.least, reason, share, self.least, metrics | {"gate_diversity": share}
-        )
+        reason = f"{self.measure} {before:.3f} → {now:.3f}: {share:.0%} is left, required {self.min_ratio:.0%}"
+        metrics |= {"gate_diversity": share}
+        return Decision("diversity", share >= self.min_ratio, reason, share, self.min_ratio, metrics)
 
-    def _gap(self, gap: float) -> Decision:
-        reason = f"chosen and rejected lie {gap:.3f} apart, wanted {self.gap:g}"
-        return Decision("diversity/pairs", gap >= self.gap, reason, gap, self.gap)
+    def _gap(self, case: GateCase) -> Decision:
+        now, before = mean_gap(case.pairs), mean_gap(case.parent_pairs)
+        metrics = {} if now is None else {"gate_pair_gap": now}
+        ours, parents = judges(case.pairs), judges(case.parent_pairs)
+        if now is None or before is None:
+            who = "this round" if now is None else "the parent"
+            return Decision("diversity/pairs", True, f"{who} has no pairs to compare", metrics=metrics)
+        if ours != parents:
+            reason = f"the gaps are of {', '.join(parents)} and of {', '.join(ours)}, which have no unit in common"
+            return Decision("diversity/pairs", True, reason, metrics=metrics)
+        share = now / before  # a chosen answer is better than its rejected one: no gap is 0
+        reason = f"chosen and rejected lie {before:.3f} → {now:.3f} apart: {share:.0%} is left, "
+        metrics |= {"gate_pair_gap_ratio": share}
+        return Decision(
+            "diversity/pairs", share >= self.min_gap_ratio, f"{reason}required {self.min_gap_ratio:.0%}", share,
+            self.min_gap_ratio, metrics,
+        )  # fmt: skip
+
+
+def judges(pairs: pl.LazyFrame) -> list[str]:
+    """The judges whose scores the pairs have, by name."""
+    return pairs.select(pl.col("judge").drop_nulls().unique().sort()).collect()["judge"].to_list()
+
+
+def mean_gap(pairs: pl.LazyFrame) -> float | None:
+    """Mean score difference between chosen and rejected, in the reward judge's units; None without pairs."""
+    gap: float | None = pairs.select((pl.col("chosen_score") - pl.col("rejected_score")).mean()).collect().item()
+    return gap
