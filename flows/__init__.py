@@ -1,7 +1,7 @@
-"""When and where stages run: Prefect flows over `dvc repro`. What they do is in `tasks`.
+"""Prefect flows over `dvc repro`: when and where stages run. The stages themselves are in `tasks`.
 
-Prefect is set up here, before anything imports it: its telemetry is off, and its own log goes to the server, where the
-UI shows it, rather than to the terminal, where the flows print one line a stage. Variables that are already set win.
+Configures Prefect before anything imports it: telemetry off, and Prefect's log to the server (the UI shows it), not to the
+terminal, where flows print one line a stage. Variables that are already set take precedence.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Registers the flows with a Prefect server: `python -m flows.deploy`, or `python -m flows.deploy --serve`.
 
-Deployed flows run as processes of the pool `flywheel` in this very folder (`prefect deployment run round/local -p
+Deployed flows run as processes of the pool `flywheel` in this folder (`prefect deployment run round/local -p
 round=r2`); served ones (`round/served`) for as long as this process does. `infra/prefect.yaml` is the first kind for
 `prefect deploy`.
 """
@@ -18,34 +18,34 @@ from prefect.exceptions import ObjectAlreadyExists
 from flows.services import POOL
 
 NAME, SERVED = "local", "served"
-"""Deployments of the two kinds are told apart by name: one must not take the other's place."""
+"""Deployment names. They differ, so that one kind does not replace the other."""
 FLOWS = {
     "flows/round.py:run_round": "Bring one round up to date.",
-    "flows/campaign.py:run_campaign": "Run rounds, one from the other.",
+    "flows/campaign.py:run_campaign": "Run rounds, one after the other.",
 }
 
 
 def deploy(root: Path) -> list[str]:
-    """Makes the pool if it is not there, and registers both flows for it; gives the deployments' names."""
+    """Creates the pool if it is missing, registers both flows for it, and returns the deployments' names."""
     make_pool()
     return [_deploy(root, entrypoint, text) for entrypoint, text in FLOWS.items()]
 
 
 def make_pool() -> None:
-    """Makes the process work pool, unless there is one of that name."""
+    """Creates the process work pool, unless it exists."""
     with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
 
 
 def _deploy(root: Path, entrypoint: str, text: str) -> str:
     flow: Any = Flow.from_source(str(root.resolve()), entrypoint)
-    # One run at a time: a second one of the same round would only meet its locks.
+    # One run at a time: a second run of the same round would fail at its locks.
     flow.deploy(NAME, POOL, description=text, concurrency_limit=1, print_next_steps=False, ignore_warnings=True)
     return f"{flow.name}/{NAME}"
 
 
 def serve_here(root: Path) -> None:
-    """Serves both flows from this process until it is ended."""
+    """Serves both flows from this process until it is stopped."""
     flows: list[Any] = [Flow.from_source(str(root.resolve()), entrypoint) for entrypoint in FLOWS]
     serve(*(flow.to_deployment(SERVED, description=text) for flow, text in zip(flows, FLOWS.values(), strict=True)))
 

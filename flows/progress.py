@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a flow: a line for each stage that ended, and, on a terminal, what is running."""
+"""Progress of a flow: a line for each stage that ended and, on a terminal, a status line of what is running."""
 
 import time
 from pathlib import Path
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.status import Status
 
 from flows.reproduce import Reproduced
-from tasks import store
+from tasks.core import store
 
 
 class Progress:
     """Counts the stages of a flow run and prints a line for each: `[ 7/29] generate@r1  12.3 s  responses 5600`."""
 
     def __init__(self, root: Path, total: int) -> None:
-        self.root, self.total, self.done = root, total, 0
+        self.root, self.total, self.count = root, total, 0
         self.running: dict[str, float] = {}
         self.console = Console(highlight=False, soft_wrap=True)
         self.status = Status("", console=self.console)
@@ -38,24 +38,30 @@ class Progress:
 
     def finished(self, outcome: Reproduced) -> None:
         """A stage is up to date."""
-        said = rows(self.root, outcome.address) if outcome.ran else "was up to date"
-        self._line(outcome.address, said)
+        self._line(outcome.address, rows(self.root, outcome.address) if outcome.ran else "was up to date")
+        for warning in manifest_of(self.root, outcome.address).warnings if outcome.ran else ():
+            self.console.print(f"[yellow]warning: {outcome.address}: {warning}[/]")
 
     def failed(self, item: str) -> None:
-        """A stage failed; its message comes with the flow's error."""
+        """A stage failed; the flow's error carries its message."""
         self._line(item, "[red]failed[/]")
 
-    def _line(self, item: str, said: str) -> None:
-        self.done += 1
+    def _line(self, item: str, result: str) -> None:
+        self.count += 1
         seconds = time.perf_counter() - self.running.pop(item)
-        count = f"\\[{self.done:{len(str(self.total))}}/{self.total}]"
-        self.console.print(f"{count} {item:<18}{seconds:7.1f} s  {said}")
+        position = f"\\[{self.count:{len(str(self.total))}}/{self.total}]"
+        self.console.print(f"{position} {item:<18}{seconds:7.1f} s  {result}")
         self.status.update(f"running {', '.join(self.running)}")
 
 
 def rows(root: Path, address: str) -> str:
-    """The tables that a stage wrote with their numbers of rows, as in `responses 5600`."""
+    """Names and row counts of the tables that a stage wrote, as in `responses 5600`."""
+    outputs = manifest_of(root, address).outputs
+    counts = {n: o.rows for n, o in outputs.items() if o.rows}
+    return ", ".join(f"{n} {count}" for n, count in counts.items()) or ", ".join(outputs)
+
+
+def manifest_of(root: Path, address: str) -> store.Manifest:
+    """The manifest of a stage by its address."""
     group, _, name = address.partition("@")
-    manifest = store.manifests(root, name)[group.removesuffix("-base")]
-    counts = {n: o.rows for n, o in manifest.outputs.items() if o.rows}
-    return ", ".join(f"{n} {count}" for n, count in counts.items()) or ", ".join(manifest.outputs)
+    return store.manifests(root, name)[group.removesuffix("-base")]

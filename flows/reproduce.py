@@ -1,7 +1,7 @@
-"""The one Prefect task: `dvc repro --single-item stage@round`, in a process group of its own.
+"""The one Prefect task: `dvc repro --single-item stage@round`, in its own process group.
 
-One process a stage: its memory is freed when it ends, it can be killed alone, and DVC refuses to run the same stage
-twice at once (two threads of one process it would let pass). Prefect's result cache is off: DVC decides what is stale.
+One process per stage: its memory is freed when it ends, it can be killed alone, and DVC refuses to run the same stage
+twice at once (which it does not check between threads). Prefect's result cache is off: DVC decides what is stale.
 """
 
 import os
@@ -23,19 +23,21 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from tasks import plan
-from tasks.errors import FlywheelError
+from tasks.core.errors import FlywheelError
+from tasks.project import graph
 
-KEPT_LINES = 200
+MAX_LINES = 200
+"""Lines of a stage's output that are kept for its error message."""
 LAST_LINES = 15
+"""Lines in the message of a stage that printed no error of its own."""
 GRACE = 5.0
-"""Seconds between asking a stage to end and killing it."""
-CHATTER = re.compile(r"\s*(To (track the changes|enable auto staging).*|git add .*|dvc config .*|Use `dvc push`.*)?")
-"""What DVC says after every stage, and nobody wants to read in a log."""
+"""Seconds between SIGTERM and SIGKILL."""
+NOISE = re.compile(r"\s*(To (track the changes|enable auto staging).*|git add .*|dvc config .*|Use `dvc push`.*)?")
+"""Hints that DVC prints after every stage; left out of the log."""
 TRY_AGAIN = 75
-"""The exit code of a stage whose engine could not answer (EX_TEMPFAIL): the one failure that may pass by itself."""
+"""Exit code of a stage whose engine could not answer (EX_TEMPFAIL), which a retry may fix."""
 BACKOFF = 5.0
-"""Seconds before the first retry; each further one waits twice as long."""
+"""Seconds before the first retry; doubled for each further one."""
 
 WARM = """
 import gc, os, sys
@@ -50,52 +52,53 @@ if address := sys.stdin.readline().strip():
     gc.freeze()
     sys.exit(code)
 """
-"""A process that has DVC imported when it is told its stage. Another stage that finishes holds DVC's lock for a moment:
-it waits for that, since a failure would cost a whole stage."""
+"""Imports DVC, then waits for the address of a stage on stdin. `--wait-for-lock` because another stage that finishes holds
+DVC's lock for a moment, and a failure would cost a whole stage."""
 
 _running: set[subprocess.Popen[str]] = set()
 _spare: list[subprocess.Popen[str]] = []
-"""The next stage's process: it imports while this one's stage runs. There is one only while a flow runs."""
+"""The next stage's process, which imports while the current stage runs. Only filled while a flow runs."""
 _flowing = Event()
 _interrupted = Event()
-"""Set while a flow is being ended: what was killed for that is not tried again."""
+"""Set while a flow is being stopped: stages that were killed for that are not retried."""
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """What DVC did about a stage."""
+    """Result of `dvc repro` for a stage."""
 
     address: str
     seconds: float
     ran: bool
-    """Whether its command ran: otherwise it was up to date, or restored from DVC's run cache."""
+    """Whether its command ran. If not, it was up to date or restored from DVC's run cache."""
 
 
 class StageFailed(FlywheelError):
-    """A stage's process failed; the text is the stage's own message."""
+    """A stage's process failed; carries the stage's own message."""
 
     def __init__(self, address: str, message: str, code: int) -> None:
         super().__init__(f"{address}: {message}")
         self.address, self.code = address, code
+        self.exit_code = TRY_AGAIN if code == TRY_AGAIN else 1
 
     @property
-    def may_pass(self) -> bool:
-        """Whether trying again can help: the engine could not answer, or the process was killed."""
+    def retryable(self) -> bool:
+        """Whether a retry can help: the engine could not answer, or the process was killed."""
         return self.code == TRY_AGAIN or self.code < 0 or (self.code > 128 and self.code != 255)
 
 
 @task(task_run_name="{stage_address}", cache_policy=NO_CACHE, persist_result=False)
 def reproduce(stage_address: str) -> Reproduced:
-    """Brings one stage up to date, in the project that is the working directory.
+    """Brings one stage up to date, in the project of the working directory.
 
     Raises:
         StageFailed: with the stage's own message.
     """
-    log, lines, clock = get_run_logger(), deque[str](maxlen=KEPT_LINES), time.perf_counter()
+    log, lines, clock = get_run_logger(), deque[str](maxlen=MAX_LINES), time.perf_counter()
     with _process(stage_address) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
-            if not CHATTER.fullmatch(lines[-1]):
+            if not NOISE.fullmatch(lines[-1]):
                 log.info(lines[-1])
         code = process.wait()
     if code != 0:
@@ -105,47 +108,47 @@ def reproduce(stage_address: str) -> Reproduced:
 
 
 def with_retries(retries: int) -> Any:
-    """The task, retried with back-off where trying again can help."""
+    """The task, with exponential back-off where a retry can help."""
     return reproduce.with_options(
         retries=retries,
         retry_delay_seconds=exponential_backoff(BACKOFF) if retries else 0,
-        retry_condition_fn=_may_pass,
+        retry_condition_fn=_is_retryable,
     )
 
 
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
+def _is_retryable(task: Any, run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.may_pass and not _interrupted.is_set()
+    return isinstance(error, StageFailed) and error.retryable and not _interrupted.is_set()
 
 
 @contextmanager
 def _process(address: str) -> Iterator[subprocess.Popen[str]]:
-    process = _told(address)
+    process = _start(address)
     _running.add(process)
     try:
         if _flowing.is_set():
-            with suppress(OSError):  # no room for a spare one is no reason to fail
-                _spare.append(_waiting())
+            with suppress(OSError):  # a failure to start a spare process is harmless
+                _spare.append(_spawn())
         yield process
     finally:
         end(process)
         _running.discard(process)
 
 
-def _told(address: str) -> subprocess.Popen[str]:
-    """A process that goes on with this stage: the spare one, if it is there and alive."""
+def _start(address: str) -> subprocess.Popen[str]:
+    """Starts a stage in the spare process, if there is a live one, else in a new one."""
     try:
         process = _spare.pop()
     except IndexError:
-        process = _waiting()
+        process = _spawn()
     try:
         print(address, file=process.stdin, flush=True)
-    except BrokenPipeError:  # somebody killed it
-        return _told(address)
+    except BrokenPipeError:  # the spare process was killed
+        return _start(address)
     return process
 
 
-def _waiting() -> subprocess.Popen[str]:
+def _spawn() -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", WARM],
         stdin=subprocess.PIPE,
@@ -159,13 +162,13 @@ def _waiting() -> subprocess.Popen[str]:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, in which `dvc` and `flywheel` are those of this very Python."""
+    """Environment of stages: PATH starts with this Python's folder, so `dvc` and `flywheel` are its own."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Ends a process with its whole group: asked first, killed after a grace."""
+    """Stops a process group: SIGTERM, then SIGKILL after `GRACE` seconds."""
     if process.poll() is not None:
         return
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -181,11 +184,9 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def ended_with() -> Iterator[None]:
-    """Whatever ends the block early (Ctrl-C, Prefect's cancellation, an error) ends the stages that are running, and its
-    end the process that waits for the next one.
-
-    They are in process groups of their own: nobody else would.
+def stopping_stages() -> Iterator[None]:
+    """Stops the running stages when the block ends early (Ctrl-C, Prefect's cancellation, an error), and the spare process
+    when it ends at all. They are in process groups of their own, so nothing else stops them.
     """
     _interrupted.clear()
     _flowing.set()
@@ -203,23 +204,23 @@ def ended_with() -> Iterator[None]:
 
 
 def failure(lines: list[str]) -> str:
-    """The message in a failed stage's output: what `flywheel` printed, else the last lines."""
+    """The message in a failed stage's output: the error that `flywheel` printed, else the last lines."""
     if any(" is busy, it is being blocked by" in line for line in lines):
-        return plan.busy("\n".join(lines))
+        return graph.busy("\n".join(lines))
     starts = [i for i, line in enumerate(lines) if line.startswith("flywheel: ")]
     if not starts:
-        said = [
+        output = [
             line
             for line in lines
             if line and not line.startswith(("Running stage", "> ", "ERROR: failed to reproduce"))
         ]
-        return "\n".join(said[-LAST_LINES:]) or "it ended without a word"
+        return "\n".join(output[-LAST_LINES:]) or "it ended without output"
     message = lines[starts[-1] :]
     ends = [i for i, line in enumerate(message) if line.startswith("ERROR: ")]
     return "\n".join(message[: ends[0] if ends else None]).removeprefix("flywheel: ").strip()
 
 
 def _stage_code(lines: list[str], code: int) -> int:
-    """The exit code of the stage's own process, which DVC names in its last line; else DVC's."""
-    found = [m.group(1) for line in lines if (m := re.search(r"exited with (-?\d+)$", line))]
-    return int(found[-1]) if found else code
+    """Exit code of the stage's own process, which DVC prints in its last line; else DVC's."""
+    codes = [m.group(1) for line in lines if (m := re.search(r"exited with (-?\d+)$", line))]
+    return int(codes[-1]) if codes else code

@@ -1,8 +1,8 @@
-"""Brings a round up to date: its stale stages in the order of their inputs, each one a run of the task `reproduce`.
+"""Brings a round up to date: runs its stale stages in topological order, each as a run of the task `reproduce`.
 
-Independent stages may run at the same time (a round is evaluated while the next one writes its prompts); of those that
-can start, the one with most after it starts first. The order is kept here, not left to Prefect's `wait_for`, under
-which a waiting task would hold one of the few places.
+Independent stages may run at the same time (a round is evaluated while the next one writes its prompts). Of the stages
+that can start, the one with the most descendants goes first. Scheduling is done here and not by Prefect's `wait_for`,
+where a waiting task would occupy one of the few workers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,10 @@ from prefect.futures import PrefectFuture
 
 from flows.connection import HereFlow
 from flows.progress import Progress
-from flows.reproduce import Reproduced, ended_with, with_retries
-from tasks import plan
+from flows.reproduce import Reproduced, stopping_stages, with_retries
+from tasks.project import graph as graphs
 
-LAST = ("gate@", "evaluate-base@")
+FINAL = ("gate@", "evaluate-base@")
 """The last stages of a round and of a base."""
 
 Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduced]]
@@ -31,12 +31,12 @@ Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduc
 
 @partial(HereFlow, name="round", flow_run_name="{round}")
 def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
-    """Bring a round up to date: itself, the rounds that it descends from, and those whose models judge it.
+    """Bring a round up to date: itself, the rounds that it descends from, and its anchors.
 
     Args:
         round: A round or base of params.yaml, such as r2.
-        concurrency: How many stages may run at the same time; each is a process of its own.
-        retries: How often a stage is tried again when its engine could not answer or it was killed.
+        concurrency: Number of stages that may run at the same time, each in its own process.
+        retries: Number of retries of a stage whose engine could not answer or that was killed.
 
     Returns:
         The addresses of the stages that were brought up to date.
@@ -45,39 +45,39 @@ def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
 
 
 def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> list[str]:
-    """Runs the stale stages of rounds, their ancestors and jurors, in the flow run that it is called in, and publishes them.
+    """Runs the stale stages of rounds and of their ancestors in the current flow run, and publishes the results.
 
     Raises:
-        StageFailed: of the first stage that failed; those that were running are finished, none is started after it, and
-            what was made is published all the same.
+        StageFailed: of the first stage that failed. Running stages finish, no further one starts, and what was made is
+            still published.
     """
-    from tasks.params import load_params
+    from tasks.project.params import load_params
 
     root = Path()
-    todo = plan.stale(root, *names)
-    whole = plan.graph(load_params(root), names)
+    todo = graphs.stale(root, *names)
+    whole = graphs.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
-    with published() as soon, ended_with(), Progress(root, len(todo)) as progress:
+    with publishing() as publish_soon, stopping_stages(), Progress(root, len(todo)) as progress:
 
         def submit(item: str, after: list[PrefectFuture[Reproduced]]) -> PrefectFuture[Reproduced]:
             future = task.submit(item, wait_for=after)
-            if item.startswith(LAST):
-                future.add_done_callback(lambda _: soon())
+            if item.startswith(FINAL):
+                future.add_done_callback(lambda _: publish_soon())
             return future
 
         run_graph(graph, submit, concurrency, progress)
     return todo
 
 
-def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Progress) -> None:
-    """Runs every stage of a graph after those that it needs, at most `concurrency` at a time.
+def run_graph(graph: graphs.Graph, submit: Submit, concurrency: int, progress: Progress) -> None:
+    """Runs the stages of a graph in topological order, at most `concurrency` at a time.
 
     Raises:
-        Exception: of the first task that failed, once the ones that were running have ended.
+        Exception: of the first task that failed, once the running ones have ended.
     """
-    weight = {item: len(plan.descendants(graph, [item])) for item in graph}
-    sorter, ready, ended = TopologicalSorter(graph), list[str](), SimpleQueue[str]()
+    weight = {item: len(graphs.descendants(graph, [item])) for item in graph}
+    sorter, ready, finished = TopologicalSorter(graph), list[str](), SimpleQueue[str]()
     sorter.prepare()
     futures: dict[str, PrefectFuture[Reproduced]] = {}
     running: set[str] = set()
@@ -89,8 +89,8 @@ def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Pro
             progress.started(item)
             running.add(item)
             futures[item] = submit(item, [futures[before] for before in sorted(graph[item])])
-            futures[item].add_done_callback(lambda _, item=item: ended.put(item))
-        item = _next(ended)
+            futures[item].add_done_callback(lambda _, item=item: finished.put(item))
+        item = _next(finished)
         running.remove(item)
         if isinstance(outcome := futures[item].result(raise_on_failure=False), Reproduced):
             sorter.done(item)
@@ -102,52 +102,52 @@ def run_graph(graph: plan.Graph, submit: Submit, concurrency: int, progress: Pro
         futures[failed[0]].result()
 
 
-def _next(ended: SimpleQueue[str]) -> str:
-    """The next stage that ends. Polars' signal handler restarts system calls: Ctrl-C would not wake an untimed wait."""
+def _next(finished: SimpleQueue[str]) -> str:
+    """The next stage that ends. Polls, because Polars' signal handler restarts system calls: Ctrl-C would not end `get`."""
     while True:
         with suppress(Empty):
-            return ended.get(timeout=0.5)
+            return finished.get(timeout=0.5)
 
 
 @contextmanager
-def published() -> Iterator[Callable[[], None]]:
-    """Publishes what the block made, also when it failed; its own error is the one that is told.
+def publishing() -> Iterator[Callable[[], None]]:
+    """Publishes the results when the block ends, also after an error, which is raised again.
 
-    Gives a function that brings MLflow up to date while the block goes on: rounds are seen there as they come, and little
-    is left for the end.
+    Yields a function that updates MLflow in the background while the block runs, so that rounds appear there early and
+    little is left for the end.
     """
     log, root = get_run_logger(), Path()
     with ThreadPoolExecutor(1) as background:
 
-        def soon() -> None:
-            with suppress(RuntimeError):  # the block has ended: all is published below
-                background.submit(_recorded, root, log)
+        def publish_soon() -> None:
+            with suppress(RuntimeError):  # the block has ended: everything is published below
+                background.submit(_record, root, log)
 
         try:
-            yield soon
+            yield publish_soon
         except Exception:
             background.shutdown(cancel_futures=True)
             try:
                 publish()
             except Exception:
-                log.exception("what was made before the failure could not be published")
+                log.exception("results from before the failure could not be published")
             raise
     publish()
 
 
-def _recorded(root: Path, log: Any) -> None:
-    from tasks.record import record
+def _record(root: Path, log: Any) -> None:
+    from tasks.views.record import record
 
     try:
-        record(root, crown=False)
-    except Exception as error:  # a stage may be replacing what is read; the last call must succeed
-        log.warning(f"MLflow is brought up to date at the end: {error}")
+        record(root, move_alias=False)
+    except Exception as error:  # a stage may be replacing its files; the last call must succeed
+        log.warning(f"MLflow will be updated at the end: {error}")
 
 
 def publish() -> None:
-    """Brings MLflow up to date, and shows the table of the rounds as an artifact in Prefect's UI."""
-    from tasks.record import record
-    from tasks.report import markdown
+    """Updates MLflow, and stores the table of the rounds as an artifact in Prefect's UI."""
+    from tasks.views.record import record
+    from tasks.views.report import markdown
 
     root = Path()
     get_run_logger().info(record(root))

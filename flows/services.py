@@ -1,11 +1,11 @@
-"""The local services that a person looks at: Prefect server and worker, MLflow UI; on loopback, each in a group of its own.
+"""Local services on loopback: Prefect server and worker, MLflow UI; each in its own process group.
 
-    .flywheel/services.json    who was started: pid, start time and command, so that `down` ends these and no others
+    .flywheel/services.json    pid, start time and command of each service, so that `down` stops these and no others
     .flywheel/prefect.db       Prefect's database: flow runs, task runs, artifacts
-    .flywheel/logs/            what the services print
+    .flywheel/logs/            output of the services
 
-Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000). Where a person has
-set another home or database for Prefect, that one is used.
+Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000). A home or database
+that is configured for Prefect is used as it is.
 """
 
 import json
@@ -25,25 +25,25 @@ from typing import Any
 import httpx
 import psutil
 
-from tasks.errors import FlywheelError
-from tasks.record import prepare, tracking_uri
+from tasks.core.errors import FlywheelError
+from tasks.views.record import prepare, tracking_uri
 
 POOL = "flywheel"
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
 DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""What Prefect calls the setting of its database, now and before."""
+"""Prefect's setting of its database: current and former name."""
 PATIENCE = 120.0
-"""Seconds until a service that does not answer counts as broken."""
+"""Seconds until a service that does not answer counts as failed."""
 GRACE = 10.0
-"""Seconds between asking a service to end and killing it."""
+"""Seconds between SIGTERM and SIGKILL."""
 SLACK = 2.0
-"""Seconds by which the start time of one process may differ between two looks: the system's clock is corrected."""
+"""Seconds by which two readings of a process's start time may differ, since the system clock is adjusted."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A service that can be started: what to run, and how to see that it is there."""
+    """A service that can be started: its command and its health check."""
 
     name: str
     command: list[str]
@@ -51,13 +51,13 @@ class Service:
     url: str = ""
     port: int | None = None
     setting: str = ""
-    """The variable that moves it to another port."""
+    """The environment variable of its port."""
     env: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Started:
-    """A service that was started: enough to know it again, since pids are used anew."""
+    """A started service: enough to identify its process, since pids are reused."""
 
     pid: int
     created: float
@@ -66,21 +66,21 @@ class Started:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The process, if it is still the one that was started."""
+        """Its process, if that is still the one that was started."""
         try:
             process = psutil.Process(self.pid)
-            # For a moment after its start a process has no command line yet.
+            # Right after its start a process has no command line yet.
             same = abs(process.create_time() - self.created) < SLACK and process.cmdline() in ([], self.command)
         except psutil.Error:
             return None
         return process if same else None
 
 
-# What there is to start
+# Services
 
 
 def prefect_server(root: Path) -> Service:
-    """Prefect's server with its UI, and its database under the project."""
+    """Prefect's server with its UI. Its database is under the project."""
     port = _port("PREFECT_SERVER_API_PORT", 4200)
     url = f"http://{HOST}:{port}"
     env = prefect_home(root) | database(root) | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
@@ -89,14 +89,14 @@ def prefect_server(root: Path) -> Service:
 
 
 def worker(root: Path, api: str) -> Service:
-    """A worker that runs deployed flows as processes of this machine."""
+    """A Prefect worker that runs deployed flows as local processes."""
     env = prefect_home(root) | {"PREFECT_API_URL": api, "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", POOL]
     return Service("prefect worker", command, lambda: _polls(api), env=env)
 
 
 def mlflow_ui(root: Path) -> Service | None:
-    """MLflow's UI over the store that `flywheel record` writes to; None where that is a server, which has its own."""
+    """MLflow's UI for the store that `flywheel record` writes to; None where that is a server with its own UI."""
     store = tracking_uri(root)
     if "://" in store and store.split(":")[0] in ("http", "https", "databricks"):
         return None
@@ -104,13 +104,15 @@ def mlflow_ui(root: Path) -> Service | None:
     url = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     env = {
-        "MLFLOW_BACKEND_STORE_URI": store,  # which may hold a password: every user of the machine sees command lines
-        # Its job runners would be eight more processes, for features that nobody uses here.
+        "MLFLOW_BACKEND_STORE_URI": store,  # not an argument: it may hold a password, and every user sees command lines
+        # Its job runners would be eight more processes, for unused features.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": "",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return Service("mlflow", command, lambda: _asked("GET", f"{url}/health") is not None, url, port, "MLFLOW_PORT", env)
+    return Service(
+        "mlflow", command, lambda: _request("GET", f"{url}/health") is not None, url, port, "MLFLOW_PORT", env
+    )
 
 
 def home(root: Path) -> Path:
@@ -119,12 +121,12 @@ def home(root: Path) -> Path:
 
 
 def prefect_home(root: Path) -> dict[str, str]:
-    """The setting of where Prefect keeps its files, unless it is set."""
+    """PREFECT_HOME under the project; empty if it is already set."""
     return {} if "PREFECT_HOME" in os.environ else {"PREFECT_HOME": str(home(root) / "prefect")}
 
 
 def database(root: Path) -> dict[str, str]:
-    """The setting of where Prefect keeps its history, unless it is set."""
+    """The setting of Prefect's database under the project; empty if one is already set."""
     if any(name in os.environ for name in DATABASE):
         return {}
     home(root).mkdir(exist_ok=True)
@@ -138,33 +140,33 @@ def _port(variable: str, default: int) -> int:
     return int(value)
 
 
-# Is it there?
+# Health
 
 
 def answers(api: str) -> bool:
-    """Whether a Prefect server answers at an API URL; not just any server that listens there."""
-    # A workspace of Prefect Cloud (`…/api/accounts/…`) has no health of its own.
-    found = _asked("GET", f"{api.partition('/accounts/')[0].rstrip('/')}/health")
-    return found is not None and found.text.strip() == "true"
+    """Whether a Prefect server, and not another program, answers at an API URL."""
+    # A workspace of Prefect Cloud (`…/api/accounts/…`) has no health endpoint of its own.
+    response = _request("GET", f"{api.partition('/accounts/')[0].rstrip('/')}/health")
+    return response is not None and response.text.strip() == "true"
 
 
 def _polls(api: str) -> bool:
-    found = _asked("POST", f"{api}/work_pools/{POOL}/workers/filter", json={})
-    return found is not None and any(w["status"] == "ONLINE" for w in found.json())
+    response = _request("POST", f"{api}/work_pools/{POOL}/workers/filter", json={})
+    return response is not None and any(w["status"] == "ONLINE" for w in response.json())
 
 
-def _asked(method: str, url: str, json: Any = None) -> httpx.Response | None:
-    """The answer to a request, if there is a good one. A proxy is for what is not on this machine."""
+def _request(method: str, url: str, json: Any = None) -> httpx.Response | None:
+    """The response, if its status is 200; else None. A proxy is used only for other machines."""
     try:
         trust_env = httpx.URL(url).host not in LOOPBACK
-        found = httpx.request(method, url, json=json, timeout=3, trust_env=trust_env)
+        response = httpx.request(method, url, json=json, timeout=3, trust_env=trust_env)
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
-    return found if found.status_code == httpx.codes.OK else None
+    return response if response.status_code == httpx.codes.OK else None
 
 
 def running(root: Path) -> dict[str, Started]:
-    """The services of this project that were started and are still alive."""
+    """This project's services that are alive."""
     path = home(root) / "services.json"
     try:
         started = {name: Started(**values) for name, values in json.loads(path.read_text()).items()}
@@ -174,32 +176,31 @@ def running(root: Path) -> dict[str, Started]:
 
 
 def running_server(root: Path) -> str | None:
-    """The API URL of this project's Prefect server, if it is up."""
+    """API URL of this project's Prefect server, if it answers."""
     started = running(root).get("prefect server")
     return f"{started.url}/api" if started and answers(f"{started.url}/api") else None
 
 
-# Start and end
+# Start and stop
 
 
 def up(root: Path) -> None:
-    """Starts what is not running yet: Prefect server, deployments, worker, MLflow UI; waits for each, prints where it is.
+    """Starts the missing services (Prefect server, deployments, worker, MLflow UI), waits for each and prints its URL.
 
     Raises:
-        FlywheelError: for a busy port, and for a service that does not come up (with the end of its log).
+        FlywheelError: when a port is taken or a service does not start (with the end of its log).
     """
-    there = running(root)
-    with _ended_on_error(root):
-        api = _start_missing(root, there)
+    with _stopping_on_error(root):
+        api = _start_missing(root, running(root))
     for name, started in running(root).items():
         print(f"{name:<16}{started.url or f'polls the pool {POOL!r}'}")
-    print(f"`export PREFECT_API_URL={api}` is for `prefect` commands of yours, such as `prefect deployment run`;")
-    print("`flywheel down` ends the services; their logs are in .flywheel/logs")
+    print(f"`export PREFECT_API_URL={api}` points `prefect` commands at it, such as `prefect deployment run`;")
+    print("`flywheel down` stops the services; their logs are in .flywheel/logs")
 
 
-def _start_missing(root: Path, there: dict[str, Started]) -> str:
+def _start_missing(root: Path, alive: dict[str, Started]) -> str:
     server = prefect_server(root)
-    first = [s for s in (server, mlflow_ui(root)) if s and s.name not in there]
+    first = [s for s in (server, mlflow_ui(root)) if s and s.name not in alive]
     for service in first:
         _check_port(service)
     prepare(root)
@@ -208,15 +209,15 @@ def _start_missing(root: Path, there: dict[str, Started]) -> str:
     for service in first:
         _wait(root, service)
     api = f"{running(root)[server.name].url}/api"
-    if "prefect worker" not in there:
+    if "prefect worker" not in alive:
         _deploy(root, api)
         _start(root, worker(root, api))
     return api
 
 
 @contextmanager
-def _ended_on_error(root: Path) -> Iterator[None]:
-    """Ends what was started in the block when the block ends early, be it by Ctrl-C."""
+def _stopping_on_error(root: Path) -> Iterator[None]:
+    """Stops the services that the block started when it ends early, also by Ctrl-C."""
     before = running(root)
     try:
         yield
@@ -226,27 +227,27 @@ def _ended_on_error(root: Path) -> Iterator[None]:
 
 
 def down(root: Path) -> None:
-    """Ends exactly what `up` started; does nothing when that has ended already."""
-    there = running(root)
-    _stop(root, *there)
-    print(f"ended: {', '.join(there)}" if there else "nothing is running that `flywheel up` started")
+    """Stops the services that `up` started and that still run, and nothing else."""
+    alive = running(root)
+    _stop(root, *alive)
+    print(f"stopped: {', '.join(alive)}" if alive else "nothing is running that `flywheel up` started")
 
 
 @contextmanager
 def server(root: Path) -> Iterator[str]:
-    """The API URL of a Prefect server, for as long as the block lasts: one that runs already, or one started for it.
+    """Yields the API URL of a Prefect server: one that runs already, or one started for the block.
 
-    Every flow of the block uses it: it is set as PREFECT_API_URL.
+    Sets PREFECT_API_URL, so every flow in the block uses it.
 
     Raises:
-        FlywheelError: for a busy port, and for a server that does not come up.
+        FlywheelError: when the port is taken or the server does not start.
     """
     configured = os.environ.get("PREFECT_API_URL")
-    found = configured if configured and answers(configured) else running_server(root)
-    if configured and found != configured:
-        print(f"PREFECT_API_URL={configured}: no Prefect server answers there; {found or 'one for this run'} is used")
-    with _environment("PREFECT_API_URL", found) if found else _own_server(root) as url:
-        yield url
+    url = configured if configured and answers(configured) else running_server(root)
+    if configured and url != configured:
+        print(f"PREFECT_API_URL={configured}: no Prefect server answers there; using {url or 'one for this run'}")
+    with _environment("PREFECT_API_URL", url) if url else _own_server(root) as api:
+        yield api
 
 
 @contextmanager
@@ -256,7 +257,7 @@ def _own_server(root: Path) -> Iterator[str]:
     try:
         _launch(root, service)
         with _environment("PREFECT_API_URL", f"{service.url}/api") as url:
-            import_module("prefect")  # which takes about as long as the server needs to come up
+            import_module("prefect")  # takes about as long as the server needs to start
             _wait(root, service)
             yield url
     finally:
@@ -308,7 +309,7 @@ def _wait(root: Path, service: Service) -> None:
             return
         time.sleep(0.2)
     log = _log(root, service).read_text().strip().splitlines()[-15:]
-    raise FlywheelError(f"{service.name} did not come up; the end of its log:\n" + "\n".join(log))
+    raise FlywheelError(f"{service.name} did not start; the end of its log:\n" + "\n".join(log))
 
 
 def _stop(root: Path, *names: str) -> None:
@@ -317,17 +318,17 @@ def _stop(root: Path, *names: str) -> None:
 
 
 def _end(*services: Started) -> None:
-    """Ends services with their whole process groups, where they still are what was started."""
+    """Stops services with their process groups, where the processes are still the started ones."""
     alive = [process for s in services if (process := s.process)]
-    whole = [p for process in alive for p in (process, *process.children(recursive=True))]
+    processes = [p for process in alive for p in (process, *process.children(recursive=True))]
     for process in alive:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-    _, left = psutil.wait_procs(whole, timeout=GRACE)
-    for straggler in left:
+    _, stragglers = psutil.wait_procs(processes, timeout=GRACE)
+    for straggler in stragglers:
         with suppress(psutil.NoSuchProcess):
             straggler.kill()
-    psutil.wait_procs(left, timeout=GRACE)
+    psutil.wait_procs(stragglers, timeout=GRACE)
 
 
 def _remember(root: Path, name: str, started: Started) -> None:
@@ -361,7 +362,7 @@ def _check_port(service: Service) -> None:
 
 
 def _holder(port: int | None) -> str:
-    """Who listens on a port, as far as this user may know."""
+    """The process that listens on a port, if this user may see it."""
     try:
         pids = [c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
         process = psutil.Process(next(p for p in pids if p))
@@ -372,8 +373,8 @@ def _holder(port: int | None) -> str:
 
 def _deploy(root: Path, api: str) -> None:
     environment = os.environ | {"PREFECT_API_URL": api}
-    done = subprocess.run(
+    deployment = subprocess.run(
         [sys.executable, "-m", "flows.deploy"], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise FlywheelError(f"the flows could not be deployed to {api}:\n{done.stderr.strip()[-2000:]}")
+    if deployment.returncode:
+        raise FlywheelError(f"the flows could not be deployed to {api}:\n{deployment.stderr.strip()[-2000:]}")

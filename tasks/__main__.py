@@ -1,6 +1,6 @@
 """`flywheel`: rounds, stages, SQL, promotion and services from the command line.
 
-Only typer is imported here at the top: `flywheel --help` answers at once, each command imports what it needs.
+Imports only typer at the top, so `flywheel --help` is fast; each command imports what it needs.
 """
 
 import atexit
@@ -23,37 +23,41 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="A data flywheel for language models: rounds that can be reproduced, queried, diffed, gated and rolled back.",
 )
-round_app = typer.Typer(no_args_is_help=True, help="Add, list and remove rounds of params.yaml.")
+round_app = typer.Typer(no_args_is_help=True, help="Add, show, list and remove rounds of params.yaml.")
 base_app = typer.Typer(no_args_is_help=True, help="Add bases: the models that rounds start from.")
+recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: published methods as settings of the stages.")
 app.add_typer(round_app, name="round")
 app.add_typer(base_app, name="base")
+app.add_typer(recipe_app, name="recipe")
 
 Name = Annotated[str, typer.Argument(help="A round or base of params.yaml, such as r2.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY=VALUE, such as generate.temperature=0.9; repeatable.")
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, such as generate.sample.temperature=0.9; repeatable.")
 ]
 ROOT = Path()
 GARBAGE = 100_000, 50, 1000
-"""When a stage looks for garbage: importing transformers makes millions of objects and none, and looking for some took a
+"""Of a stage's garbage collector: importing transformers makes millions of objects and no garbage, and collecting took a
 quarter of the start-up."""
 ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count() or 1},muzzy_decay_ms:0"}
-"""For polars' memory, before it is imported: by default it is parted among four times as many threads as there are cores,
-and what is freed is kept for a while. So a stage needs a sixth less at its peak, and no more time (benchmarks/chain.py)."""
+"""jemalloc options, set before polars is imported. By default there are four arenas per core, and freed memory is returned
+late; with these, a stage's peak memory is a sixth lower, at the same speed (benchmarks/chain.py)."""
 
 
 @app.command(rich_help_panel="Rounds")
 def run(
     round: Name,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would run: stages, requests, estimated tokens.")
+        bool, typer.Option("--dry-run", help="Print what would run: stages, requests, estimated tokens.")
     ] = False,
 ) -> None:
-    """Bring a round up to date: itself, the rounds that it descends from, and those whose models judge it."""
-    from tasks import plan
+    """Bring a round up to date: itself, the rounds that it descends from, and its anchors."""
+    from tasks.project import graph
 
-    stale = plan.stale(ROOT, round)
+    stale = graph.stale(ROOT, round)
     if dry_run:
-        plan.show(ROOT, round, stale)
+        from tasks.project.estimate import show
+
+        show(ROOT, round, stale)
     elif not stale:
         typer.echo(f"{round} is up to date; nothing to do.")
     else:
@@ -64,9 +68,9 @@ def run(
 
 @app.command(rich_help_panel="Rounds")
 def campaign(
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How many rounds the campaign shall have.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds in the campaign.")] = 3,
 ) -> None:
-    """Run rounds one after the other, each from the last promoted one; appends those that params.yaml lacks."""
+    """Run rounds one after the other; append the missing ones to params.yaml, each from the champion."""
     from flows.campaign import run_campaign
 
     run_campaign(rounds)
@@ -76,33 +80,51 @@ def campaign(
 def round_add(
     name: Annotated[str, typer.Argument(help="The new round's name.")],
     parent: Annotated[str, typer.Option("--parent", help="The round or base that it starts from.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="How it is made; `flywheel recipes` lists them (default: defaults.recipe)."),
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="Another base or round whose model or tables its strategies use.")
+    ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", help="The round whose block is copied (default: the parent).")
+        str | None, typer.Option("--like", help="A round whose recipe, anchor and settings it copies.")
     ] = None,
     set_: Settings = None,
 ) -> None:
     """Append a round to params.yaml; its comments stay."""
-    from tasks.params import add_round
+    from tasks.project.edit import add_round
 
-    add_round(ROOT, name, parent, set_ or [], like)
-    typer.echo(f"params.yaml has {name} now; `flywheel run {name}` runs it.")
+    add_round(ROOT, name, parent, set_, recipe=recipe, anchor=anchor, like=like)
+    typer.echo(
+        f"params.yaml has {name} now; `flywheel run {name}` runs it, `flywheel round show {name}` shows its values."
+    )
+
+
+@round_app.command("show")
+def round_show(name: Name) -> None:
+    """Every setting of a round or base with its origin: set, recipe, base, or the strategy's default."""
+    from tasks.views.settings import show_round
+
+    show_round(ROOT, name)
 
 
 @round_app.command("list")
 def round_list() -> None:
-    """The bases and rounds as a tree, with what has been made of each."""
-    from tasks.report import show_tree
+    """The bases and rounds as a tree, with the state of each."""
+    from tasks.views.report import show_tree
 
     show_tree(ROOT)
 
 
 @round_app.command("remove")
 def round_remove(name: Name) -> None:
-    """Take a round out of params.yaml; refuses when others descend from it. Its data stay."""
-    from tasks.params import remove_round
+    """Remove a round from params.yaml, unless others descend from it. Its data stay."""
+    from tasks.project.edit import remove_round
 
     remove_round(ROOT, name)
-    typer.echo(f"params.yaml no longer has {name}; its files are still in data/round={name}.")
+    data = f"; its files are still in data/round={name}" if (ROOT / f"data/round={name}").exists() else ""
+    typer.echo(f"params.yaml no longer has {name}{data}.")
 
 
 @base_app.command("add")
@@ -113,21 +135,21 @@ def base_add(
     set_: Settings = None,
 ) -> None:
     """Append a base to params.yaml: a pinned model of the hub, or a local folder."""
-    from tasks.params import add_base
+    from tasks.project.edit import add_base
 
-    add_base(ROOT, name, _base_block(hub, local), set_ or [])
+    add_base(ROOT, name, _base_block(hub, local), set_)
     typer.echo(
         f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it."
     )
 
 
 def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
-    from tasks.errors import FlywheelError
+    from tasks.core.errors import FlywheelError
 
     if (hub is None) == (local is None):
         raise FlywheelError("name one of --hub ID@REVISION and --local DIR")
     if local is not None:
-        from tasks.models import check, digest
+        from tasks.core.models import check, digest
 
         check(local)
         return {"strategy": "local", "path": str(local), "digest": digest(local)}
@@ -138,21 +160,62 @@ def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
 
 
 @app.command(rich_help_panel="Rounds")
+def recipes() -> None:
+    """List the recipes: the methods by which a round can be made."""
+    from tasks.views.settings import show_recipes
+
+    show_recipes(ROOT)
+
+
+@recipe_app.command("show")
+def recipe_show(name: Annotated[str, typer.Argument(help="A recipe, such as sharpen.")]) -> None:
+    """A recipe: what it does, its paper, its settings."""
+    from tasks.views.settings import show_recipe
+
+    show_recipe(ROOT, name)
+
+
+@app.command(rich_help_panel="Rounds")
 def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
     gc.set_threshold(*GARBAGE)
     os.environ |= {**ALLOCATOR, **os.environ}
-    from tasks.execute import run_stage
+    from tasks.core.plan import edited_sources
+    from tasks.project.execute import run_stage
 
-    done = run_stage(ROOT, round, name)
-    rows = ", ".join(f"{n} {o.rows}" if o.kind == "table" else n for n, o in done.outputs.items() if o.rows != 0)
-    typer.echo(f"{name}@{round}: {rows or 'nothing'} in {sum(done.seconds.values()):.1f} s")
+    for file in edited_sources(ROOT):
+        typer.secho(
+            f"warning: {file} was edited since the plan was made; the stage runs as planned before", fg="yellow"
+        )
+    manifest = run_stage(ROOT, round, name)
+    rows = ", ".join(f"{n} {o.rows}" if o.kind == "table" else n for n, o in manifest.outputs.items() if o.rows != 0)
+    for warning in manifest.warnings:
+        typer.secho(f"warning: {name}@{round}: {warning}", fg="yellow")
+    typer.echo(f"{name}@{round}: {rows or 'nothing'} in {sum(manifest.seconds.values()):.1f} s")
+
+
+@app.command(rich_help_panel="Files")
+def plan() -> None:
+    """Write the plan of every stage to data/plan: what DVC runs when params.yaml, a recipe, a seeds file or code was edited."""
+    from tasks.core.errors import FlywheelError
+    from tasks.project import pipeline
+    from tasks.project.params import load_params
+    from tasks.project.plan import write
+
+    params = load_params(ROOT)
+    if pipeline.is_outdated(ROOT, params):
+        pipeline.write(ROOT, params)
+        raise FlywheelError(
+            "dvc.yaml lacked dependencies that rounds need, and was rendered again; run the command again"
+        )
+    changed = write(ROOT)
+    typer.echo(f"data/plan: {changed} plan{'s' * (changed != 1)} changed" if changed else "data/plan is up to date")
 
 
 @app.command(rich_help_panel="Rounds")
 def promote(round: Name) -> None:
     """Move the registered model's alias to a round, forward or back."""
-    from tasks.record import promote as move
+    from tasks.views.record import promote as move
 
     typer.echo(move(ROOT, round))
 
@@ -166,13 +229,16 @@ def sql(
         Literal["table", "csv", "json"], typer.Option("--format", help="How rows are printed.")
     ] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write the rows to this Parquet file instead.")] = None,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the query read files outside the project, and addresses.")
+    ] = False,
     write_views: Annotated[
         Path | None, typer.Option("--write-views", help="Make a small .duckdb file of views for other clients.")
     ] = None,
 ) -> None:
     """Query the tables of all rounds with SQL (DuckDB)."""
-    from tasks import catalog
-    from tasks.errors import FlywheelError
+    from tasks.core.errors import FlywheelError
+    from tasks.views import catalog
 
     if not query and not write_views:
         raise FlywheelError('name a query, as in `flywheel sql "show tables"`, or --write-views FILE')
@@ -180,7 +246,7 @@ def sql(
         catalog.write_views(ROOT, write_views)
         typer.echo(f"{write_views}: views of all rounds")
     if query:
-        catalog.show(ROOT, query, format, out)
+        catalog.show(ROOT, query, format, out, allow_files)
 
 
 @app.command(rich_help_panel="Look")
@@ -190,24 +256,24 @@ def trace(
         str | None, typer.Option("--round", help="Its round, where several have a row of that id.")
     ] = None,
 ) -> None:
-    """Everything that a row was made from: its responses, their verdicts, their prompts, the models that wrote them."""
-    from tasks.catalog import show_trace
+    """The lineage of a row: its responses, their verdicts, their prompts, the models that wrote them."""
+    from tasks.views.trace import show
 
-    show_trace(ROOT, id, round)
+    show(ROOT, id, round)
 
 
 @app.command(rich_help_panel="Look")
 def report() -> None:
     """The table of the rounds: accuracy by level, judges, rows, tokens, seconds."""
-    from tasks.report import show
+    from tasks.views.report import show
 
     show(ROOT)
 
 
 @app.command(rich_help_panel="Look")
 def doctor() -> None:
-    """What is installed, which engines and devices can be used, memory, what is broken and how to mend it."""
-    from tasks.doctor import show
+    """Check packages, engines, devices, memory and results; say what is broken and how to fix it."""
+    from tasks.views.doctor import show
 
     raise typer.Exit(show(ROOT))
 
@@ -215,8 +281,8 @@ def doctor() -> None:
 @app.command(rich_help_panel="Files")
 def export(round: Name, to: Annotated[Path, typer.Option("--to", help="The folder to write.")]) -> None:
     """Write a round's pairs and SFT rows as a data set that `datasets` loads, in TRL's columns."""
-    from tasks.export import export as write
-    from tasks.params import load_params
+    from tasks.project.params import load_params
+    from tasks.views.export import export as write
 
     load_params(ROOT).block(round)
     typer.echo(write(ROOT, round, to))
@@ -225,29 +291,30 @@ def export(round: Name, to: Annotated[Path, typer.Option("--to", help="The folde
 @app.command(rich_help_panel="Files")
 def render() -> None:
     """Render dvc.yaml from the stages' signatures."""
-    from tasks.params import read
-    from tasks.pipeline import write
+    from tasks.project.params import load_params
+    from tasks.project.pipeline import write
 
-    read(ROOT)  # says so where this is no project
-    typer.echo("dvc.yaml was rendered anew." if write(ROOT) else "dvc.yaml is up to date.")
+    typer.echo("dvc.yaml was rendered again." if write(ROOT, load_params(ROOT)) else "dvc.yaml is up to date.")
 
 
 @app.command(rich_help_panel="Files")
-def schema() -> None:
+def schema(
+    recipe: Annotated[bool, typer.Option("--recipe", help="The schema of a file of recipes/ instead.")] = False,
+) -> None:
     """The JSON schema of params.yaml, for editors."""
     import json
 
-    from tasks.params import schema as of_params
+    from tasks.project import schema as schemas
 
-    typer.echo(json.dumps(of_params(), indent=2))
+    typer.echo(json.dumps(schemas.of_recipe() if recipe else schemas.of_params(), indent=2))
 
 
 @app.command(rich_help_panel="Services")
 def record() -> None:
-    """Bring MLflow up to date from the manifests; as often as you like, each thing once."""
-    from tasks.record import record as bring
+    """Update MLflow from the manifests; records each result once."""
+    from tasks.views.record import record as update
 
-    typer.echo(bring(ROOT))
+    typer.echo(update(ROOT))
 
 
 @app.command(rich_help_panel="Services")
@@ -260,44 +327,44 @@ def up() -> None:
 
 @app.command(rich_help_panel="Services")
 def down() -> None:
-    """End exactly the services that `up` started."""
-    from flows.services import down as end
+    """Stop the services that `up` started, and no others."""
+    from flows.services import down as stop
 
-    end(ROOT)
+    stop(ROOT)
 
 
-_USERS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR")}
-"""What the operating system refuses and only a person can mend."""
+_USER_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR")}
+"""Errors of the operating system that only the user can fix."""
 
 
 def main() -> None:
-    """The process `flywheel`. One that ran a stage ends without taking the interpreter apart: after transformers that
-    takes a second.
+    """The process `flywheel`. After a stage it exits without tearing down the interpreter, which takes a second once
+    transformers is loaded.
     """
     try:
         guarded(app)
-    except SystemExit as ended:
-        if sys.argv[1:2] != ["stage"] or isinstance(ended.code, str):
+    except SystemExit as exit_:
+        if sys.argv[1:2] != ["stage"] or isinstance(exit_.code, str):
             raise
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with suppress(BrokenPipeError):
                 stream.flush()
-        os._exit(ended.code or 0)
+        os._exit(exit_.code or 0)
 
 
 def guarded(command: Callable[[], Any]) -> None:
-    """Runs a command: an error that is the user's to read is one message; exit code 75 where another try may help."""
-    from tasks.errors import EngineError, FlywheelError
+    """Runs a command and prints a FlywheelError as one message; exit code 75 where a retry may help, else 1."""
+    from tasks.core.errors import FlywheelError
 
     try:
-        with _ended_by_signals():
+        with _exit_on_signals():
             command()
     except FlywheelError as error:
         typer.secho(f"flywheel: {error}", fg="red", err=True)
-        sys.exit(75 if isinstance(error, EngineError) else 1)
+        sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in _USERS:
+        if error.errno not in _USER_ERRORS:
             raise
         typer.secho(
             f"flywheel: {error.filename or 'a file'}: {error.strerror}; nothing already made is lost",
@@ -308,22 +375,22 @@ def guarded(command: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Makes Ctrl-C, SIGTERM and SIGHUP an exit, so that what was started is ended; what `nohup` ignores stays ignored."""
-    heard = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+def _exit_on_signals() -> Iterator[None]:
+    """Turns SIGINT, SIGTERM and SIGHUP into SystemExit, so that child processes are stopped; respects `nohup`."""
+    handled = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
 
     def leave(number: int, frame: FrameType | None) -> None:
-        for other in heard:  # a terminal that is closed says so twice: the second must not cut the ending short
+        for other in handled:  # a closing terminal sends SIGHUP twice: the second must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         os.write(2, f"flywheel: {signal.Signals(number).name}: ending; nothing already made is lost\n".encode())
         sys.exit(128 + number)
 
-    before = {s: signal.signal(s, leave) for s in heard}
+    before = {s: signal.signal(s, leave) for s in handled}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +16,10 @@ import projects
 import pytest
 from filelock import FileLock
 
-from tasks import store
 from tasks.__main__ import app, guarded
+from tasks.core import models, store
+from tasks.core.plan import Plan
+from tasks.project import plan
 
 pytestmark = pytest.mark.xdist_group("campaign")
 FLYWHEEL = Path(sys.executable).parent / "flywheel"
@@ -24,139 +27,256 @@ FLYWHEEL = Path(sys.executable).parent / "flywheel"
 
 @pytest.fixture
 def flywheel(monkeypatch, capsys):
-    """Runs a command in this process: its exit code, and what it said."""
+    """Runs a command in this process: its exit code, and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["flywheel", *arguments])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             guarded(app)
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out + said.err
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out + printed.err
 
     return run
 
 
 @pytest.fixture
 def refused(flywheel):
-    """Runs a command that must fail with one message, which holds all of `says`; nothing that was made may change."""
+    """Runs a command that must fail with one message, which holds all of `words`; nothing that was made may change."""
 
-    def run(*arguments: str, says: list[str], code: int = 1) -> None:
+    def run(*arguments: str, words: list[str], code: int = 1) -> None:
         before = projects.digests(Path())
-        found, said = flywheel(*arguments)
-        assert found == code, said
-        assert "Traceback" not in said
-        assert said.count("flywheel: ") == 1
-        for part in says:
-            assert part in said, said
+        exit_code, printed = flywheel(*arguments)
+        assert exit_code == code, printed
+        assert "Traceback" not in printed
+        assert printed.count("flywheel: ") == 1
+        for part in words:
+            assert part in printed, printed
         assert projects.digests(Path()) == before
 
     return run
 
 
 def assign(*edits: str) -> None:
-    """Writes values into params.yaml, valid or not: `rounds.r2.seed=3`."""
+    """Writes values into params.yaml, valid or not: `rounds/r2/seed=3`."""
+    projects.rewrite(Path(), lambda content: content.update(edited(content, *edits)))
 
-    def change(content) -> None:
-        for edit in edits:
-            path, value = edit.split("=", 1)
-            *parents, last = path.split(".")
-            at = content
-            for key in parents:
-                at = at[key]
-            at[last] = projects.YAML(typ="safe").load(value)
 
-    projects.rewrite(Path(), change)
+def edited(content, *edits: str):
+    for edit in edits:
+        path, value = edit.split("=", 1)
+        *parents, last = path.split("/")
+        at = content
+        for key in parents:
+            at = at[key]
+        at[last] = projects.YAML(typ="safe").load(value)
+    return content
+
+
+def planned(*edits: str) -> None:
+    """Writes values into params.yaml, and makes the plans anew."""
+    assign(*edits)
+    plan.write(Path())
+
+
+# Commands
+
+
+def test_help_names_every_command(flywheel):
+    for arguments, commands in {
+        ("--help",): (
+            "run",
+            "campaign",
+            "recipes",
+            "plan",
+            "stage",
+            "sql",
+            "trace",
+            "promote",
+            "round",
+            "base",
+            "recipe",
+        ),
+        ("round", "--help"): ("add", "show", "list", "remove"),
+        ("recipe", "--help"): ("show",),
+        ("round", "add", "--help"): ("--parent", "--recipe", "--anchor", "--like", "--set"),
+    }.items():
+        code, printed = flywheel(*arguments)
+        assert code == 0
+        assert not [c for c in commands if c not in printed]
+    for arguments in ((), ("round",), ("recipe",)):
+        assert "Usage" in flywheel(*arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["rnu", "r2"], "'rnu'"), (["run"], "round"), (["run", "r1", "r2"], "r2"), (["round", "add", "r3"], "--parent"),
+     (["campaign", "--rounds", "0"], "--rounds"), (["campaign", "--rounds", "many"], "--rounds"), (["stage", "judge"], "round"),
+     (["run", "r2", "--dry"], "--dry"), (["sql", "select 1", "--format", "xml"], "'xml'"), (["recipe", "shw"], "'shw'")],
+)  # fmt: skip
+def test_wrong_arguments(made, flywheel, arguments, word):
+    before = projects.digests(Path())
+    code, printed = flywheel(*arguments)
+    assert code == 2
+    assert word in printed
+    assert projects.digests(Path()) == before
+
+
+def test_recipes_and_rounds_are_shown(made, flywheel):
+    code, printed = flywheel("recipes")
+    assert (code, [line.split()[0] for line in printed.splitlines()]) == (0, ["recipe", "sharpen", "small"])
+    code, printed = flywheel("recipe", "show", "sharpen")
+    assert (code, "arXiv:2203.11171" in printed, "likeliest: 2" in printed) == (0, True, True)
+    code, printed = flywheel("round", "show", "r2")
+    assert (code, "r2: parent r1, base r0, recipe small" in printed) == (0, True)
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines()[2:]}
+    assert rows["generate.sample.samples"] == ["3", "recipe", "small"]
+    assert rows["generate.sample.temperature"] == ["1.0", "default"]
+    code, printed = flywheel("round", "list")
+    assert (code, [n for n in ("r0", "r1", "r2") if n not in printed]) == (0, [])
+
+
+def test_a_round_is_added_and_removed(made, flywheel):
+    before = Path("params.yaml").read_bytes()
+    code, printed = flywheel("round", "add", "r3", "--parent", "r2", "--recipe", "small", "--anchor", "r0",
+                             "--set", "generate.sample.samples=2", "--set", "judge.random={}")  # fmt: skip
+    assert (code, "flywheel run r3" in printed) == (0, True)
+    assert projects.values(Path())["rounds"]["r3"] == {
+        "parent": "r2", "base": "r0", "seed": 3, "recipe": "small", "anchor": "r0",
+        "set": {"generate.sample.samples": 2, "judge.random": {}}}  # fmt: skip
+    assert flywheel("round", "add", "b3", "--parent", "r1", "--like", "r3")[0] == 0
+    assert projects.values(Path())["rounds"]["b3"]["set"] == {"generate.sample.samples": 2, "judge.random": {}}
+    for name in ("b3", "r3"):
+        code, printed = flywheel("round", "remove", name)
+        assert (code, f"data/round={name}" in printed) == (0, False), "nothing was made of it"
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_base_is_added(made, flywheel):
+    shutil.copytree("data/base", "other")
+    code, printed = flywheel("base", "add", "q0", "--local", "other", "--set", "engine.seconds=0.5")
+    assert (code, "--parent q0" in printed) == (0, True)
+    base = projects.values(Path())["bases"]["q0"]
+    assert base["base"] == {"strategy": "local", "path": "other", "digest": models.digest(Path("other"))}
+    assert (base["engine"], base["evaluate"]) == ({"strategy": "fake", "seconds": 0.5}, projects.EXAM | {
+        "answers": projects.EXAM["answers"]})  # fmt: skip
+
+
+def test_plans_are_made_anew_when_something_was_edited(made, flywheel):
+    assert flywheel("plan") == (0, "data/plan is up to date\n")
+    assign("rounds/r2/set={pair.best_worst.min_margin: 0.5}")
+    assert flywheel("plan") == (0, "data/plan: 1 plan changed\n")
+    assert Plan.read(Path(), "r2", "pair").members["best_worst"]["min_margin"] == 0.5
+    assign("rounds/r2/set={generate.sample.model: anchor}", "rounds/r2/anchor=r0")
+    code, printed = flywheel("plan")
+    assert (code, "dvc.yaml" in printed) == (1, True)
+    assert flywheel("plan")[0] == 0
+    assert flywheel("render") == (0, "dvc.yaml is up to date.\n")
+
+
+def test_schemas_are_json(flywheel):
+    for arguments, key in ((("schema",), "bases"), (("schema", "--recipe"), "stages")):
+        code, printed = flywheel(*arguments)
+        assert (code, key in json.loads(printed)["properties"]) == (0, True)
+
+
+# What is wrong
 
 
 PARAMS = {
-    "rounds.r2.judge.panel.verfier={}": "rounds.r2.judge.panel.verfier: there is no judge strategy 'verfier'; did you mean 'verifier'?",
-    "rounds.r2.filter.strategy=treshold": "rounds.r2.filter: there is no filter strategy 'treshold'; did you mean 'threshold'?",
-    "rounds.r2.engine.strategy=vlm": "rounds.r2.engine: there is no engine 'vlm'; ",
-    "rounds.r2.filter.leest=1": "rounds.r2.filter.leest: unknown key; did you mean 'least'",
-    "rounds.r2.parent=r11": "rounds.r2.parent: there is no base or round 'r11'; did you mean 'r1'",
-    "rounds.r1.parent=r2": "the parents go in a circle (r1 → r2 → r1)",
-    "rounds.r2.generate.temperature=-0.5": "rounds.r2.generate.temperature: input should be greater than or equal to 0, not -0.5",
+    "rounds/r2/set={judge.verfier: {}}": ["rounds.r2.set.judge.verfier: ", "'verifier'"],
+    "rounds/r2/set={filter.strategy: treshold}": ["rounds.r2.set.filter.treshold: ", "'threshold'"],
+    "bases/r0/engine/strategy=vlm": ["bases.r0.engine: ", "'vllm'"],
+    "rounds/r2/set={filter.threshold.min_rewrd: 1}": ["rounds.r2.set.filter.threshold.min_rewrd: ", "'min_reward'"],
+    "rounds/r2/parent=r11": ["rounds.r2.parent: ", "'r1'"],
+    "rounds/r1/parent=r2": ["rounds.r1.parent: ", "r1 → r2 → r1"],
+    "rounds/r2/set={generate.sample.temperature: -0.5}": ["rounds.r2.set.generate.sample.temperature: ", "-0.5"],
+    "rounds/r2/set={evaluate.answers.temperature: 0.1}": [
+        "rounds.r2.set.evaluate.answers.temperature: ",
+        "bases.r0.evaluate",
+    ],
+    "rounds/r2/recipe=smal": ["rounds.r2.recipe: ", "'small'"],
 }
 
 
 @pytest.mark.parametrize("edit", PARAMS)
 def test_wrong_params(made, refused, edit):
     assign(edit)
-    for command in (["stage", "judge", "r2"], ["run", "r2"], ["round", "list"], ["record"]):
-        refused(*command, says=["params.yaml has 1 problem", PARAMS[edit]])
+    for command in (["plan"], ["run", "r2"], ["round", "list"], ["record"]):
+        refused(*command, words=["params.yaml has 1 problem", *PARAMS[edit]])
 
 
 def test_several_wrong_params_are_one_message(made, refused):
-    assign("rounds.r2.filter.leest=1", "rounds.r1.generate.samples=0", "rounds.r2.seed=one")
-    says = [
-        "has 3 problems",
-        "rounds.r2.filter.leest: unknown",
-        "rounds.r1.generate.samples: ",
-        "rounds.r2.seed: must be a whole",
-    ]
-    refused("run", "r2", says=says)
+    assign(
+        "rounds/r2/set={filter.threshold.leest: 1}", "rounds/r1/set={generate.sample.samples: 0}", "rounds/r2/seed=one"
+    )
+    places = ["rounds.r2.set.filter.threshold.leest: ", "rounds.r1.set.generate.sample.samples: ", "rounds.r2.seed: "]
+    refused("run", "r2", words=["has 3 problems", *places])
+
+
+def test_a_recipe_that_is_wrong_is_named_once(made, refused):
+    projects.write_recipe(made, "small", projects.SMALL | {"filter": {"threshold": {"min_rewrd": 1}}})
+    refused(
+        "run", "r2", words=["has 1 problem:", "recipes/small.yaml: stages.filter.threshold.min_rewrd: ", "'min_reward'"]
+    )
 
 
 def test_unknown_names(made, refused):
-    refused("stage", "judge", "r22", says=["there is no round or base 'r22'; did you mean 'r2'"])
-    refused("stage", "jugde", "r2", says=["there is no stage 'jugde'; did you mean 'judge'?"])
-    refused("run", "r22", says=["there is no round or base 'r22'"])
-    refused("run", "r22", "--dry-run", says=["there is no round or base 'r22'"])
-    refused("promote", "r22", says=["there is no round or base 'r22'"])
-    refused("export", "r22", "--to", "exported", says=["there is no round or base 'r22'"])
-    refused("round", "remove", "r22", says=["there is no round 'r22'"])
-    refused("round", "remove", "r1", says=["r1 is the parent of r2"])
-    refused("round", "add", "r3", "--parent", "r22", says=["there is no base or round 'r22'"])
-    refused(
-        "round", "add", "r3", "--parent", "r2", "--set", "filter.leest=1", says=["unknown key; did you mean 'least'"]
-    )
-    refused("base", "add", "q0", "--hub", "someone/model", says=["pin a revision"])
-    refused("export", "r22", "--to", "x", says=["r22"])
+    for command in (["run", "r22"], ["run", "r22", "--dry-run"], ["promote", "r22"], ["export", "r22", "--to", "x"],
+                    ["round", "show", "r22"]):  # fmt: skip
+        refused(*command, words=["there is no round or base 'r22'; did you mean 'r2'"])
+    refused("stage", "judge", "r22", words=["r22"])
+    refused("stage", "jugde", "r2", words=["jugde"])
+    refused("recipe", "show", "smal", words=["there is no recipe 'smal'; did you mean 'small'"])
+    refused("round", "remove", "r22", words=["there is no round 'r22'"])
+    refused("round", "remove", "r1", words=["r1 is the parent of r2"])
+    refused("round", "add", "r3", "--parent", "r22", words=["there is no base or round 'r22'"])
+    refused("round", "add", "r3", "--parent", "r2", "--recipe", "smal", words=["rounds.r3.recipe: ", "'small'"])
+    refused("round", "add", "r3", "--parent", "r2", "--anchor", "r5", words=["rounds.r3.anchor: ", "'r5'"])
+    refused("round", "add", "r3", "--parent", "r2", "--like", "r5", words=["'r5'"])
+    refused("round", "add", "r3", "--parent", "r2", "--set", "filter.threshold.min_rewrd=1", words=["'min_reward'"])
+    refused("round", "add", "r3", "--parent", "r2", "--set", "gate.improves.min_gain=-1", words=["bases.r0.gate"])
+    refused("base", "add", "q0", "--hub", "someone/model", words=["pin a revision"])
+    refused("base", "add", "q0", words=["--hub", "--local"])
     assert not Path("x").exists()
 
 
 def test_a_query_is_asked_for_and_an_id_is_traced(made, refused, flywheel):
-    refused("sql", says=["name a query", "--write-views FILE"])
-    refused("sql", "--write-views", "params.yaml", says=["params.yaml is another kind of file and stays as it is"])
-    refused("trace", "nope", says=["no table has a row with the id 'nope'"])
+    refused("sql", words=["name a query", "--write-views FILE"])
+    refused("sql", "--write-views", "params.yaml", words=["params.yaml is another kind of file and stays as it is"])
+    refused("trace", "nope", words=["no table has a row with the id 'nope'"])
     row = store.scan(made, "r2", "judgments")[0].head(1).collect()
-    code, said = flywheel("trace", row["id"][0], "--round", "r2")
+    code, printed = flywheel("trace", row["id"][0], "--round", "r2")
     assert code == 0
-    told = [" ".join(line.split()[:2]) for line in said.splitlines()]
-    assert told[0] == "judgments r2"
-    assert {"responses r2", "prompts r2"} <= set(told)
-
-
-def test_an_unknown_command_is_told(made, flywheel):
-    code, said = flywheel("rnu", "r2")
-    assert code == 2
-    assert "No such command 'rnu'" in said
+    kinds = [" ".join(line.split()[:2]) for line in printed.splitlines()]
+    assert kinds[0] == "judgments r2"
+    assert {"responses r2", "prompts r2"} <= set(kinds)
 
 
 @pytest.mark.parametrize(
-    "command", [["stage", "judge", "r1"], ["run", "r1"], ["report"], ["record"], ["round", "list"], ["render"]]
+    "command", [["plan"], ["run", "r1"], ["report"], ["record"], ["round", "list"], ["round", "show", "r1"], ["render"]]
 )
 def test_a_folder_that_is_no_project(tmp_path, monkeypatch, refused, command):
     monkeypatch.chdir(tmp_path)
-    refused(*command, says=[f"there is no params.yaml in {tmp_path}; run this in a project's root"])
+    refused(*command, words=[f"there is no params.yaml in {tmp_path}"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_params_that_are_no_yaml(made, refused):
     Path("params.yaml").write_text("bases: {r0: [}\n")
-    refused("run", "r2", says=["params.yaml is not valid YAML", "line 1"])
+    refused("run", "r2", words=["params.yaml is not valid YAML", "line 1"])
+    refused("plan", words=["params.yaml is not valid YAML"])
 
 
 def test_a_seeds_file_with_a_broken_line(made, refused):
     mine = Path("data/seeds/mine.jsonl")
     mine.write_text('{"problem": "Tom has 2 pens."}\n{"problem": "Tom has\n')
-    assign("rounds.r2.prompts.path=data/seeds/mine.jsonl", "rounds.r2.files=data/seeds/mine.jsonl")
-    refused("stage", "prompts", "r2", says=["data/seeds/mine.jsonl:2:", "is not JSON", 'a line is {"problem": "…"}'])
+    planned("rounds/r2/set={prompts.seeds.path: data/seeds/mine.jsonl}")
+    refused("stage", "prompts", "r2", words=["data/seeds/mine.jsonl:2:", "is not JSON", 'a line is {"problem": "…"}'])
     mine.write_text('{"problem": "Tom has 2 pens."}\n\n{"text": "Tom has"}\n')
-    refused("stage", "prompts", "r2", says=["data/seeds/mine.jsonl:3: no text in 'problem'"])
+    refused("stage", "prompts", "r2", words=["data/seeds/mine.jsonl:3: no text in 'problem'"])
     mine.unlink()
-    refused("stage", "prompts", "r2", says=["data/seeds/mine.jsonl: cannot be read"])
+    refused("stage", "prompts", "r2", words=["data/seeds/mine.jsonl: cannot be read"])
 
 
 SPOILT = {
@@ -176,27 +296,28 @@ def test_a_model_that_is_incomplete_or_wants_to_run_code(made, refused, says):
     params = Path("params.yaml").read_bytes()
     shutil.copytree("data/base", "other")
     SPOILT[says](Path("other"))
-    refused("base", "add", "q0", "--local", "other", says=["other", says])
+    refused("base", "add", "q0", "--local", "other", words=["other", says])
     assert Path("params.yaml").read_bytes() == params
-    assign("bases.r0.base.path=other")
-    refused("stage", "base", "r0", says=["other", says])
+    planned("bases/r0/base/path=other")
+    refused("stage", "base", "r0", words=["other", says])
 
 
 def test_a_model_that_was_changed_after_it_was_added(made, refused):
     Path("data/base/config.json").write_text("{}")
-    refused("stage", "generate", "r1", says=["data/base/config.json: sha256 is", "restore it"])
+    refused("stage", "generate", "r1", words=["data/base/config.json: sha256 is", "restore it"])
 
 
 # Endpoints
 
 
 @contextmanager
-def serving(body: bytes):
-    """A server that answers every request with this; its address."""
+def serving(answer: Callable[[], bytes]):
+    """A server that answers every request with what this gives; its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            body = answer()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -212,31 +333,68 @@ def serving(body: bytes):
     server.server_close()
 
 
-def ask(url: str) -> None:
-    assign(f"rounds.r2.engine={{strategy: openai, model: m, base_url: '{url}', max_retries: 0, concurrency: 1}}")
+def serve_round(url: str, *more: str) -> None:
+    """Has the round r2 ask a server, which has the weights of r1."""
+    served = f"served: {{{models.digest(Path('data/round=r1/model'))}: m}}"
+    engine = ", ".join(["strategy: openai", served, f"base_url: '{url}'", "max_retries: 0", "concurrency: 1", *more])
+    planned(f"rounds/r2={{parent: r1, base: r0, seed: 2, set: {{engine: {{{engine}}}}}}}")
 
 
 def test_an_endpoint_that_is_down(made, refused):
-    with serving(b"") as url:
+    with serving(lambda: b"") as url:
         pass
-    ask(url)
-    refused("stage", "generate", "r2", says=[f"{url}: no server answers; start it"], code=75)
+    serve_round(url)
+    refused("stage", "generate", "r2", words=[url, "no server answers"], code=75)
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"error": "odd"}', b"\xff\x00"])
 def test_an_endpoint_that_answers_garbage(made, refused, body):
-    with serving(body) as url:
-        ask(url)
-        says = ["engine openai: none of 36 requests was answered", "reply cannot be read"]
-        refused("stage", "generate", "r2", says=says, code=75)
+    with serving(lambda: body) as url:
+        serve_round(url)
+        words = ["36 of 36 requests failed", "max_error_share", "reply cannot be read"]
+        refused("stage", "generate", "r2", words=words, code=75)
+
+
+def reply(text: str) -> bytes:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    return json.dumps(
+        {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    ).encode()
+
+
+def test_a_stage_that_failed_too_often_asks_for_the_rest_alone_when_it_runs_again(made, refused, flywheel):
+    replies = []
+
+    def answer(failing: set[int]) -> bytes:
+        replies.append(len(replies))
+        return b"busy" if replies[-1] in failing else reply("Answer: 3")
+
+    with serving(lambda: answer({4, 9, 14})) as url:  # three of 36: a twelfth
+        serve_round(url)
+        refused("stage", "generate", "r2", words=["model parent: 3 of 36", "max_error_share (0.05)"], code=75)
+        assert len(replies) == 36
+        assert flywheel("stage", "generate", "r2")[0] == 0
+    assert len(replies) == 36 + 3, "what was answered is in the cache"
+    rows = store.scan(made, "r2", "responses")[0].collect()
+    assert (len(rows), rows["error"].null_count()) == (36, 36)
+
+
+def test_a_smaller_share_of_errors_is_rows(made, flywheel):
+    replies = []
+
+    def answer() -> bytes:
+        replies.append(len(replies))
+        return b"busy" if replies[-1] == 7 else reply("Answer: 3")
+
+    with serving(answer) as url:
+        serve_round(url)
+        assert flywheel("stage", "generate", "r2")[0] == 0
+    assert store.manifests(made, "r2")["generate"].metrics["response_errors"] == 1
 
 
 def test_half_a_character_is_no_reason_to_fail(made, flywheel):
-    message = {"role": "assistant", "content": "\ud800\x00 Answer: 3"}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    reply = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    with serving(json.dumps(reply).encode()) as url:
-        ask(url)
+    with serving(lambda: reply("\ud800\x00 Answer: 3")) as url:
+        serve_round(url)
         assert flywheel("stage", "generate", "r2")[0] == 0
     assert flywheel("stage", "judge", "r2")[0] == 75  # the server is gone
 
@@ -253,14 +411,14 @@ def test_a_part_that_is_not_what_was_written(made, refused, damage):
     if damage != "delete":
         part.write_bytes(data[:-9] if damage == "cut" else data)
     says = {"cut": "bytes, its manifest says", "flip": "is not what was written", "delete": "is missing"}[damage]
-    refused("stage", "judge", "r2", says=[str(part), says, "dvc checkout --force"])
-    refused("stage", "filter", "r2", says=[str(part), says])
+    refused("stage", "judge", "r2", words=[str(part), says, "dvc checkout --force"])
+    refused("stage", "filter", "r2", words=[str(part), says])
 
 
 def test_a_manifest_that_is_none(made, refused):
     Path("data/round=r2/manifests/generate.json").write_text("{")
     for command in (["stage", "judge", "r2"], ["report"], ["sql", "select 1"]):
-        refused(*command, says=["data/round=r2/manifests/generate.json: not a manifest"])
+        refused(*command, words=["data/round=r2/manifests/generate.json: not a manifest"])
 
 
 def test_a_full_disk(made):
@@ -275,7 +433,7 @@ def test_a_full_disk(made):
     command = [FLYWHEEL, "stage", "generate", "r2"]
     done = subprocess.run(command, cwd=made, env=quiet, capture_output=True, text=True, preexec_fn=limited)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "flywheel: generate@r2: the disk is full (data/round=r2); free room and run it again." in done.stderr
+    assert "flywheel: generate@r2: the disk is full (data/round=r2)" in done.stderr
     assert "Traceback" not in done.stderr
     assert projects.digests(made) == before
 
@@ -284,19 +442,19 @@ def test_a_place_that_nobody_may_write_to(made, refused, monkeypatch):
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied", "data/round=r2/.staging/judge/new")
 
-    monkeypatch.setattr("tasks.store.Draft.table", forbidden)
-    refused("stage", "judge", "r2", says=["data/round=r2/.staging/judge/new: Permission denied"])
+    monkeypatch.setattr("tasks.core.store.Draft.table", forbidden)
+    refused("stage", "judge", "r2", words=["data/round=r2/.staging/judge/new: Permission denied"])
 
 
 def test_a_second_run_of_the_same_stage(made, refused, flywheel):
     with FileLock("data/round=r2/.staging/judge/lock"):
-        refused("stage", "judge", "r2", says=["judge@r2 is being run by another process; wait for it, or end it"])
+        refused("stage", "judge", "r2", words=["judge@r2 is being run by another process"])
         assert flywheel("stage", "judge", "r1")[0] == 0
 
 
 def test_a_second_run_of_the_same_round(made):
     """Two processes at once: one does it, the other says that it is being done."""
-    assign("rounds.r2.engine.seconds=0.1")
+    planned("rounds/r2/set={engine.seconds: 0.1}")
     command = [FLYWHEEL, "stage", "generate", "r2"]
     first = subprocess.Popen(command, cwd=made)
     lock = made / "data/round=r2/.staging/generate/new"
@@ -316,7 +474,7 @@ def run_stage(*_):
     assert "polars" not in sys.modules
     print(os.environ["_RJEM_MALLOC_CONF"])
     raise SystemExit
-sys.modules["tasks.execute"] = types.SimpleNamespace(run_stage=run_stage)
+sys.modules["tasks.project.execute"] = types.SimpleNamespace(run_stage=run_stage)
 cli.stage("judge", "r1")
 """
     for given, used in ({}, f"narenas:{os.cpu_count()},muzzy_decay_ms:0"), ({"_RJEM_MALLOC_CONF": "a:1"}, "a:1"):

@@ -5,8 +5,9 @@ written and checked by the store, as the runner does it.
 """
 
 import json
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ import polars as pl
 import projects
 import pytest
 
-from tasks import execute, store, tables
+from tasks.core import frames, store, tables
+from tasks.core.errors import EngineError, FlywheelError
+from tasks.core.ids import seed_of
+from tasks.core.plugin import load, names
+from tasks.core.roster import MIN_REQUESTS, Models, Source
+from tasks.core.stage import OPTIONAL, Stage, stages
 from tasks.domains import Domain, Item, Verdict
 from tasks.domains.arithmetic import Arithmetic
-from tasks.engines import MANY, Completion, Engine, Metered
+from tasks.engines import Completion, Engine
 from tasks.engines.fake import GARBAGE, Fake
-from tasks.errors import EngineError, FlywheelError
-from tasks.stage import Stage, load, names, seed_of, stages
+from tasks.judge.self_judge import SelfJudge
+from tasks.project import execute
 
 # A round: p1 has right, wrong, failed, unjudged and unreadable answers; p2 was turned away; p3 has only failures; p4 no answers.
 
@@ -66,7 +72,7 @@ def response(name: str, of: str, text: str | None, answer: str | None, **more: A
 
 def judgments(scores: dict[str, float | None]) -> list[dict[str, Any]]:
     return [
-        {"id": f"{r}-{judge}", "response_id": r, "prompt_id": "p3" if r == "r5" else "p1", "judge": judge,
+        {"id": f"{r}-{judge}", "response_id": r, "prompt_id": "p3" if r == "r5" else "p1", "member": judge,
          "reward": judge == "self_consistency", "score": s, "error": "unreadable" if s is None else None,
          "verdict": None if s is None else "pass" if s > 0.5 else "fail"}
         for judge in ("self_consistency", "verifier")
@@ -84,7 +90,12 @@ def item(name: str, mode: str, correct: bool | None, **more: Any) -> dict[str, A
         "level": 2,
         "problem": STORY,
     }
-    return made | {"response": RIGHT, "answer": "8", "correct": correct, "mean_logprob": -0.1, "tokens": 9} | more
+    score = None if correct is None else float(correct)
+    return (
+        made
+        | {"response": RIGHT, "answer": "8", "correct": correct, "score": score, "mean_logprob": -0.1, "tokens": 9}
+        | more
+    )
 
 
 SILENT = {"logprob": None, "mean_logprob": None, "entropy": None, "self_certainty": None}
@@ -109,7 +120,8 @@ ROUND: dict[str, list[dict[str, Any]]] = {
         {"r1": 1.0, "r2": 0.75, "r3": 0.25, "r4": None, "r5": None, "r6": None, "r7": None, "r8": 0.0}
     ),
     "filtered": [
-        {"id": f"r{n}", "prompt_id": "p3" if n == 5 else "p1", "kept": n < 3, "reason": None if n < 3 else "score", "score": 0.5}
+        {"id": f"r{n}", "prompt_id": "p3" if n == 5 else "p1", "kept": n < 3, "rank": n if n < 3 else None,
+         "reason": None if n < 3 else "score", "score": 0.5}
         for n in range(1, 9)
     ],
     "critiques": [
@@ -133,7 +145,13 @@ ROUND: dict[str, list[dict[str, Any]]] = {
     ],
     "training": [
         {"id": "t1", "prompt_id": "p0", "response_id": "r0", "model": "m0", "source": "responses", "prompt": chat(STORY),
-         "completion": chat("", RIGHT)[1:]}
+         "completion": chat("", RIGHT)[1:], "weight": 1.0}
+    ],
+    "preferences": [
+        {"id": f"y{n}", "member": "pairs", "prompt_id": "p1", "prompt": chat(STORY), "chosen": chat("", RIGHT)[1:],
+         "rejected": chat("", WRONG)[1:], "chosen_id": "r1", "rejected_id": "r3", "weight": 1.0, "smoothing": 0.0,
+         "source": "responses"}
+        for n in range(3)
     ],
     "evals": [
         *(item(f"e{n}", mode, n % 2 == 0) for n in range(6) for mode in ("greedy", "sampled")),
@@ -148,7 +166,11 @@ ROUND: dict[str, list[dict[str, Any]]] = {
     ],
 }  # fmt: skip
 EMPTY: dict[str, list[dict[str, Any]]] = {}
-UNSCORED = ROUND | {"judgments": judgments({f"r{n}": None for n in range(1, 9)})}
+UNSCORED = ROUND | {
+    "judgments": judgments({f"r{n}": None for n in range(1, 9)}),
+    "filtered": [r | {"kept": False, "rank": None, "reason": "unjudged"} for r in ROUND["filtered"]],
+    **{n: [] for n in ("critiques", "refinements", "pairs", "training", "preferences")},
+}
 
 
 # Who answers
@@ -198,7 +220,7 @@ class Plain(Domain):
 
 
 @dataclass
-class Case:
+class Trial:
     """A strategy in its stage, and where it runs."""
 
     stage: Stage
@@ -206,34 +228,52 @@ class Case:
     root: Path
     model: Path
     runs: int = field(default=0)
+    models: Models = field(default_factory=lambda: Models({}))
 
     def run(self, rows: dict[str, Any], engine: Engine | None = None, domain: Domain | None = None) -> dict[str, bytes]:
         """What the stage writes, by path, as the runner would write it."""
         self.runs += 1
         with store.writing(self.root, f"run{self.runs}", self.stage.name) as draft:
             place = self.root / f"scratch{self.runs}"
-            context = {"params": self.params(), "engine": engine or Fake.scripted(babble), "domain": domain or Arithmetic(),
-                       "seed": 1, "cache": place, "work": place}  # fmt: skip
             place.mkdir()
-            given = {k: v for k, v in context.items() if k in self.stage.context}
-            given |= {f: draft.folder(f) for f in self.stage.folders}
-            given |= {i.argument: self.input(i.name, rows) for i in self.stage.inputs}
-            result = execute._as_result(self.stage, execute._called(self.stage, given))
+            self.models = self._models(engine or Fake.scripted(babble), place)
+            context = {"members": {self.name: self.strategy()}, "strategy": self.strategy(), "options": self.options(),
+                       "judges": {"self_judge": SelfJudge()}, "models": self.models, "domain": domain or Arithmetic(), "seed": 1, "work": place}  # fmt: skip
+            arguments = {k: v for k, v in context.items() if k in self.stage.context}
+            arguments |= {f: draft.folder(f) for f in self.stage.folders}
+            arguments |= {i.argument: self.input(i, rows) for i in self.stage.inputs if not i.opened}
+            result = execute._as_result(self.stage, execute._call(self.stage, arguments))
             execute._write(self.stage, draft, result)
+            self.models.close()
             written = sorted(p for p in draft.new.rglob("*") if p.is_file())
             return {str(p.relative_to(draft.new)): p.read_bytes() for p in written}
 
-    def params(self) -> Any:
-        """The strategy with its `example`, in a panel of its own where its stage takes one."""
-        strategy = load(self.stage.name, self.name)
-        made = strategy(**strategy.example)
-        if not self.stage.is_panel:
-            return made
-        more = {n for n, f in self.stage.params.model_fields.items() if f.is_required()} - {"panel"}
-        return self.stage.params(panel={self.name: made}, **dict.fromkeys(more, self.name))
+    def _models(self, engine: Engine, cache: Path) -> Models:
+        """Every model that the strategy asks for, all of them the same."""
+        opened = {i.ancestor or "model" for i in self.stage.inputs if i.opened} | self.strategy().opened_models()
+        return Models(dict.fromkeys(opened, Source(engine, lambda: self.model)), cache)
 
-    def input(self, name: str, rows: dict[str, Any]) -> Any:
-        return tables.frame(tables.TABLES[name], rows.get(name, [])) if name in tables.TABLES else self.model
+    def strategy(self) -> Any:
+        """The strategy with its `example`."""
+        strategy = load(self.stage.name, self.name)
+        return strategy(**strategy.example)
+
+    def options(self) -> Any:
+        """The stage's options; what they must name is the strategy."""
+        if self.stage.options is None:
+            return None
+        return self.stage.options(
+            **{n: self.name for n, f in self.stage.options.model_fields.items() if f.is_required()}
+        )
+
+    def input(self, need: Any, rows: dict[str, Any]) -> Any:
+        if need.ancestor in OPTIONAL and need.ancestor not in self.strategy().read_ancestors():
+            return None
+        return (
+            frames.frame(tables.TABLES[need.name], rows.get(need.name, []))
+            if need.name in tables.TABLES
+            else self.model
+        )
 
     def written(self, of: dict[str, bytes], table: str) -> pl.DataFrame:
         """A table of what a run wrote."""
@@ -243,33 +283,38 @@ class Case:
 def every_strategy(which: Callable[[Stage], bool] = lambda _: True) -> Any:
     """Parametrises a test over all strategies of the stages that are meant; those that load a model in one process."""
     found = [
-        pytest.param((s, n), id=f"{s.name}-{n}", marks=[pytest.mark.xdist_group("trl")] if s.folders else [])
+        pytest.param((s, n), id=f"{s.name}-{n}", marks=[pytest.mark.xdist_group("trl")] if reads_folder(s) else [])
         for s in stages().values()
         for n in names(s.name)
         if which(s)
     ]
-    return pytest.mark.parametrize("case", found, indirect=True)
+    return pytest.mark.parametrize("trial", found, indirect=True)
+
+
+def reads_folder(stage: Stage) -> bool:
+    """Whether it needs a model's folder, and not only an engine that has it opened."""
+    return bool(stage.folders) or any(i.name == "model" and not i.opened for i in stage.inputs)
 
 
 @pytest.fixture
-def case(request, tmp_path, monkeypatch) -> Case:
+def trial(request, tmp_path, monkeypatch) -> Trial:
     """Where a relative path leads to: a project with a model in data/base. The hub has the same model."""
     stage, name = request.param
     monkeypatch.chdir(tmp_path)
-    if not stage.folders:
-        return Case(stage, name, tmp_path, tmp_path / "no-model")
+    if not reads_folder(stage):
+        return Trial(stage, name, tmp_path, tmp_path / "no-model")
     model = request.getfixturevalue("tiny_model")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(model)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(model))
-    return Case(stage, name, tmp_path, model)
+    return Trial(stage, name, tmp_path, model)
 
 
 def reads(table: str) -> Callable[[Stage], bool]:
     return lambda stage: any(i.name == table and not i.ancestor for i in stage.inputs)
 
 
-def asks(what: str) -> Callable[[Stage], bool]:
+def takes(what: str) -> Callable[[Stage], bool]:
     return lambda stage: what in stage.context
 
 
@@ -280,18 +325,20 @@ def test_every_file_of_a_stage_is_a_strategy():
 
 
 @every_strategy()
-def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(case):
-    made = case.run(ROUND)
-    assert set(case.stage.outputs) <= {path.partition("/")[0] for path in made}
-    json.loads(made[f"metrics/{case.stage.name}.json"])
-    assert case.run({name: rows[::-1] for name, rows in ROUND.items()}) == made
+def test_equal_rows_give_equal_bytes_in_whatever_order_they_come(trial):
+    made = trial.run(ROUND)
+    assert set(trial.stage.outputs) <= {path.partition("/")[0] for path in made}
+    json.loads(made[f"metrics/{trial.stage.name}.json"])
+    for seed in range(2):
+        shuffled = {name: random.Random(seed).sample(rows, len(rows)) for name, rows in ROUND.items()}
+        assert trial.run(shuffled) == made
 
 
 @every_strategy(lambda s: reads("responses")(s) or reads("judgments")(s))
-def test_what_failed_or_has_no_score_is_never_learnt_from(case):
-    made = case.run(ROUND)
-    for table in case.stage.tables:
-        rows = case.written(made, table.name)
+def test_what_failed_or_has_no_score_is_never_learnt_from(trial):
+    made = trial.run(ROUND)
+    for table in trial.stage.tables:
+        rows = trial.written(made, table.name)
         for column in {"chosen_id", "rejected_id"} & set(rows.columns):
             assert not UNUSABLE & set(rows[column])
         if table.name in ("training", "critiques", "refinements"):
@@ -305,34 +352,34 @@ def test_what_failed_or_has_no_score_is_never_learnt_from(case):
 
 
 @every_strategy(reads("responses"))
-def test_pieces_of_a_large_round_are_together_what_the_whole_would_be(case, monkeypatch):
-    if not case.params().apart():
+def test_pieces_of_a_large_round_are_together_what_the_whole_would_be(trial, monkeypatch):
+    if not trial.strategy().per_prompt_only():
         pytest.skip("it needs all prompts at once, or an engine")
-    [table] = case.stage.tables
-    whole = case.written(case.run(ROUND), table.name)
-    calls, function = [], case.stage.function
-    case.stage = replace(case.stage, function=lambda **given: calls.append(given) or function(**given))
-    monkeypatch.setattr(execute, "MOST", 2)
-    monkeypatch.setattr(execute, "DRAWN", 1)
-    pieces = case.written(case.run(ROUND), table.name)
+    [table] = trial.stage.tables
+    whole = trial.written(trial.run(ROUND), table.name)
+    calls, function = [], trial.stage.function
+    trial.stage = replace(trial.stage, function=lambda **given: calls.append(given) or function(**given))
+    monkeypatch.setattr("tasks.project.pieces.MAX_ROWS", 2)
+    monkeypatch.setattr("tasks.project.pieces.IDS_PER_PIECE", 1)
+    pieces = trial.written(trial.run(ROUND), table.name)
     assert len(calls) == 3
     assert pieces.sort(table.key).equals(whole.sort(table.key))
 
 
 @every_strategy()
-def test_no_rows_give_no_rows(case):
-    made = case.run(EMPTY)
-    for table in case.stage.tables:
-        rows = case.written(made, table.name)
-        of_the_round = any(i.name in tables.TABLES and not i.ancestor for i in case.stage.inputs)
+def test_no_rows_give_no_rows(trial):
+    made = trial.run(EMPTY)
+    for table in trial.stage.tables:
+        rows = trial.written(made, table.name)
+        of_the_round = any(i.name in tables.TABLES and not i.ancestor for i in trial.stage.inputs)
         assert rows.is_empty() or not of_the_round or table is tables.decisions
 
 
 @every_strategy(reads("judgments"))
-def test_without_any_score_nothing_is_chosen(case):
-    made = case.run(UNSCORED)
-    for table in case.stage.tables:
-        rows = case.written(made, table.name)
+def test_without_any_score_nothing_is_chosen(trial):
+    made = trial.run(UNSCORED)
+    for table in trial.stage.tables:
+        rows = trial.written(made, table.name)
         assert (rows.filter("kept") if "kept" in rows.columns else rows).is_empty()
 
 
@@ -349,44 +396,43 @@ GOOD = {
 
 
 @pytest.mark.parametrize("fault", ["error_rate", "garbage_rate"])
-@every_strategy(asks("engine"))
-def test_nothing_follows_from_an_engine_that_fails_or_babbles(case, fault):
-    engine = Fake(**{fault: 1.0})
-    meter = Metered(engine)
-    with suppress(EngineError):
-        case.run(ROUND, meter)
-    if not load(case.stage.name, case.name).needs:
-        assert meter.requests == 0
+@every_strategy(takes("models"))
+def test_nothing_follows_from_an_engine_that_fails_or_babbles(trial, fault):
+    if not load(trial.stage.name, trial.name).needs:
+        trial.run(ROUND, Fake(down=True))  # it opens no model
         return
-    assert meter.requests > 0
-    made = case.run(ROUND, engine)
-    for table in {t.name for t in case.stage.tables} & GOOD.keys():
-        assert case.written(made, table).filter(GOOD[table]).is_empty(), table
+    made = trial.run(ROUND, Fake(**{fault: 1.0}))
+    assert trial.models.total("requests") > 0
+    for table in {t.name for t in trial.stage.tables} & GOOD.keys():
+        assert trial.written(made, table).filter(GOOD[table]).is_empty(), table
     if fault == "garbage_rate":
         return
-    if "evals" in case.stage.outputs:
-        assert case.written(made, "evals")["correct"].drop_nulls().is_empty()  # least of all is it wrong
-    assert meter.failed > 0
-    if meter.failed == meter.requests >= MANY:
-        with pytest.raises(EngineError, match="engine fake: none of .* requests was answered"):
-            case.run(ROUND, Metered(engine))
+    if "evals" in trial.stage.outputs:
+        assert trial.written(made, "evals")["correct"].drop_nulls().is_empty()  # least of all is it wrong
+    assert trial.models.total("failed") > 0
+    if any(
+        m.failed > 0.05 * m.requests and (m.requests >= MIN_REQUESTS or m.failed == m.requests)
+        for m in trial.models.meters.values()
+    ):
+        with pytest.raises(EngineError, match="max_error_share"):
+            trial.models.check()
 
 
-@every_strategy(asks("engine"))
-def test_an_engine_that_says_no_more_than_the_text(case):
-    needs = load(case.stage.name, case.name).needs
+@every_strategy(takes("models"))
+def test_an_engine_that_says_no_more_than_the_text(trial):
+    needs = load(trial.stage.name, trial.name).needs
     if not needs or ("scores" in needs and not Mute.scores):
         return  # it asks nothing, or params.yaml would refuse this engine
-    made = case.run(ROUND, Mute())
-    for table in case.stage.tables:
-        rows = case.written(made, table.name)
+    made = trial.run(ROUND, Mute())
+    for table in trial.stage.tables:
+        rows = trial.written(made, table.name)
         statistics = {"logprob", "mean_logprob", "entropy", "self_certainty"} & set(rows.columns)
         assert all(rows[column].null_count() == len(rows) for column in statistics)
 
 
-@every_strategy(asks("domain"))
-def test_free_text_without_levels_or_verifier(case):
+@every_strategy(takes("domain"))
+def test_free_text_without_levels_or_verifier(trial):
     try:
-        case.run(ROUND, domain=Plain())
+        trial.run(ROUND, domain=Plain())
     except FlywheelError as error:
         assert "domain" in str(error)

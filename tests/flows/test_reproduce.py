@@ -9,7 +9,8 @@ from prefect.logging import disable_run_logger
 from prefect.states import Failed
 
 from flows import reproduce as reproduce_file
-from flows.reproduce import Reproduced, StageFailed, _may_pass, ended_with, failure, reproduce
+from flows.reproduce import Reproduced, StageFailed, _is_retryable, failure, reproduce, stopping_stages
+from tasks.project import graph
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ def test_what_is_up_to_date_does_not_run(made):
 
 
 def test_an_edit_runs_the_stage_and_no_other(made):
-    projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+    projects.set_exam(made, "gate", "improves", alpha=0.04)
+    assert graph.stale(made, "r2") == ["gate@r1", "gate@r2"], "which makes the plan"
     before = (made / "data/round=r2/manifests/gate.json").read_text()
     done = run("gate@r2")
     assert done.ran
@@ -44,7 +46,7 @@ def test_an_edit_runs_the_stage_and_no_other(made):
 
 
 def test_in_a_flow_the_next_stages_process_waits_and_is_gone_with_the_flow(made):
-    with ended_with():
+    with stopping_stages():
         assert not run("gate@r1").ran
         assert not run("gate@r2").ran
         waiting = [psutil.Process(spare.pid) for spare in reproduce_file._spare]
@@ -61,18 +63,18 @@ def test_a_failure_carries_the_stages_own_message(gate):
     with pytest.raises(StageFailed) as raised:
         run("gate@r2")
     assert str(raised.value) == "gate@r2: no room\n  on the disk"
-    assert not raised.value.may_pass
+    assert not raised.value.retryable
 
 
-@pytest.mark.parametrize(("command", "may_pass"), [("exit 75", True), ("kill -9 $$", True), ("exit 3", False)])
-def test_what_may_pass_by_itself(gate, command, may_pass):
+@pytest.mark.parametrize(("command", "retryable"), [("exit 75", True), ("kill -9 $$", True), ("exit 3", False)])
+def test_what_is_retried(gate, command, retryable):
     gate(command)
     with pytest.raises(StageFailed) as raised:
         run("gate@r2")
-    assert raised.value.may_pass == may_pass
+    assert raised.value.retryable == retryable
 
 
-def test_without_a_message_of_its_own_the_last_lines_are_told():
+def test_without_a_message_of_its_own_the_last_lines_are_shown():
     lines = [
         "Running stage 'x@r1':",
         "> flywheel stage x r1",
@@ -81,17 +83,17 @@ def test_without_a_message_of_its_own_the_last_lines_are_told():
         "ERROR: failed to reproduce 'x@r1': exited with 1",
     ]
     assert failure(lines) == "\n".join(f"line {i}" for i in range(15, 30))
-    assert failure([]) == "it ended without a word"
+    assert failure([]) == "it ended without output"
 
 
 def test_whatever_ends_the_flow_ends_its_stages_and_their_children(gate):
     gate("sleep 60 & echo $! > child; wait")
-    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt), ended_with():
+    with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt), stopping_stages():
         stage = pool.submit(run, "gate@r2")
         while not Path("child").exists() or not Path("child").read_text().strip():
             time.sleep(0.05)
         child = psutil.Process(int(Path("child").read_text()))
         raise KeyboardInterrupt
     assert isinstance(stage.exception(), StageFailed)
-    assert not _may_pass(None, None, Failed(data=stage.exception())), "what was ended is not tried again"
+    assert not _is_retryable(None, None, Failed(data=stage.exception())), "a stopped stage is not retried"
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -8,7 +8,7 @@ from prefect.logging import disable_run_logger
 from flows import round
 from flows.progress import Progress
 from flows.reproduce import Reproduced
-from flows.round import published, run_graph
+from flows.round import publishing, run_graph
 
 DIAMOND = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}, "leaf": {"a"}}
 
@@ -90,7 +90,7 @@ def test_after_a_failure_the_running_ones_end_and_no_other_starts():
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-def test_what_was_made_before_a_failure_is_published_and_the_failure_is_told(monkeypatch, reachable):
+def test_what_was_made_before_a_failure_is_published_and_the_failure_is_raised(monkeypatch, reachable):
     calls = []
 
     def publish():
@@ -99,7 +99,7 @@ def test_what_was_made_before_a_failure_is_published_and_the_failure_is_told(mon
             raise ConnectionError("no MLflow")
 
     monkeypatch.setattr(round, "publish", publish)
-    with disable_run_logger(), pytest.raises(ValueError, match="r3's engine"), published():
+    with disable_run_logger(), pytest.raises(ValueError, match="r3's engine"), publishing():
         raise ValueError("r3's engine")
     assert calls == [1]
 

@@ -14,7 +14,7 @@ import pytest
 
 from flows import services
 from flows.connection import ephemeral
-from tasks.errors import FlywheelError
+from tasks.core.errors import FlywheelError
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -75,7 +75,7 @@ def test_a_process_that_has_the_pid_of_a_service_by_now_is_left_alone(tmp_path):
 
 def test_a_service_that_does_not_come_up_tells_why(tmp_path):
     command = [sys.executable, "-c", "import sys; sys.exit('no such database')"]
-    with pytest.raises(FlywheelError, match="thing did not come up.*\n.*no such database"):
+    with pytest.raises(FlywheelError, match="thing did not start.*\n.*no such database"):
         services._start(tmp_path, services.Service("thing", command, lambda: False))
     assert services.running(tmp_path) == {}
 
@@ -177,10 +177,10 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
     started = services.running(made)
     try:
         assert set(started) == {"prefect server", "prefect worker", "mlflow"}
-        said = capsys.readouterr().out
-        assert f"http://127.0.0.1:{os.environ['MLFLOW_PORT']}" in said
-        assert f"export PREFECT_API_URL={server}" in said
-        projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.04"])
+        printed = capsys.readouterr().out
+        assert f"http://127.0.0.1:{os.environ['MLFLOW_PORT']}" in printed
+        assert f"export PREFECT_API_URL={server}" in printed
+        projects.set_exam(made, "gate", "improves", alpha=0.04)
         command = [
             sys.executable,
             "-m",
@@ -202,13 +202,14 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
         )
         assert done.returncode == 0, (made / ".flywheel/logs/prefect-worker.log").read_text()[-3000:]
 
-        projects.set_values(made, "r2", ["gate.panel.improves.alpha=0.03"])
+        projects.set_exam(made, "gate", "improves", alpha=0.03)
         from flows.round import run_round
 
-        assert run_round("r2") == ["gate@r2"]
-        assert "[1/1] gate@r2" in capsys.readouterr().out
+        gates = ["gate@r1", "gate@r2"]
+        assert run_round("r2") == gates
+        assert "[2/2] gate@r" in capsys.readouterr().out
         assert [r["state_type"] for r in found(server, "flow_runs")] == ["COMPLETED", "COMPLETED"]
-        assert [r["name"] for r in found(server, "task_runs")] == ["gate@r2", "gate@r2"]
+        assert sorted(r["name"] for r in found(server, "task_runs")) == sorted(gates * 2)
         assert "r2" in found(server, "artifacts")[-1]["data"]
     finally:
         services.down(made)

@@ -1,0 +1,94 @@
+"""First-party modules that a module runs: its imports, direct and indirect, read from the source without importing.
+
+Code that decides rows must be in a stage's plan. `PLUMBING` is left out: it moves rows and files and makes none.
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+PACKAGE = "tasks"
+PLUMBING = {
+    "tasks.core.cache": "returns stored answers; its keys hold all that decides an answer",
+    "tasks.core.devices": "locks a device",
+    "tasks.core.errors": "exception classes and messages",
+    "tasks.core.plan": "the format of plans",
+    "tasks.core.plugin": "loads plug-ins by name; the plan holds the names and their code",
+    "tasks.core.stage": "declares stages; the plan holds the declarations",
+    "tasks.core.store": "writes and reads tables whole, and checks every byte",
+    "tasks.core.tables": "the plan holds the digests of the tables that a stage writes",
+}
+"""Modules that no plan names, each with the reason."""
+
+
+def closure(root: Path, modules: Iterable[str]) -> dict[str, str]:
+    """File (relative to the project) → sha256, of modules and of all first-party modules that they import, also inside
+    functions. Left out: imports under `if TYPE_CHECKING`, and an `__init__` without code.
+    """
+    files: dict[str, str] = {}
+    seen: set[str] = set()
+    queue = list(modules)
+    while queue:
+        module = queue.pop()
+        if module in seen or module in PLUMBING:
+            continue
+        seen.add(module)
+        path = module_file(root, module)
+        if path is None:
+            continue
+        digest, imports, has_code = _scan(path, *_stamp(path))
+        if has_code:
+            files[path.relative_to(root).as_posix()] = digest
+        queue += [*imports, *_packages(module)]
+    return dict(sorted(files.items()))
+
+
+def module_file(root: Path, module: str) -> Path | None:
+    """The file of a first-party module; None where the name is not a module's (a class in one, for example)."""
+    place = root / module.replace(".", "/")
+    return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
+
+
+def _packages(module: str) -> list[str]:
+    """The parent packages of a module, whose `__init__` Python runs first."""
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=4096)
+def _scan(path: Path, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...], bool]:
+    """Digest of a file, its imports, and whether it has code."""
+    content = path.read_bytes()
+    tree = ast.parse(content)
+    has_code = any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in tree.body)
+    return hashlib.sha256(content).hexdigest(), tuple(sorted(set(_imports(tree)))), has_code
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in _runtime_nodes(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.split(".")[0] == PACKAGE)
+
+
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node except those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in node.orelse:
+                yield other
+                yield from _runtime_nodes(other)
+            continue
+        yield node
+        yield from _runtime_nodes(node)

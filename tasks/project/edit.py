@@ -1,0 +1,207 @@
+"""Edits params.yaml and keeps its comments: adds and removes rounds, adds bases."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
+
+from tasks.core.errors import FlywheelError, UnknownName
+from tasks.core.stage import stages
+from tasks.project import pipeline, recipes
+from tasks.project.params import FILE, Pipeline, plain, read, validate
+
+STATE = ".flywheel"
+"""Folder of locks and of the state of services; not under version control."""
+Change = Callable[[CommentedMap], None]
+
+
+@contextmanager
+def lock(root: Path, name: str) -> Iterator[None]:
+    """Holds the project's lock of that name; waits for other processes."""
+    place = root / STATE
+    place.mkdir(exist_ok=True)
+    with FileLock(place / f"{name}.lock"):
+        yield
+
+
+def edit(root: Path, change: Change) -> None:
+    """Applies `change(content)` to params.yaml under a lock. Writes atomically, and only a valid result; renders dvc.yaml
+    again where it depends on the change.
+
+    Raises:
+        ParamsError: when the edited file would not be valid; nothing is written then.
+    """
+    with lock(root, "params"):
+        text, params = _apply(root, change)
+        new = root / STATE / FILE
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(root / FILE)
+        if pipeline.is_outdated(root, params):
+            pipeline.write(root, params)
+
+
+def _apply(root: Path, change: Change) -> tuple[str, Pipeline]:
+    """The text of params.yaml after an edit, and the pipeline that it describes."""
+    content = read(root)
+    try:
+        change(content)
+    except (AttributeError, KeyError, TypeError):
+        validate(plain(content), root)  # raises ParamsError if the file was already wrong
+        raise
+    params = validate(plain(content), root)
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.width = 120
+    yaml.dump(content, text)
+    return text.getvalue(), params
+
+
+def add_round(
+    root: Path,
+    name: str,
+    parent: str,
+    settings: list[str] | None = None,
+    *,
+    recipe: str | None = None,
+    anchor: str | None = None,
+    like: str | None = None,
+) -> None:
+    """Appends a round. With `like`, it copies that round's recipe, anchor and settings, which its own override.
+
+    Raises:
+        ParamsError, UnknownName, FlywheelError: when the round would be invalid; nothing is written then.
+    """
+
+    def change(content: CommentedMap) -> None:
+        rounds = content.get("rounds")
+        if rounds is None:
+            rounds = content["rounds"] = CommentedMap()
+        _check_free(content, name)
+        known = [*content["bases"], *rounds]
+        if parent not in known:
+            raise UnknownName("base or round", parent, known, FILE)
+        if like is not None and like not in rounds:
+            raise UnknownName("round to copy from", like, rounds, FILE)
+        template = plain(rounds[like]) if like else {}
+        block = CommentedMap(parent=parent, base=parent if parent in content["bases"] else rounds[parent]["base"])
+        block["seed"] = max([b.get("seed", 0) for b in rounds.values()], default=0) + 1
+        for key, value in (("recipe", recipe or template.get("recipe")), ("anchor", anchor or template.get("anchor"))):
+            if value is not None:
+                block[key] = value
+        own = _settings(settings or [], {"parent": "--parent names it", "base": "it follows from the parent"})
+        for key in {"seed", "recipe", "anchor"} & own.keys():
+            block[key] = own.pop(key)
+        if changes := recipes.merged(template.get("set") or {}, own, stages()):
+            block["set"] = _flow(CommentedMap(changes))
+        rounds[name] = _flow(block)
+
+    edit(root, change)
+
+
+def _check_free(content: CommentedMap, name: str) -> None:
+    rounds = content.get("rounds") or {}
+    if name in rounds or name in content["bases"]:
+        remove = f", or `flywheel round remove {name}`" if name in rounds else ""
+        raise FlywheelError(f"{FILE} has a {name!r} already; choose another name{remove}")
+
+
+def _flow(block: CommentedMap) -> CommentedMap:
+    """The block on one line. Strings with a colon are quoted: in flow style libyaml takes it for a key's."""
+    block.fa.set_flow_style()
+    for key, value in block.items():
+        block[key] = _quoted(value)
+    return block
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, str):
+        return SingleQuotedScalarString(value) if ":" in value else value
+    if isinstance(value, list):
+        return [_quoted(inner) for inner in value]
+    if isinstance(value, dict) and not isinstance(value, CommentedMap):
+        return {k: _quoted(inner) for k, inner in value.items()}
+    return value
+
+
+def _settings(settings: list[str], refused: dict[str, str]) -> dict[str, Any]:
+    """`KEY=VALUE` texts as a dict of values by dotted key."""
+    values = dict(_setting(setting) for setting in settings)
+    for key in refused.keys() & values.keys():
+        raise FlywheelError(f"--set {key}: cannot be set: {refused[key]}")
+    return values
+
+
+def _setting(setting: str) -> tuple[str, Any]:
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise FlywheelError(f"--set {setting}: write KEY=VALUE, as in --set generate.sample.temperature=0.9")
+    try:
+        return path, plain(YAML(typ="safe").load(text))
+    except YAMLError as error:
+        raise FlywheelError(f"--set {setting}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from error
+
+
+def remove_round(root: Path, name: str) -> None:
+    """Removes a round from params.yaml; its files stay.
+
+    Raises:
+        FlywheelError: when other rounds descend from it, or name it as their anchor.
+    """
+
+    def change(content: CommentedMap) -> None:
+        rounds = content.get("rounds") or {}
+        if name not in rounds:
+            if name in content["bases"]:
+                raise FlywheelError(f"{name} is a base, not a round; bases cannot be removed")
+            raise UnknownName("round", name, rounds, FILE)
+        for key in ("parent", "anchor"):
+            if users := [n for n, b in rounds.items() if b.get(key) == name]:
+                raise FlywheelError(
+                    f"{name} is the {key} of {', '.join(users)}; remove these first, or give them another {key}"
+                )
+        del rounds[name]
+
+    edit(root, change)
+
+
+def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str] | None = None) -> None:
+    """Appends a base: a copy of the first base's block with another `base` strategy and with `settings`."""
+
+    def change(content: CommentedMap) -> None:
+        _check_free(content, name)
+        block = CommentedMap(plain(next(iter(content["bases"].values()))))
+        block["base"] = CommentedMap(base)
+        values = _settings(settings or [], {})
+        # shorter keys first: a new strategy clears the parameters of the old one
+        for path in sorted(values, key=lambda p: (p.count("."), not p.endswith(".strategy"))):
+            _assign(block, path, values[path])
+        content["bases"][name] = block
+
+    edit(root, change)
+
+
+def _assign(block: Any, path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    node = block
+    for key in parents:
+        if node.get(key) is None:
+            node[key] = CommentedMap()
+        node = node[key]
+        if not isinstance(node, dict):
+            raise FlywheelError(f"--set {path}: {key!r} is {node!r} and has no keys; write --set {key}=VALUE")
+    if last == "strategy" and node.get(last) != value:
+        node.clear()
+    node[last] = value
+
+
+__all__ = ["STATE", "add_base", "add_round", "edit", "lock", "remove_round"]

@@ -1,0 +1,256 @@
+"""Runs one stage of one round: checks inputs, calls its function, writes outputs, commits them with a manifest.
+
+`dvc repro`, the CLI and the flows all use this, each stage in its own process. The stage's plan holds all parameters, so
+params.yaml is not read. A stage has no effect outside its outs, because DVC may restore them from its run cache.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import psutil
+
+from tasks.core import store
+from tasks.core.errors import StoreError, UnknownName
+from tasks.core.frames import frame
+from tasks.core.ids import content_id
+from tasks.core.plan import TRANSPORT, Plan
+from tasks.core.plugin import TASKS, load
+from tasks.core.roster import SERVED, Models, Source
+from tasks.core.stage import Input, Result, Stage, Strategy
+from tasks.core.tables import TABLES
+from tasks.project.blocks import EXAM
+from tasks.project.closure import module_file
+from tasks.project.pieces import ranges, within
+
+VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
+
+
+def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
+    """Runs a stage of a base or round according to its plan; returns its manifest.
+
+    Raises:
+        FlywheelError: any subclass. The old version stays.
+    """
+    started = datetime.now(UTC)
+    startup = time.time() - psutil.Process().create_time()
+    stage = _stage(stage_name)
+    plan = _plan(root, name, stage_name)
+    _check_code(root, plan)
+    with store.writing(root, name, stage.name) as draft:
+        clock = time.perf_counter()
+        inputs = {i.argument: i for i in stage.inputs if _owner(i, plan)}
+        digests = {a: store.find(root, str(_owner(i, plan)), i.name)[1].digest for a, i in inputs.items()}
+        with closing(_models(root, stage, plan)) as models:
+            arguments = _arguments(root, stage, plan, inputs, draft, digests, models)
+            result = _as_result(stage, _call(stage, arguments))
+            run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
+            metrics = _write(stage, draft, result)
+            models.check()
+        total_seconds, trains = time.perf_counter() - clock, "work" in arguments
+        seconds = {
+            "start": startup + models.total("load_seconds"),
+            "model": run_seconds - models.total("load_seconds") if trains else models.total("seconds"),
+            "run": 0.0 if trains else run_seconds - model_seconds,
+            "write": total_seconds - run_seconds - (models.spent() - model_seconds),
+        }
+        manifest = store.Manifest(
+            round=name,
+            stage=stage.name,
+            plan=plan,
+            outputs=draft.outputs,
+            inputs=digests,
+            versions=_versions(),
+            metrics=metrics,
+            warnings=list(result.warnings),
+            tokens={k: int(models.total(k)) for k in ("requests", "prompt_tokens", "completion_tokens")},
+            seconds={part: round(value, 3) for part, value in seconds.items()},
+            started=started.isoformat(timespec="milliseconds"),
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        _check_unchanged(root, plan, inputs, digests)
+        draft.commit(manifest)
+        if trains:
+            shutil.rmtree(arguments["work"])
+    return manifest
+
+
+def _stage(name: str) -> Stage:
+    if module_file(Path(__file__).parents[2], f"tasks.{name}") is None or not isinstance(
+        stage := getattr(import_module(f"tasks.{name}"), name, None), Stage
+    ):
+        from tasks.core.stage import stages
+
+        raise UnknownName("stage", name, stages())
+    return stage
+
+
+def _plan(root: Path, name: str, stage: str) -> Plan:
+    try:
+        return Plan.read(root, name, stage)
+    except StoreError:
+        from tasks.project.params import load_params
+
+        load_params(root).block(name)  # raises UnknownName for a wrong name
+        raise
+
+
+def _check_code(root: Path, plan: Plan) -> None:
+    """The code that runs must be what the plan says, or the manifest would not tell the truth."""
+    stage = f"{plan.stage}@{plan.round}"
+    for file, digest in plan.code.items():
+        if not (root / file).is_file() or store.sha256(root / file) != digest:
+            raise StoreError(f"{stage}: {file} was edited since the plan was made; `flywheel plan`, then run it again")
+        if store.sha256(TASKS.parent / file) != digest:
+            raise StoreError(
+                f"{stage}: the code that runs is not this project's: {TASKS.parent / file} is not {file} as it is here; "
+                "install this project (`pip install -e .`), or set PYTHONPATH to it"
+            )
+
+
+def _owner(need: Input, plan: Plan) -> str | None:
+    """The base or round that an input belongs to; None where this one has no such ancestor."""
+    if need.ancestor is None:
+        return plan.round
+    owner = plan.ancestors.get(need.ancestor)
+    return None if owner == plan.round else owner  # a base is its own base
+
+
+def _models(root: Path, stage: Stage, plan: Plan) -> Models:
+    """The models that the stage may open: its own, its ancestors' and the roster's."""
+    transport = json.loads((root / TRANSPORT).read_text()) if (root / TRANSPORT).is_file() else {}
+    engine_owner = plan.ancestors.get("base", plan.round) if stage.name in EXAM else plan.round
+    engine = plan.engine and _plugin("engines", plan.engine | transport.get(engine_owner, {}))
+    opened = {i.ancestor or "model": i for i in stage.inputs if i.opened}
+    owners = {k: plan.ancestors.get(k) if i.ancestor else plan.round for k, i in opened.items()}
+    sources = {k: Source(engine, partial(_model_folder, root, owner)) for k, owner in owners.items() if owner}
+    sources |= {n: _roster_source(values, transport.get(f"models.{n}", {})) for n, values in plan.models.items()}
+    return Models(sources, root / "data/cache/requests")
+
+
+def _model_folder(root: Path, owner: str) -> Path:
+    """A round's model folder, checked. Not resolved, so that an adapter can name it as its base."""
+    from tasks.core.models import resolve
+
+    folder, _ = store.folder(root, owner, "model")
+    resolve(folder)  # checks a pointer's target
+    return folder
+
+
+def _roster_source(values: Mapping[str, Any], transport: Mapping[str, Any]) -> Source:
+    from tasks.project.blocks import RosterModel
+
+    model = RosterModel.model_validate({**values, "engine": {**values["engine"], **transport}})
+    return Source(model.engine, model.folder if model.path else lambda: SERVED)
+
+
+def _plugin(package: str, values: Mapping[str, Any]) -> Any:
+    """A plug-in from its values in a plan."""
+    return load(package, values["strategy"])(**{k: v for k, v in values.items() if k != "strategy"})
+
+
+def _arguments(
+    root: Path,
+    stage: Stage,
+    plan: Plan,
+    inputs: dict[str, Input],
+    draft: store.Draft,
+    digests: dict[str, str],
+    models: Models,
+) -> dict[str, Any]:
+    """Arguments of the stage's function."""
+    members: dict[str, Strategy] = {n: _plugin(stage.name, v) for n, v in plan.members.items()}
+    context: dict[str, Callable[[], Any]] = {
+        "members": lambda: members,
+        "strategy": lambda: next(iter(members.values())),
+        "options": lambda: stage.options and stage.options(**plan.options),
+        "judges": lambda: {n: _plugin("judge", v) for n, v in plan.judges.items()},
+        "models": lambda: models,
+        "domain": lambda: _plugin("domains", plan.domain or {}),
+        "seed": lambda: plan.seed,
+        "work": lambda: _work(root, plan, digests),
+    }
+    arguments = {f: draft.folder(f) for f in stage.folders}
+    arguments |= {i.argument: None for i in stage.inputs if not i.opened}
+    arguments |= {a: _read(root, i, str(_owner(i, plan))) for a, i in inputs.items() if not i.opened}
+    return arguments | {k: make() for k, make in context.items() if k in stage.context}
+
+
+def _work(root: Path, plan: Plan, digests: dict[str, str]) -> Path:
+    """Scratch folder for checkpoints, one per plan and inputs, so that no other run's checkpoints are resumed."""
+    identity = content_id(plan.digest, json.dumps(digests, sort_keys=True))
+    work = root / "data/cache/work" / f"{plan.round}-{plan.stage}-{identity}"
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _read(root: Path, need: Input, owner: str) -> Any:
+    return store.scan(root, owner, need.name)[0] if need.name in TABLES else _model_folder(root, owner)
+
+
+def _check_unchanged(root: Path, plan: Plan, inputs: dict[str, Input], digests: dict[str, str]) -> None:
+    """Frames are lazy: inputs may have been replaced after they were checked."""
+    for argument, need in inputs.items():
+        owner = str(_owner(need, plan))
+        if store.find(root, owner, need.name)[1].digest != digests[argument]:
+            raise StoreError(
+                f"{plan.stage}@{plan.round}: {need.name} of {owner} was replaced while it was being read; "
+                "run it again. Nothing was written; the old version stays"
+            )
+
+
+def _call(stage: Stage, arguments: dict[str, Any]) -> Any:
+    """Calls the stage's function; piece by piece on a large table, if every strategy works per prompt."""
+    strategies = arguments.get("members") or {"": arguments.get("strategy")}
+    per_prompt = isinstance(arguments.get("responses"), pl.LazyFrame) and all(
+        s and s.per_prompt_only() for s in strategies.values()
+    )
+    pieces = ranges(arguments["responses"]) if per_prompt and len(stage.tables) == 1 else []
+    if len(pieces) < 2:
+        return stage.function(**arguments)
+    [table] = stage.tables
+    return Result({table.name: (stage.function(**within(arguments, *piece)) for piece in pieces)})
+
+
+def _as_result(stage: Stage, result: Any) -> Result:
+    if isinstance(result, Result):
+        return result
+    return Result({}) if result is None else Result({stage.tables[0].name: result})
+
+
+def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]:
+    """Writes all outputs of a stage into the draft; returns their metrics."""
+    from tasks.project.pipeline import written
+
+    metrics: dict[str, float] = {}
+    for name in written(stage):
+        if name in stage.folders:
+            draft.describe_folder(name)
+        else:
+            table = TABLES[name]
+            metrics |= draft.table(table, result.frames[name] if name in result.frames else frame(table))
+    metrics |= result.metrics
+    draft.file(f"metrics/{stage.name}.json", json.dumps(metrics, indent=1, sort_keys=True))
+    for name in stage.plots:
+        draft.file(f"plots/{name}.csv", result.plots.get(name, pl.DataFrame()).write_csv())
+    return metrics
+
+
+def _versions() -> dict[str, str]:
+    return {name: _version(name) for name in VERSIONS}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,167 @@
+"""dvc.yaml, rendered from the stages' signatures: `foreach` over the bases and over the rounds of params.yaml.
+
+A stage depends on its plan and on the tables and models that it reads, and on nothing else; `plan` depends on params.yaml,
+recipes, seeds and code. Every out is `persist: true`: otherwise DVC deletes outs before a run, and a kill would lose the
+old version.
+
+DVC sees no defaults, and knows the same dependencies of every round. So a model of an ancestor is one where some round's
+strategies open it; and where some round asks for an `anchor` or `grandparent`, `vars` gives each round those that it does
+not name itself. A change of that kind wants `flywheel render`, which `flywheel run` and `plan` do by themselves.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from tasks.core.plan import FOLDER
+from tasks.core.stage import ANCESTORS, OPTIONAL, Input, Stage, stages
+from tasks.project.params import SEEDS, Block, Pipeline
+from tasks.project.recipes import FOLDER as RECIPES
+
+FILE = "dvc.yaml"
+HEADER = """\
+# Rendered from the signatures of the stages in tasks/ by `flywheel render`; a test asserts that it is up to date.
+# Values are in params.yaml and recipes/, and expanded in data/plan/.
+"""
+PLAN = {
+    "desc": "The plan of every stage of every round: all parameters, code, files and models that decide its result.",
+    "cmd": "flywheel plan",
+    "deps": ["params.yaml", str(RECIPES), str(SEEDS), "tasks"],
+    "outs": [{str(FOLDER): {"cache": False, "persist": True}}],
+}
+
+
+def render(pipeline: Pipeline) -> str:
+    """The content of dvc.yaml."""
+    text = io.StringIO(HEADER)
+    text.seek(0, io.SEEK_END)
+    yaml = YAML()
+    yaml.width = 160
+    yaml.dump(_content(pipeline), text)
+    return text.getvalue()
+
+
+def write(root: Path, pipeline: Pipeline) -> bool:
+    """Renders dvc.yaml; returns whether that changed it."""
+    path, text = root / FILE, render(pipeline)
+    if path.is_file() and path.read_text() == text:
+        return False
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+    return True
+
+
+def is_outdated(root: Path, pipeline: Pipeline) -> bool:
+    """Whether the dependencies in dvc.yaml differ from those that rounds need."""
+    path = root / FILE
+    content = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
+    if not isinstance(content, dict):
+        return False
+    now, then = _content(pipeline), content.get("stages") or {}
+    same = all(then[n]["do"]["deps"] == g["do"]["deps"] for n, g in now["stages"].items() if n in then and "do" in g)
+    return not same or content.get("vars") != now.get("vars")
+
+
+def _optional_ancestors(pipeline: Pipeline, block: Block, kinds: set[str]) -> dict[str, str]:
+    """Values of a round for the optional ancestors in DVC's templates, without an anchor that it names itself. Ancestors that
+    it does not need default to its parent, which it depends on anyway: another round's first anchor does not make it stale.
+    """
+    needed = {a for s in block.stages if s in stages() for a in needed_ancestors(pipeline, block, stages()[s])}
+    owners = {k: str((k in needed and block.ancestor(k)) or block.parent) for k in sorted(kinds)}
+    return {k: owner for k, owner in owners.items() if k != "anchor" or not block.anchor}
+
+
+def needed_ancestors(pipeline: Pipeline, block: Block, stage: Stage) -> set[str]:
+    """Ancestors whose models a stage of a block opens, or whose optional tables it reads."""
+    names = {n for s in block.stages[stage.name].members.values() for n in s.opened_models() | s.read_ancestors()}
+    if "judges" in stage.context:  # here `parent` stands for the evaluated model
+        names |= {n for j in pipeline.judges_of(block).values() for n in j.opened_models()} - {"parent"}
+    return names & set(ANCESTORS)
+
+
+def has(need: Input, needed: set[str]) -> bool:
+    """Whether an input exists for a round whose stage needs these ancestors."""
+    return need.ancestor is None or need.ancestor in needed or not (need.opened or need.optional)
+
+
+def _content(pipeline: Pipeline) -> dict[str, Any]:
+    """Content of dvc.yaml as plain values."""
+    rounds = pipeline.rounds.values()
+    needed = {
+        s.name: {a for b in rounds for a in needed_ancestors(pipeline, b, s)}
+        for s in stages().values()
+        if s.bases != "only"
+    }
+    optional = {i.ancestor for s in stages().values() for i in s.inputs if has(i, needed.get(s.name, set()))} & set(
+        OPTIONAL
+    )
+    named = {b.name: _optional_ancestors(pipeline, b, optional) for b in rounds}
+    return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": _groups(needed)}
+
+
+def address(stage: Stage, block: Block) -> str:
+    """Address of a stage of a base or round in DVC, such as `judge@r2`."""
+    return f"{_group_name(stage, block.is_base)}@{block.name}"
+
+
+def _group_name(stage: Stage, of_base: bool) -> str:
+    return f"{stage.name}-base" if of_base and stage.bases == "too" else stage.name
+
+
+def _groups(needed: dict[str, set[str]]) -> dict[str, Any]:
+    groups: dict[str, Any] = {"plan": PLAN}
+    for stage in stages().values():
+        if stage.bases != "no":
+            groups[_group_name(stage, True)] = _group(stage, "bases", set())
+        if stage.bases != "only":
+            groups[_group_name(stage, False)] = _group(stage, "rounds", needed[stage.name])
+    return groups
+
+
+def _group(stage: Stage, kind: str, needed: set[str]) -> dict[str, Any]:
+    return {"foreach": f"${{{kind}}}", "do": _entry(stage, kind, needed)}
+
+
+def _entry(stage: Stage, kind: str, needed: set[str]) -> dict[str, Any]:
+    here = "data/round=${key}"
+    outs = [*written(stage), f"manifests/{stage.name}.json"]
+    inputs = [i for i in stage.inputs if (i.ancestor is None if kind == "bases" else has(i, needed))]
+    entry = {
+        "desc": (stage.function.__doc__ or "").strip().split("\n")[0],
+        "cmd": f"flywheel stage {stage.name} ${{key}}",
+        "deps": list(dict.fromkeys([f"{FOLDER}/${{key}}/{stage.name}.json", *map(_template, inputs)])),
+        "outs": [{f"{here}/{out}": {"persist": True}} for out in outs],
+        "metrics": [{f"{here}/metrics/{stage.name}.json": {"persist": True}}],
+    }
+    if stage.plots:
+        entry["plots"] = [{f"{here}/plots/{n}.csv": {"persist": True, **axes}} for n, axes in stage.plots.items()]
+    return entry
+
+
+def _template(need: Input) -> str:
+    """The path of an input as a DVC template."""
+    return f"data/round=${{{f'item.{need.ancestor}' if need.ancestor else 'key'}}}/{need.name}"
+
+
+def inputs_of(stage: Stage, block: Block) -> list[tuple[Input, str]]:
+    """Inputs of a stage of a block, each with the base or round that it belongs to; without those that the block lacks."""
+    owners = [(i, block.ancestor(i.ancestor) if i.ancestor else block.name) for i in stage.inputs]
+    return [(i, owner) for i, owner in owners if owner and not (block.is_base and i.ancestor)]
+
+
+def written(stage: Stage) -> list[str]:
+    """Names of the tables and folders that a stage writes. `base` also writes empty tables that rounds read of ancestors."""
+    return [*stage.outputs, *(empty_tables() if stage.bases == "only" else [])]
+
+
+def empty_tables() -> list[str]:
+    """Tables that stages read of an ancestor and that no stage of a base makes."""
+    base_outputs = {o for s in stages().values() if s.bases != "no" for o in s.outputs}
+    ancestor_inputs = {i.name for s in stages().values() for i in s.inputs if i.ancestor}
+    return sorted(ancestor_inputs - base_outputs)
+
+
+__all__ = ["address", "inputs_of", "render", "write", "written"]

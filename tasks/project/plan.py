@@ -1,0 +1,148 @@
+"""Makes the plan of every stage of every base and round: `data/plan/<round>/<stage>.json`.
+
+The DVC stage `plan` runs this. Every other stage depends on its own plan and on its inputs, and on nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.core.models import file_digest
+from tasks.core.plan import FOLDER, SOURCES, TRANSPORT, Plan
+from tasks.core.stage import Stage, Strategy
+from tasks.core.tables import TABLES, Table
+from tasks.project import recipes
+from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, stages_of
+from tasks.project.closure import closure
+from tasks.project.params import FILE, load_params
+from tasks.project.pipeline import has, needed_ancestors, written
+
+Plans = dict[tuple[str, str], Plan]
+"""By (base or round, stage)."""
+
+
+def plans(root: Path, pipeline: Pipeline) -> Plans:
+    """The plan of every stage."""
+    return {
+        (block.name, stage.name): plan(root, pipeline, block, stage)
+        for block in pipeline.blocks.values()
+        for stage in stages_of(block)
+    }
+
+
+def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage) -> Plan:
+    """The plan of a stage of a base or round."""
+    settings = block.stages[stage.name]
+    judges = pipeline.judges_of(block) if "judges" in stage.context else {}
+    strategies = [*settings.members.values(), *judges.values()]
+    opened = _opened_models(stage, strategies)
+    engine = block.exam_engine if stage.name in EXAM else block.engine
+    roster = {n: pipeline.roster[n] for n in sorted(opened) if n in pipeline.roster}
+    engines = [
+        *({engine.strategy_name()} if engine and opened - set(roster) else ()),
+        *(m.engine.strategy_name() for m in roster.values()),
+    ]
+    modules = [
+        f"tasks.{stage.name}",
+        *(type(s).__module__ for s in strategies),
+        *((type(block.domain).__module__,) if "domain" in stage.context else ()),
+        *(f"tasks.engines.{name}" for name in engines),
+    ]
+    return Plan(
+        round=block.name,
+        stage=stage.name,
+        seed=_seed(pipeline, block, stage),
+        ancestors=_ancestors(pipeline, block, stage),
+        domain=plugin_values(block.domain) if "domain" in stage.context else None,
+        engine=plugin_values(engine, engine.transport) if engine and opened - set(roster) else None,
+        members={n: plugin_values(s) for n, s in sorted(settings.members.items())},
+        options=settings.options.model_dump(mode="json") if settings.options else {},
+        judges={n: plugin_values(s) for n, s in sorted(judges.items())},
+        models={
+            n: m.model_dump(mode="json", exclude={"engine"}) | {"engine": plugin_values(m.engine, m.engine.transport)}
+            for n, m in roster.items()
+        },
+        code=closure(root, modules),
+        files=dict(_files(root, block, stage, judges)),
+        tables={t.name: table_digest(t) for t in stage_tables(stage)},
+    )
+
+
+def _opened_models(stage: Stage, strategies: Iterable[Strategy]) -> set[str]:
+    """Models that strategies open through an engine; `train` only reads folders."""
+    if "models" not in stage.context:
+        return set()
+    return {name for s in strategies if s.needs for name in s.opened_models()}
+
+
+def _ancestors(pipeline: Pipeline, block: Block, stage: Stage) -> dict[str, str]:
+    needed = needed_ancestors(pipeline, block, stage)
+    kinds = sorted({i.ancestor for i in stage.inputs if i.ancestor and has(i, needed)})
+    return {k: name for k in kinds if (name := block.ancestor(k))}
+
+
+def _seed(pipeline: Pipeline, block: Block, stage: Stage) -> int | None:
+    """The round's seed; that of its base in the exam, whose draws no round chooses."""
+    if "seed" not in stage.context:
+        return None
+    return pipeline.block(block.base).seed if stage.name in EXAM else block.seed
+
+
+def _files(root: Path, block: Block, stage: Stage, judges: Mapping[str, Strategy]) -> Iterator[tuple[str, str]]:
+    """sha256 of the files that a stage's strategies and domain read."""
+    readers = [*block.stages[stage.name].members.values(), *judges.values()] if stage.name != "base" else []
+    readers += [block.domain] if "domain" in stage.context else []
+    for path in sorted({path for reader in readers for _, path in paths_of(reader)}):
+        yield path.as_posix(), file_digest(root / path) if (root / path).is_file() else "absent"
+
+
+def stage_tables(stage: Stage) -> list[Table]:
+    """The tables that a stage writes."""
+    return [TABLES[name] for name in written(stage) if name in TABLES]
+
+
+def table_digest(table: Table) -> str:
+    """sha256 of a table's definition: columns, key, checks, metrics."""
+    columns = [(f.name, str(f.type)) for f in table.schema]
+    return hashlib.sha256(json.dumps([columns, table.key, table.checks, table.metrics]).encode()).hexdigest()
+
+
+def transports(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """Connection settings of engines (such as time-outs and keys' names), by block or model of the roster. They decide no answer, so
+    they are stored beside the plans: the next round's weights can be added to a server without making a stage stale.
+    """
+    engines = {name: block.engine for name, block in pipeline.blocks.items()}
+    engines |= {f"models.{name}": model.engine for name, model in pipeline.roster.items()}
+    return {k: e.model_dump(mode="json", include=set(e.transport)) for k, e in engines.items() if e.transport}
+
+
+def write(root: Path) -> int:
+    """Writes the plans that changed, atomically, and removes those of removed rounds; returns how many it wrote.
+
+    Raises:
+        ParamsError: when params.yaml or a recipe is invalid; nothing is written then.
+    """
+    pipeline = load_params(root)
+    current = plans(root, pipeline)
+    count = sum(_write(root / FOLDER / name / f"{stage}.json", plan.text) for (name, stage), plan in current.items())
+    sources = {f: file_digest(root / f) for f in (FILE, *(f"{recipes.FOLDER}/{n}.yaml" for n in recipes.names(root)))}
+    for path, values in ((TRANSPORT, transports(pipeline)), (SOURCES, sources)):
+        _write(root / path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    for path in (root / FOLDER).glob("*/*.json"):
+        if (path.parent.name, path.stem) not in current:
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    return count
+
+
+def _write(path: Path, text: str) -> bool:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+    return True

@@ -1,0 +1,224 @@
+"""Recipes: one YAML file of `recipes/` is one published method, as settings for the stages that make a round's data.
+
+    title: …                 one line
+    paper: …                 authors, year, arXiv id
+    loop: |                  the method in a few lines
+    differs: |               where this recipe differs from the paper, and why
+    stages:
+      generate: {sample: {samples: 8}}
+      judge: {reward: self_consistency, self_consistency: {}}
+
+A stage's block maps members to their parameters; `strategy` defaults to the member's name. A round changes its recipe's
+settings by `set`, in nested maps or with dotted keys. Null removes a member.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from tasks.core.errors import ParamsError, UnknownName
+from tasks.core.plugin import Params
+from tasks.core.stage import Stage
+
+FOLDER = Path("recipes")
+
+
+class Recipe(Params):
+    """A published method, as settings for the stages of a round."""
+
+    title: str
+    """What it does, in one line."""
+    paper: str = ""
+    """Authors, year, arXiv id."""
+    loop: str = ""
+    """The method in a few lines."""
+    differs: str = ""
+    """Where this one differs from the paper, and why."""
+    stages: dict[str, Any]
+    """Settings by stage."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Nested settings that are not validated, and the origin of each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Dotted path of a value → `recipe sharpen` or `set`."""
+
+
+def names(root: Path) -> list[str]:
+    """The names of all recipes, in alphabetical order."""
+    return sorted(p.stem for p in (root / FOLDER).glob("*.yaml"))
+
+
+def read(root: Path, name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        UnknownName: when there is no such file.
+        ParamsError: when the file is not a recipe.
+    """
+    path = root / FOLDER / f"{name}.yaml"
+    if name not in names(root):
+        raise UnknownName("recipe", name, names(root), str(FOLDER))
+    stat = path.stat()
+    return _read(path, f"{FOLDER}/{name}.yaml", stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _read(path: Path, label: str, mtime_ns: int, size: int) -> Recipe:
+    try:
+        return Recipe.model_validate(plain(YAML(typ="safe").load(path.read_text(encoding="utf-8"))))
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg'].lower()}" for e in error.errors()]
+        raise ParamsError(f"{label} is not a recipe: {'; '.join(lines)}") from error
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # keys that are lists, and anchors in a loop
+        raise ParamsError(f"{label} is not valid YAML: {error}") from error
+
+
+def expand(recipe: Mapping[str, Any], origin: str, changes: Mapping[str, Any], stages: Mapping[str, Stage]) -> Settings:
+    """Merges a round's changes into a recipe's settings. An empty map leaves an existing member as it is.
+
+    In a stage that takes one strategy, a member in the changes replaces the recipe's. Values of a wrong type are kept for
+    validation to report.
+    """
+    values = {name: members(block, stages.get(name)) for name, block in recipe.items()}
+    origins = dict.fromkeys(stages, origin)
+    origins |= {path: origin for name, block in values.items() for path in _paths(block, name)}
+    settings = list(dotted(changes, stages))
+    for stage in stages.values():
+        named = {path[1] for path, value in settings if path[0] == stage.name and path[1:] and value is not None}
+        if _drop_replaced(values, stage, named):
+            origins[stage.name] = "set"
+    for path, value in settings:
+        put(values, path, value)
+        origins = _with_change(origins, path, value)
+    return Settings(values, origins)
+
+
+def members(block: Any, stage: Stage | None) -> Any:
+    """A stage's block by member. A stage with a single strategy may be written `{strategy: NAME, …}`."""
+    if stage is None or not isinstance(block, dict) or not _is_short(block.get("strategy"), stage):
+        return _copy(block)
+    options = {k: v for k, v in block.items() if k in option_names(stage)}
+    return options | {block["strategy"]: {k: v for k, v in block.items() if k != "strategy" and k not in options}}
+
+
+def _is_short(strategy: Any, stage: Stage) -> bool:
+    return not stage.many and isinstance(strategy, str)
+
+
+def option_names(stage: Stage) -> frozenset[str]:
+    """Names of a stage's options: keys of its block that are not members."""
+    return frozenset(stage.options.model_fields if stage.options else ())
+
+
+def dotted(
+    changes: Mapping[str, Any], stages: Mapping[str, Stage] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Changes as (path, value): `{generate.sample.samples: 4}` and `{generate: {sample: {samples: 4}}}` are the same.
+    Shorter paths come first, so the written order does not matter. With `stages`, the short form of a stage with a single
+    strategy, as in `{filter.strategy: top_fraction, filter.fraction: 0.25}`, becomes a member.
+    """
+    settings = sorted(_leaves(changes, ()), key=lambda change: (len(change[0]), change[0]))
+    short = {path[0]: value for path, value in settings if path[1:] == ("strategy",) and path[0] in (stages or ())}
+    for path, value in settings:
+        stage = (stages or {}).get(path[0])
+        if stage is None or not path[1:] or not _is_short(strategy := short.get(path[0]), stage):
+            yield path, value
+        elif path[1] == "strategy":
+            yield (path[0], str(strategy)), {}
+        elif path[1] == strategy or path[1] in option_names(stage):
+            yield path, value
+        else:
+            yield (path[0], str(strategy), *path[1:]), value
+
+
+def merged(settings: Mapping[str, Any], over: Mapping[str, Any], stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """`settings` overridden by `over`, by dotted key. Where `over` names the strategy of a stage that takes one, settings of
+    another strategy are dropped.
+    """
+    old, new = (dict(dotted(changes, stages)) for changes in (settings, over))
+    chosen = {
+        path[0]: path[1]
+        for path, value in new.items()
+        if value is not None and path[1:] and (stage := stages.get(path[0])) and not stage.many
+        if path[1] not in option_names(stage)
+    }
+    kept = {
+        p: v
+        for p, v in old.items()
+        if not p[1:] or p[1] == chosen.get(p[0], p[1]) or p[1] in option_names(stages[p[0]])
+    }
+    return {".".join(path): value for path, value in (kept | new).items()}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, inner in value.items():
+        inner_path = (*path, *str(key).split("."))
+        depth = 2 if inner_path[0] == "engine" else 3  # a map below a parameter is its value
+        if isinstance(inner, Mapping) and inner and len(inner_path) < depth:
+            yield from _leaves(inner, inner_path)
+        else:
+            yield inner_path, inner
+
+
+def put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Sets one value in nested dicts; null removes a member of a stage."""
+    node = values
+    for key in path[:-1]:
+        if not isinstance(node.get(key), dict):
+            node[key] = {}
+        node = node[key]
+    if value is None and len(path) == 2:
+        node.pop(path[1], None)
+    elif _is_change(path, value) or not isinstance(node.get(path[-1]), dict):
+        node[path[-1]] = _copy(value)
+
+
+def _is_change(path: tuple[str, ...], value: Any) -> bool:
+    """Whether a value changes one that is there: `{}` for a stage or member only names it; for a parameter it is a value."""
+    return value != {} or len(path) > 2
+
+
+def _drop_replaced(values: dict[str, Any], stage: Stage, named: set[str]) -> bool:
+    """Drops the recipe's member of a stage with one strategy where the changes name another; returns whether they do."""
+    block, members = values.get(stage.name), named - option_names(stage)
+    if stage.many or not members:
+        return False
+    if isinstance(block, dict):
+        values[stage.name] = {k: v for k, v in block.items() if k in members or k in option_names(stage)}
+    return True
+
+
+def _with_change(origins: dict[str, str], path: tuple[str, ...], value: Any) -> dict[str, str]:
+    """The origins after the value at a path was set."""
+    key = ".".join(path)
+    if not _is_change(path, value):
+        return {key: "set"} | origins
+    new = dict.fromkeys(_paths(value, key), "set") | ({path[0]: "set"} if value is None and len(path) == 2 else {})
+    kept = {k: v for k, v in origins.items() if k != key and not k.startswith(f"{key}.")}
+    return {".".join(path[:2]): "set"} | kept | new  # for a member that the recipe lacks
+
+
+def _paths(value: Any, path: str) -> Iterator[str]:
+    yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _paths(inner, f"{path}.{key}")
+
+
+def plain(value: Any) -> Any:
+    """A YAML value as plain JSON: dicts with string keys, lists, strings and numbers."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value

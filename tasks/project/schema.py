@@ -1,0 +1,97 @@
+"""The JSON schemas of params.yaml and of recipes, for editors: derived from every plug-in's fields."""
+
+from typing import Any
+
+from tasks.core.plugin import load, names
+from tasks.core.stage import Stage, stages
+from tasks.project.blocks import EXAM, Campaign, Defaults
+from tasks.project.build import REQUIRED
+from tasks.project.recipes import Recipe
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+SEED = {"type": "integer", "minimum": 0}
+NAME = {"type": "string"}
+
+
+def of_params() -> dict[str, Any]:
+    """The schema of params.yaml."""
+    defs: dict[str, Any] = {}
+    domain, engine = _one_of("domains", defs), _one_of("engines", defs)
+    exam = {n: _stage(stages()[n], defs) for n in ("base", *EXAM)}
+    base = _object({"seed": SEED, "domain": domain, "engine": engine, **exam}, ["domain", "base", "evaluate"])
+    changes = {
+        "type": "object",
+        "description": "Changes to the recipe, by dotted key or nested, such as generate.sample.temperature: 0.9",
+    }
+    round_ = _object(
+        {"parent": NAME, "base": NAME, "seed": SEED, "recipe": NAME, "anchor": NAME, "set": changes}, ["parent", "base"]
+    )
+    model = _object(
+        {
+            "engine": engine,
+            "path": {"type": ["string", "null"]},
+            "digest": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"},
+        },
+        ["engine"],
+    )
+    whole = _object(
+        {
+            "campaign": Campaign.model_json_schema(),
+            "defaults": Defaults.model_json_schema(),
+            "models": {"type": "object", "additionalProperties": model},
+            "bases": {"type": "object", "additionalProperties": base},
+            "rounds": {"type": "object", "additionalProperties": round_},
+        },
+        ["bases"],
+    )
+    return {"$schema": DRAFT, "title": "Flywheel params.yaml", "$defs": defs, **whole}
+
+
+def of_recipe() -> dict[str, Any]:
+    """The schema of a file of recipes/."""
+    defs: dict[str, Any] = {}
+    own = {s.name: _stage(s, defs) for s in stages().values() if s.bases == "no" and s.name not in EXAM}
+    whole = Recipe.model_json_schema()
+    whole["properties"]["stages"] = _object(own, [])
+    return {"$schema": DRAFT, "$defs": defs, **whole, "title": "Flywheel recipe"}
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _plugin_schema(package: str, name: str, defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a plug-in. Nested models go to `defs`, because references start at the root."""
+    prefix = f"{package}-{name}-"
+    schema = load(package, name).model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
+    defs |= {f"{prefix}{model}": within for model, within in schema.pop("$defs", {}).items()}
+    return schema
+
+
+def _with_strategy(package: str, name: str, defs: dict[str, Any], required: bool) -> dict[str, Any]:
+    """The schema of a plug-in with its `strategy`, which a member of the same name may leave out."""
+    schema = _plugin_schema(package, name, defs)
+    schema["properties"] = {"strategy": {"const": name}, **schema.get("properties", {})}
+    if required:
+        schema["required"] = ["strategy", *schema.get("required", [])]
+    return schema
+
+
+def _one_of(package: str, defs: dict[str, Any]) -> dict[str, Any]:
+    return {"oneOf": [_with_strategy(package, name, defs, required=True) for name in names(package)]}
+
+
+def _stage(stage: Stage, defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a stage's block: options, members named as their strategies, and members with a `strategy`."""
+    options = stage.options.model_json_schema() if stage.options else {}
+    by_name = {n: _with_strategy(stage.name, n, defs, required=False) for n in names(stage.name)}
+    same = {n: {"anyOf": [s, {"type": "null"}, _one_of(stage.name, defs)]} for n, s in by_name.items()}
+    required = options.get("required", [])
+    block = {
+        "type": "object",
+        "properties": options.get("properties", {}) | same,
+        "required": required,
+        "additionalProperties": _one_of(stage.name, defs),
+        "minProperties": len(required) + (stage.name in REQUIRED),
+    }
+    return block if stage.many else {"anyOf": [_one_of(stage.name, defs), block]}

@@ -1,0 +1,169 @@
+"""dvc.yaml: rendered from the stages, committed, and read by DVC as it is meant."""
+
+from pathlib import Path
+
+import projects
+import pytest
+from ruamel.yaml import YAML
+from wrong import edited
+
+from tasks.core.stage import stages
+from tasks.project import pipeline
+from tasks.project.edit import add_round
+from tasks.project.params import Pipeline, load_params, stages_of, validate
+
+
+@pytest.fixture(scope="module")
+def params(written) -> Pipeline:
+    return load_params(written)
+
+
+@pytest.fixture(scope="module")
+def entries(written) -> dict:
+    """What DVC makes of dvc.yaml: its stages by address."""
+    return parsed(written)
+
+
+def parsed(root: Path) -> dict:
+    with projects.dvc(root) as repo:
+        return {s.name: s for s in repo.index.stages}
+
+
+def deps(stage) -> list[str]:
+    return [d.def_path for d in stage.deps]
+
+
+def outs(stage) -> list[str]:
+    return [o.def_path for o in stage.outs]
+
+
+def test_the_committed_file_is_the_rendering():
+    text = (projects.HERE / "dvc.yaml").read_text()
+    assert text == pipeline.render(load_params(projects.HERE)), "run `flywheel render`, and commit dvc.yaml"
+
+
+def test_rendering_says_whether_it_changed_anything(tmp_path, params):
+    assert pipeline.write(tmp_path, params)
+    assert not pipeline.write(tmp_path, params)
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    assert pipeline.write(tmp_path, params)
+    assert (tmp_path / "dvc.yaml").read_text() == pipeline.render(params)
+    assert [p.name for p in tmp_path.iterdir()] == ["dvc.yaml"]
+
+
+def test_dvc_has_a_stage_for_every_block_that_has_it(entries, params):
+    expected = {pipeline.address(s, b): (s, b) for b in params.blocks.values() for s in stages_of(b)}
+    assert set(entries) == {"plan", *expected}
+    assert len(expected) == 2 + 2 * 10
+    for address, (stage, block) in expected.items():
+        assert entries[address].cmd == f"flywheel stage {stage.name} {block.name}"
+
+
+def test_the_plan_depends_on_all_that_a_person_edits_and_nothing_else_does(entries):
+    assert set(deps(entries["plan"])) == {"params.yaml", "recipes", "data/seeds", "tasks"}
+    [out] = entries["plan"].outs
+    assert (out.def_path, out.use_cache) == ("data/plan", False)
+    for address, entry in entries.items():
+        if address != "plan":
+            assert not set(deps(entry)) & set(deps(entries["plan"])), address
+            assert "params" not in str([d.hash_info for d in entry.deps]).split()
+
+
+def test_a_stage_depends_on_its_plan_and_on_what_it_reads(entries, params):
+    for block in params.blocks.values():
+        for stage in stages_of(block):
+            asked = pipeline.needed_ancestors(params, block, stage)
+            reads = [f"data/round={owner}/{need.name}" for need, owner in pipeline.inputs_of(stage, block)
+                     if pipeline.has(need, asked)]  # fmt: skip
+            entry = entries[pipeline.address(stage, block)]
+            assert set(deps(entry)) == {f"data/plan/{block.name}/{stage.name}.json", *reads}
+
+
+def test_every_out_persists_and_none_is_written_twice(entries):
+    assert all(o.persist for entry in entries.values() for o in entry.outs)
+    paths = [p for entry in entries.values() for p in outs(entry)]
+    assert len(paths) == len(set(paths))
+
+
+def test_everything_that_is_read_is_written_by_a_stage(entries):
+    made = {p for entry in entries.values() for p in outs(entry)}
+    for address, entry in entries.items():
+        for path in deps(entry) if address != "plan" else ():
+            assert path in made or path.startswith("data/plan/"), (address, path)
+
+
+def test_a_manifest_is_an_out_of_its_stage_and_a_dependency_of_nobody(entries, params):
+    for block in params.blocks.values():
+        for stage in stages_of(block):
+            entry = entries[pipeline.address(stage, block)]
+            assert [p for p in outs(entry) if "/manifests/" in p] == [
+                f"data/round={block.name}/manifests/{stage.name}.json"
+            ]
+            assert not [p for p in deps(entry) if "manifests" in p]
+
+
+def test_metrics_and_plots_are_known_to_dvc_as_such(entries):
+    train = entries["train@r1"]
+    assert [o.def_path for o in train.outs if o.metric] == ["data/round=r1/metrics/train.json"]
+    assert [(o.def_path, o.plot["y"]) for o in train.outs if o.plot] == [("data/round=r1/plots/train.csv", "loss")]
+
+
+def test_a_base_writes_every_table_that_a_round_may_ask_of_an_ancestor():
+    base = {o for s in stages().values() if s.bases != "no" for o in pipeline.written(s)}
+    asked = {i.name for s in stages().values() for i in s.inputs if i.ancestor}
+    assert asked <= base
+
+
+# Ancestors that not every round has
+
+
+ASKS = {
+    "rounds/r2={parent: r1, base: r0, anchor: r0, set: {generate.sample.model: anchor}}": {
+        "r1": {"anchor": "r0"},
+        "r2": {},
+    },
+    "rounds/r2/set={generate.sample.model: grandparent}": {"r1": {"grandparent": "r0"}, "r2": {"grandparent": "r0"}},
+    "rounds/r2/set={collect.replay.of: grandparent}": {"r1": {"grandparent": "r0"}, "r2": {"grandparent": "r0"}},
+}
+
+
+@pytest.mark.parametrize("edit", ASKS)
+def test_dvc_gets_anchors_and_grandparents_where_a_round_asks_for_one(written, edit):
+    params = validate(edited(projects.values(written), edit), written)
+    content = YAML(typ="safe").load(pipeline.render(params))
+    assert content["vars"] == [{"rounds": ASKS[edit]}]
+    stage = "collect" if "collect" in edit else "generate"
+    kind = "anchor" if "anchor" in edit else "grandparent"
+    assert any(f"item.{kind}" in d for d in content["stages"][stage]["do"]["deps"])
+    assert not any(f"item.{kind}" in d for d in content["stages"]["judge"]["do"]["deps"]), "which does not ask"
+
+
+def test_where_no_round_asks_for_them_dvc_gets_none(params):
+    text = pipeline.render(params)
+    assert not {"vars", "anchor", "grandparent"} & set(text.replace(":", " ").replace(".", " ").split())
+    assert "item.base" not in text.replace("${item.base}/evals", "").replace("${item.base}/measures", "")
+
+
+def test_a_file_that_lacks_them_is_noticed(root):
+    assert not pipeline.is_outdated(root, load_params(root))
+    projects.rewrite(root, lambda c: c["rounds"]["r2"].update(set={"generate.sample.model": "grandparent"}))
+    assert pipeline.is_outdated(root, load_params(root))
+    pipeline.write(root, load_params(root))
+    assert not pipeline.is_outdated(root, load_params(root))
+    projects.rewrite(root, lambda c: c["rounds"]["r2"].pop("set"))
+    assert pipeline.is_outdated(root, load_params(root))
+    (root / "dvc.yaml").unlink()
+    assert not pipeline.is_outdated(root, load_params(root)), "it is rendered before it is asked about"
+
+
+def test_dvc_knows_an_anchor_as_a_dependency(project):
+    root = project(git=False)
+    parsed_before = parsed(root)
+    add_round(root, "t1", "r0")
+    add_round(root, "r3", "r2", ["generate.sample.model=anchor"], anchor="t1")
+    entries = parsed(root)
+    assert {p for p in deps(entries["generate@r3"]) if "model" in p} == {"data/round=t1/model", "data/round=r2/model"}
+    assert set(deps(entries["generate@r2"])) == set(deps(parsed_before["generate@r2"])), (
+        "who asks for none is left alone"
+    )
+    assert not [d for d in deps(entries["generate@r1"]) if "t1" in d]
