@@ -7,16 +7,17 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks import store
-from tasks.errors import FlywheelError, StoreError
-from tasks.export import export
-from tasks.tables import TABLES
+from tasks.core import store
+from tasks.core.errors import FlywheelError, StoreError
+from tasks.core.plan import Plan
+from tasks.core.tables import TABLES
+from tasks.views.export import export
 
 PARAMS = """
 bases:
   r0: {seed: 1, domain: {strategy: arithmetic}, engine: {strategy: fake}, base: {strategy: local}}
 rounds:
-  r1: {parent: r0, base: r0, seed: 2, domain: {strategy: arithmetic}, engine: {strategy: fake}}
+  r1: {parent: r0, base: r0, seed: 2, recipe: toy}
 """
 
 
@@ -24,30 +25,40 @@ def turn(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
 
-def training(n: int) -> dict[str, Any]:
-    said = {"prompt": turn("user", f"{n} + {n}?"), "completion": turn("assistant", str(2 * n))}
-    return {"id": f"t{n}", "prompt_id": f"p{n}", "response_id": f"a{n}", "model": "abc", "source": "responses", **said}
+def training(n: int, **more: Any) -> dict[str, Any]:
+    chats = {"prompt": turn("user", f"{n} + {n}?"), "completion": turn("assistant", str(2 * n))}
+    ids = {"id": f"t{n}", "prompt_id": f"p{n}", "response_id": f"a{n}", "model": "abc"}
+    return ids | chats | {"source": "responses", "weight": 1.0} | more
 
 
 def pair(n: int) -> dict[str, Any]:
-    said = {"chosen": turn("assistant", str(2 * n)), "rejected": turn("assistant", str(2 * n + 1))}
+    chats = {"chosen": turn("assistant", str(2 * n)), "rejected": turn("assistant", str(2 * n + 1))}
     scores = {"chosen_score": 1.0, "rejected_score": 0.0, "source": "responses"}
-    return {"id": f"q{n}", "prompt_id": f"p{n}", "prompt": turn("user", f"{n} + {n}?"), **said, **scores}
+    return {"id": f"q{n}", "prompt_id": f"p{n}", "prompt": turn("user", f"{n} + {n}?"), **chats, **scores}
+
+
+def preference(n: int, **more: Any) -> dict[str, Any]:
+    scores = ("chosen_score", "rejected_score")
+    return {k: v for k, v in pair(n).items() if k not in scores} | {"weight": 1.0, "smoothing": 0.0} | more
 
 
 def project(root: Path, rows: int, pairs: int) -> Path:
-    (root / "params.yaml").write_text(PARAMS)
-    tables = {"training": [training(n) for n in range(rows)], "pairs": [pair(n) for n in range(pairs)]}
-    for stage, name in (("pair", "pairs"), ("train", "training")):
-        with store.writing(root, "r1", stage) as draft:
-            draft.table(TABLES[name], frame(name, tables[name]))
-            facts = {"inputs": {}, "code": {}, "versions": {}, "metrics": {}, "tokens": {}, "seconds": {}}
-            times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:09+00:00"}
-            params = {stage: {"strategy": "best_worst" if stage == "pair" else "sft"}}
-            draft.commit(
-                store.Manifest(round="r1", stage=stage, outputs=draft.outputs, seed=2, params=params, **facts, **times)
-            )
+    """A round that was trained on no preferences, though it has pairs."""
+    write(root, "pair", pairs=[pair(n) for n in range(pairs)])
+    write(root, "collect", training=[training(n) for n in range(rows)], preferences=[])
     return root
+
+
+def write(root: Path, stage: str, **tables: list[dict[str, Any]]) -> None:
+    (root / "params.yaml").write_text(PARAMS)
+    strategies = {"pair": "best_worst", "collect": "answers"}
+    with store.writing(root, "r1", stage) as draft:
+        for name, rows in tables.items():
+            draft.table(TABLES[name], frame(name, rows))
+        facts = {"inputs": {}, "versions": {}, "metrics": {}, "tokens": {}, "seconds": {}}
+        times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:09+00:00"}
+        plan = Plan(round="r1", stage=stage, members={strategies[stage]: {"strategy": strategies[stage]}})
+        draft.commit(store.Manifest(round="r1", stage=stage, plan=plan, outputs=draft.outputs, **facts, **times))
 
 
 def frame(name: str, rows: list[dict[str, Any]]) -> Any:
@@ -95,8 +106,42 @@ def test_the_card_says_what_it_is_and_how_it_was_made(tmp_path: Path) -> None:
     matter = yaml.safe_load(front)
     assert [c["config_name"] for c in matter["configs"]] == ["sft", "preference"]
     assert "license" not in matter
-    for told in ("| `sft` | 5 |", "| `preference` | 3 |", "| parent | `r0` |", "| pair | best_worst | 3 |", "`abc`"):
-        assert told in body
+    for line in (
+        "| `sft` | 5 |",
+        "| `preference` | 3 |",
+        "| parent | `r0` |",
+        "| recipe | `toy` |",
+        "| pair | best_worst | 3 |",
+        "`abc`",
+    ):
+        assert line in body
+
+
+def test_what_the_round_was_trained_on_is_exported_and_nothing_else(tmp_path: Path) -> None:
+    root, to = project(tmp_path, 0, 3), tmp_path / "exported"
+    rows = [training(0), training(1, error="long: 900 tokens")]
+    chosen = [preference(5), preference(6), preference(7, error="long: 900 tokens")]
+    write(root, "collect", training=rows, preferences=chosen)
+    assert export(root, "r1", to).endswith("1 SFT rows, 2 preference pairs of r1")
+    table = pq.read_table(to / "preference" / "train-00000.parquet")
+    assert [row["chosen"][0]["content"] for row in table.to_pylist()] == ["10", "12"]
+    assert pq.read_table(to / "sft" / "train-00000.parquet").to_pylist()[0]["completion"] == turn("assistant", "0")
+
+
+def test_completions_to_be_avoided_are_no_sft_rows_and_weights_stay(tmp_path: Path) -> None:
+    root, to = project(tmp_path, 0, 3), tmp_path / "exported"
+    rows = [training(0, label=True), training(1, label=False, weight=5.0), training(2, label=None, weight=0.5)]
+    write(root, "collect", training=rows, preferences=[preference(0), preference(1, weight=2.0)])
+    assert export(root, "r1", to).endswith("2 SFT rows, 2 preference pairs of r1")
+    sft, pairs = (pq.read_table(to / c / "train-00000.parquet").to_pylist() for c in ("sft", "preference"))
+    assert [(r["completion"][0]["content"], r["weight"]) for r in sft] == [("0", 1.0), ("4", 0.5)]
+    assert [r["weight"] for r in pairs] == [1.0, 2.0]
+    assert "| `sft` | 2 | `prompt`, `completion`, `weight` |" in (to / "README.md").read_text()
+    write(root, "collect", training=rows[:2], preferences=[])
+    export(root, "r1", to)
+    assert pq.read_schema(to / "sft" / "train-00000.parquet").names == ["prompt", "completion"]  # 5.0 is of no row left
+    write(root, "collect", training=rows[1:2], preferences=[])
+    assert export(root, "r1", to).endswith("0 SFT rows, 3 preference pairs of r1")
 
 
 def test_equal_tables_give_equal_bytes_and_replace_an_earlier_export(tmp_path: Path) -> None:
@@ -134,7 +179,7 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
     root = project(tmp_path, 0, 0)
-    with pytest.raises(FlywheelError, match="r1 has neither training rows nor pairs"):
+    with pytest.raises(FlywheelError, match="r1 has neither"):
         export(root, "r1", tmp_path / "to")
     with pytest.raises(StoreError, match="r0 has no 'training' yet"):
         export(root, "r0", tmp_path / "to")

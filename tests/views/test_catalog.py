@@ -11,16 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import catalog, models, store
-from tasks.errors import FlywheelError, ParamsError, StoreError, UnknownName
-from tasks.tables import TABLES
+from tasks.core import models, store
+from tasks.core.errors import FlywheelError, ParamsError, StoreError, UnknownName
+from tasks.core.plan import Plan
+from tasks.core.tables import TABLES
+from tasks.views import catalog
+from tasks.views.trace import show, trace
 
 PARAMS = """
+defaults: {recipe: toy}
 bases:
   r0: {seed: 1, domain: {strategy: arithmetic}, engine: {strategy: fake}, base: {strategy: local}}
 rounds:
-  r1: {parent: r0, base: r0, seed: 2, domain: {strategy: arithmetic}, engine: {strategy: fake}}
-  r2: {parent: r1, base: r0, seed: 3, domain: {strategy: arithmetic}, engine: {strategy: fake}}
+  r1: {parent: r0, base: r0, seed: 2}
+  r2: {parent: r1, base: r0, seed: 3, recipe: cream, anchor: r0}
 """
 CHAT = [{"role": "user", "content": "What's 1 + 1?"}]
 PROMPT = {"id": "p1", "problem": "What's 1 + 1?", "prompt": CHAT, "source": "model", "parents": ["p0"]}
@@ -43,20 +47,20 @@ def write(
             (place / "model.safetensors").write_bytes(model)
             (place / "log.txt").write_text("not part of the digest")
             draft.describe_folder("model")
-        told = {"metrics": {}, "tokens": {"prompt_tokens": 3, "completion_tokens": 4}, "params": {}} | more
+        plan = Plan(round=round, stage=stage, seed=7, members=more.pop("members", {}))
+        facts = {"metrics": {}, "tokens": {"prompt_tokens": 3, "completion_tokens": 4}} | more
         draft.commit(
             store.Manifest(
                 round=round,
                 stage=stage,
+                plan=plan,
                 outputs=draft.outputs,
                 inputs={},
-                code={},
-                seed=7,
                 versions={},
                 seconds={"start": 1.0, "run": 2.0, "write": 0.5},
                 started="2026-01-01T00:00:00+00:00",
                 finished="2026-01-01T00:00:03+00:00",
-                **told,
+                **facts,
             )
         )
 
@@ -72,10 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base and a round, of which some stages have run; r2 is only in params.yaml, x9 only on disk."""
     root = tmp_path_factory.mktemp("project")
     (root / "params.yaml").write_text(PARAMS)
-    write(root, "r0", "base", {"prompts": [SEED]}, b"weights", params={"base": {"strategy": "local"}})
+    write(root, "r0", "base", {"prompts": [SEED]}, b"weights", members={"local": {"strategy": "local"}})
     digest = models.digest(root / "data" / "round=r0" / "model")
     response = {"prompt_id": "p1", "response": "2", "answer": "2", "model": digest}
-    write(root, "r1", "prompts", {"prompts": [PROMPT]}, params={"prompts": {"strategy": "pool", "count": 1}})
+    write(root, "r1", "prompts", {"prompts": [PROMPT]}, members={"pool": {"strategy": "pool", "count": 1}})
     write(
         root,
         "r1",
@@ -83,13 +87,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"responses": [{"id": "a1", "sample": 0, **response}, {"id": "a2", "sample": 1, **response}]},
         metrics={"responses": 2.0, "pass_at_1/level_2": 0.5},
     )
-    verdict = {"response_id": "a1", "prompt_id": "p1", "judge": "verifier", "reward": True, "score": 1.0}
-    panel = {"judge": {"panel": {"verifier": None, "majority": {}}, "reward": "verifier"}}
-    write(root, "r1", "judge", {"judgments": [{"id": "j1", **verdict}]}, params=panel)
-    write(root, "r1", "filter", {"filtered": [{"id": "a1", "prompt_id": "p1", "kept": True, "score": 1.0}]})
-    training = {"id": "t1", "prompt_id": "p1", "response_id": "a1", "model": digest, "source": "responses"}
+    verdict = {"response_id": "a1", "prompt_id": "p1", "member": "verifier", "reward": True, "score": 1.0}
+    judges = {"verifier": {"strategy": "verifier"}, "strict": {"strategy": "self_judge"}}
+    write(root, "r1", "judge", {"judgments": [{"id": "j1", **verdict}]}, members=judges)
+    write(root, "r1", "filter", {"filtered": [{"id": "a1", "prompt_id": "p1", "kept": True, "rank": 1, "score": 1.0}]})
+    training = {
+        "id": "t1",
+        "prompt_id": "p1",
+        "response_id": "a1",
+        "model": digest,
+        "source": "responses",
+        "weight": 1.0,
+    }
     done = {"prompt": CHAT, "completion": [{"role": "assistant", "content": "2"}]}
-    write(root, "r1", "train", {"training": [training | done]}, b"other weights")
+    write(root, "r1", "collect", {"training": [training | done]})
+    write(root, "r1", "train", {}, b"other weights")
     write(root, "x9", "gate", {}, metrics={"promoted": 1.0})
     return root
 
@@ -131,7 +143,7 @@ def test_an_older_round_may_lack_a_column_or_have_one_more(root: Path) -> None:
     manifest = json.loads((place / "manifests" / "filter.json").read_text())
     manifest["outputs"]["filtered"]["parts"][0] |= {"bytes": part.stat().st_size, "sha256": store.sha256(part)}
     (place / "manifests" / "filter.json").write_text(json.dumps(manifest))
-    assert ask(root, "from filtered") == [("r1", "a1", "p1", True, None, None, 1.0)]
+    assert ask(root, "from filtered") == [("r1", "a1", "p1", True, 1, None, None, 1.0)]
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut"])
@@ -153,8 +165,8 @@ def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path)
     with pytest.raises(StoreError, match=r"round=r1/judgments/part-00000\.parquet is not what was written"):
         catalog.query(root, 'with j as (from main."Judgments") select count(*) from j')
     for sql in (
-        "create view v as from JUDGMENTS; from v",
-        "from (pivot judgments on judge using count(*))",
+        "select 1; from JUDGMENTS",
+        "from (pivot judgments on member using count(*))",
         "from query_table('judgments')",
     ):
         with pytest.raises(StoreError, match="is not what was written"):
@@ -165,25 +177,26 @@ def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path)
 def test_a_damaged_footer_is_told_with_its_file_whatever_is_asked(root: Path, tmp_path: Path) -> None:
     part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-4] + b"????")
-    told = r"round=r1/judgments/part-00000\.parquet is not what was written .*dvc checkout --force"
+    message = r"round=r1/judgments/part-00000\.parquet is not what was written .*dvc checkout --force"
     for act in (
         lambda: catalog.query(root, "select 1"),
         lambda: catalog.write_views(root, tmp_path / "views.duckdb"),
     ):
-        with pytest.raises(StoreError, match=told):
+        with pytest.raises(StoreError, match=message):
             act()
 
 
 def test_rounds_tell_parents_strategies_and_models(root: Path) -> None:
     rounds = {r["round"]: r for r in catalog.query(root, "from rounds").to_pylist()}
     assert list(rounds) == ["r0", "r1", "r2", "x9"]
-    assert [(r["kind"], r["parent"], r["base"], r["seed"], r["stages"]) for r in rounds.values()] == [
-        ("base", None, "r0", 1, 1),
-        ("round", "r0", "r0", 2, 5),
-        ("round", "r1", "r0", 3, 0),
-        (None, None, None, 7, 1),
+    columns = ("kind", "parent", "base", "recipe", "anchor", "seed", "stages")
+    assert [tuple(r[c] for c in columns) for r in rounds.values()] == [
+        ("base", None, "r0", None, None, 1, 1),
+        ("round", "r0", "r0", "toy", None, 2, 6),
+        ("round", "r1", "r0", "cream", "r0", 3, 0),
+        (None, None, None, None, None, 7, 1),
     ]
-    assert rounds["r1"]["strategies"] == [("judge", "verifier + majority"), ("prompts", "pool")]
+    assert rounds["r1"]["strategies"] == [("judge", "verifier + strict (self_judge)"), ("prompts", "pool")]
     assert (rounds["r1"]["domain"], rounds["r1"]["engine"]) == ("arithmetic", "fake")
     assert [r["promoted"] for r in rounds.values()] == [None, None, None, True]
     assert rounds["r1"]["model"] == models.digest(root / "data" / "round=r1" / "model")
@@ -215,7 +228,7 @@ def test_stages_and_metrics(root: Path) -> None:
         ("select promt from prompts", "Candidate bindings"),
         ("selec 1", "syntax error"),
         ("select 'x'::int", "Could not convert"),
-        ("insert into prompts (id) values ('x')", "prompts is not an table"),
+        ("insert into prompts (id) values ('x')", "INSERT is not a query"),
     ],
 )
 def test_an_error_is_one_message(root: Path, sql: str, says: str) -> None:
@@ -230,12 +243,118 @@ def test_a_params_file_that_is_not_yaml_is_told(root: Path) -> None:
         catalog.connect(root)
 
 
-def test_queries_change_nothing_on_disk(root: Path) -> None:
+# What a query may do
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    file = tmp_path / "secret.csv"
+    file.write_text("word\nswordfish\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "copy (select 1) to 'data/round=r1/prompts/part-00000.parquet'",
+        "COPY prompts TO 'mine.csv'",
+        "/* from */ copy (select 1) to 'mine.csv'",
+        "select 1; copy (select 1) to 'mine.csv'",
+        "copy (pivot judgments on member using count(*)) to 'mine.csv'",
+        "explain analyze copy (select 1) to 'mine.csv'",
+        "explain (analyze, format json) copy (select 1) to 'mine.csv'",
+        "explain analyze copy (pivot judgments on member) to 'mine.csv'",
+        "create table t as pivot judgments on member using count(*)",
+        "export database 'mine'",
+        "attach 'mine.duckdb'",
+        "set threads = 1",
+        "reset threads",
+        "pragma enable_profiling",
+        "install httpfs",
+        "load httpfs",
+        "call enable_logging(storage = 'file', storage_path = 'mine')",
+        "from enable_logging(storage = 'file', storage_path = 'mine')",
+        "from enable_profiling(save_location = 'mine.json')",
+        "create persistent secret s (type http, bearer_token 'x')",
+        "create table mine as from prompts",
+        "delete from prompts",
+        "prepare p as copy (select 1) to 'mine.csv'",
+        "checkpoint",
+    ],
+)
+@pytest.mark.parametrize("allow_files", [False, True])
+def test_nothing_but_queries_runs_and_nothing_is_written(
+    root: Path, sql: str, allow_files: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    assert ask(root, "create table mine as from prompts; select count(*) from mine") == [(2,)]
-    with pytest.raises(FlywheelError):
-        catalog.query(root, "delete from prompts")
+    with pytest.raises(FlywheelError, match="^sql: "):
+        catalog.query(root, sql, allow_files)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_csv('{}')", "read_text('{}')", "read_blob('{}')", "glob('{}')", "sniff_csv('{}')", "'{}'",
+        "read_csv('/etc/passwd')", "glob('/etc/*')", "read_json('http://127.0.0.1:1/x')", "read_csv('../secret.csv')",
+    ],
+)  # fmt: skip
+def test_files_outside_the_project_are_not_read(
+    root: Path, secret: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    with pytest.raises(FlywheelError, match="(Permission Error|does not exist|there is no table)"):
+        catalog.query(root, f"from {source.format(secret)}")
+
+
+def test_files_outside_the_project_are_read_when_asked_for(root: Path, secret: Path) -> None:
+    sql = f"select word from read_csv('{secret}')"
+    assert catalog.query(root, sql, allow_files=True).to_pylist() == [{"word": "swordfish"}]
+
+
+def test_files_of_the_project_are_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    (root / "notes.csv").write_text("id,note\np1,odd\n")
+    sql = "select note from read_csv('notes.csv') join prompts using (id)"
+    assert catalog.query(Path(), sql).to_pylist() == [{"note": "odd"}]
+
+
+@pytest.mark.parametrize(
+    ("sql", "rows"),
+    [
+        ("from prompts", 2),
+        ("with p as (select id from prompts) select * from p", 2),
+        ("(select id from prompts)", 2),
+        ("-- all\n select id from prompts", 2),
+        ("select 'déjà'; table prompts", 2),
+        ("show tables", len(TABLES) + 3),
+        ("describe prompts", len(TABLES["prompts"].schema) + 1),
+        ("summarize judgments", len(TABLES["judgments"].schema) + 1),
+        ("pivot judgments on member using count(*) group by round", 1),
+        ("explain select * from prompts", 1),
+        ("explain analyze from prompts", 1),
+        ("explain (format json) from prompts", 1),
+        ("values (1), (2)", 2),
+        ("from range(100_000) order by random()", 100_000),
+        ("from duckdb_columns() where table_name = 'metrics'", 4),
+    ],
+)
+def test_queries_of_every_kind_work(root: Path, sql: str, rows: int) -> None:
+    assert catalog.query(root, sql).num_rows == rows
+
+
+def test_a_table_that_dvc_links_from_its_cache_is_read(root: Path, tmp_path: Path) -> None:
+    part = root / "data" / "round=r1" / "prompts" / "part-00000.parquet"
+    (tmp_path / "cache").mkdir()
+    part.rename(tmp_path / "cache" / "b1946ac9")
+    part.symlink_to(tmp_path / "cache" / "b1946ac9")
+    assert ask(root, "select id from prompts where round = 'r1'") == [("p1",)]
+
+
+def test_a_variable_of_the_program_is_no_table(root: Path) -> None:
+    with pytest.raises(UnknownName, match="'manifests'"):
+        catalog.query(root, "from manifests")
 
 
 # What is printed and written
@@ -338,6 +457,24 @@ def test_no_file_of_another_kind_is_replaced(root: Path, tmp_path: Path) -> None
     assert [f.read_text() for f in (mine, beside)] == ["mine", "mine"]
 
 
+@pytest.mark.parametrize("place", ["data/round=r1/prompts", "data/round=r1", "data/plan", ".dvc/cache/files", ".git"])
+def test_no_file_of_the_project_is_replaced(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (root / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "link").symlink_to(root / place)
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    monkeypatch.chdir(root / place)
+    for name in ("part-00000.parquet", "new.parquet"):
+        for file in (root / place / name, tmp_path / "link" / name, Path(name), root / "data" / ".." / place / name):
+            with pytest.raises(FlywheelError, match="own files"):
+                catalog.show(root, "select 1", out=file)
+            with pytest.raises(FlywheelError, match="own files"):
+                catalog.write_views(root, file)
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+    catalog.show(root, "select 1", out=root / "data" / "mine.parquet")
+
+
 def test_columns_of_equal_name_are_all_there(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "select p.id, r.id, 5 as id_1 from prompts p join responses r on p.id = r.prompt_id order by all limit 1"
     catalog.show(root, sql, "json")
@@ -354,7 +491,7 @@ def test_columns_of_equal_name_are_all_there(root: Path, tmp_path: Path, capsys:
 
 
 def test_a_training_row_is_walked_back_to_the_first_prompt(root: Path) -> None:
-    steps = catalog.trace(catalog.connect(root), "t1")
+    steps = trace(catalog.connect(root), "t1")
     assert [(t, r.get("id") or r["round"]) for t, r in steps] == [
         ("training", "t1"),
         ("prompts", "p1"),
@@ -366,34 +503,60 @@ def test_a_training_row_is_walked_back_to_the_first_prompt(root: Path) -> None:
     ]
 
 
+def steps(root: Path, id: str, round: str | None = None) -> list[tuple[str, str, str]]:
+    return [(r["round"], t, r["id"]) for t, r in trace(catalog.connect(root), id, round) if t != "rounds"]
+
+
+def test_a_preference_is_walked_back_to_both_its_answers(root: Path) -> None:
+    row = {"prompt_id": "p1", "chosen_id": "a1", "rejected_id": "a2", "source": "responses", "prompt": CHAT}
+    row |= {"chosen": CHAT, "rejected": [], "weight": 1.0, "smoothing": 0.0}
+    write(root, "r1", "collect", {"preferences": [{"id": "q1", **row}]})
+    assert [step[1:] for step in steps(root, "q1")] == [
+        ("preferences", "q1"),
+        ("prompts", "p1"),
+        ("responses", "a1"),
+        ("judgments", "j1"),
+        ("filtered", "a1"),
+        ("responses", "a2"),
+        ("prompts", "p0"),
+    ]
+
+
 def test_a_trace_stays_in_the_row_s_own_rounds(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Equal texts have equal ids: r2 asked the prompt of r1 again, and replays a row of r1's."""
     write(root, "r2", "prompts", {"prompts": [PROMPT | {"source": "seed", "parents": []}]})
     write(root, "r2", "generate", {"responses": [{"id": "a3", "sample": 0, "prompt_id": "p1", "response": "2"}]})
     rows = [{"id": "t2", "prompt_id": "p1", "response_id": "a3", "source": "responses"}]
     rows += [{"id": "t1", "prompt_id": "p1", "response_id": "a1", "source": "replay"}]
-    write(root, "r2", "train", {"training": [r | {"prompt": CHAT, "completion": CHAT} for r in rows]})
+    chats = {"prompt": CHAT, "completion": CHAT, "weight": 1.0}
+    write(root, "r2", "collect", {"training": [r | chats for r in rows]})
 
-    def steps(id: str, round: str | None = None) -> list[tuple[str, str, str]]:
-        found = catalog.trace(catalog.connect(root), id, round)
-        return [(r["round"], t, r["id"]) for t, r in found if t != "rounds"]
-
-    assert steps("t2") == [("r2", "training", "t2"), ("r2", "prompts", "p1"), ("r2", "responses", "a3")]
-    assert steps("t1", "r2")[:3] == [("r2", "training", "t1"), ("r1", "training", "t1"), ("r1", "prompts", "p1")]
-    assert ("r2", "prompts", "p1") not in steps("t1", "r2")
-    with pytest.raises(FlywheelError, match=r"r1, r2 have a row with the id 'p1'; name one of them with --round"):
-        steps("p1")
-    with pytest.raises(FlywheelError, match=r"no table of r1 has a row with the id 'a3'; r2 has one"):
-        steps("a3", "r1")
-    with pytest.raises(UnknownName, match="there is no round or base 'r7'"):
-        steps("t2", "r7")
-    catalog.show_trace(root, "t2")
+    assert steps(root, "t2") == [("r2", "training", "t2"), ("r2", "prompts", "p1"), ("r2", "responses", "a3")]
+    replayed = [("r2", "training", "t1"), ("r1", "training", "t1"), ("r1", "prompts", "p1")]
+    assert steps(root, "t1", "r2")[:3] == replayed
+    assert ("r2", "prompts", "p1") not in steps(root, "t1", "r2")
+    with pytest.raises(FlywheelError, match=r"r1, r2 .*--round"):
+        steps(root, "p1")
+    with pytest.raises(FlywheelError, match="r2 has one"):
+        steps(root, "a3", "r1")
+    with pytest.raises(UnknownName, match="'r7'"):
+        steps(root, "t2", "r7")
+    show(root, "t2")
     assert capsys.readouterr().out.startswith('training r2 {"id": "t2", "prompt_id": "p1"')
+
+
+def test_a_row_replayed_from_an_anchor_is_found_there(root: Path) -> None:
+    """r3's parent is r0; the row that it replays is of its anchor, r1."""
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(text + "  r3: {parent: r0, base: r0, anchor: r1}\n")
+    row = {"id": "t1", "prompt_id": "p1", "source": "replay", "prompt": CHAT, "completion": CHAT, "weight": 1.0}
+    write(root, "r3", "collect", {"training": [row]})
+    assert steps(root, "t1", "r3")[:2] == [("r3", "training", "t1"), ("r1", "training", "t1")]
 
 
 def test_an_id_that_nothing_has_is_told(root: Path) -> None:
     with pytest.raises(FlywheelError, match="no table has a row with the id 'nope'"):
-        catalog.trace(catalog.connect(root), "nope")
+        trace(catalog.connect(root), "nope")
 
 
 def test_unknown_tables_are_unknown_names(root: Path) -> None:

@@ -7,8 +7,10 @@ import pytest
 import synthetic
 from rich.console import Console
 
-from tasks import report, store
-from tasks.errors import StoreError
+from tasks.core import store
+from tasks.core.errors import StoreError
+from tasks.project import champion
+from tasks.views import report
 
 NAMES = ("r0", "r1", "r2", "r3")
 PLAN = synthetic.pipeline(*NAMES[1:])
@@ -25,6 +27,7 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def plan(monkeypatch):
     monkeypatch.setattr(report, "load_params", lambda root: PLAN)
+    monkeypatch.setattr(champion, "plans", synthetic.plans)
 
 
 def printed(root, width, show=report.show):
@@ -39,6 +42,16 @@ def cells(text, label):
     return re.split(r"\s{2,}", line.strip())[1:]
 
 
+def test_looks_at_answers_that_are_gone_are_named(tmp_path):
+    for name in ("r0", "r1"):
+        synthetic.make(tmp_path, PLAN, name)
+    entry = champion.Entry(base="r0", round="r9", answers="x", against="r0", against_answers="y", when="")
+    assert "are spent" not in printed(tmp_path, 120)
+    (tmp_path / champion.LOOKS).parent.mkdir()
+    (tmp_path / champion.LOOKS).write_text(entry.model_dump_json())
+    assert "champion of r0: r1 (1 looks at other answers are spent, too)" in printed(tmp_path, 120)
+
+
 def test_everything_that_was_measured_is_in_the_table(made):
     text = printed(made, 120)
     assert cells(text, "level 2") == ["50.0 48.0–52.0", "67.0 65.0–69.0", "71.0 69.0–73.0"]
@@ -49,10 +62,10 @@ def test_everything_that_was_measured_is_in_the_table(made):
     assert cells(text, "dropped: score") == ["4", "4"]
     assert cells(text, "critiques kept") == ["2 of 5", "2 of 5"]
     assert cells(text, "pairs") == ["0", "0"]
-    assert cells(text, "generated") == ["40,000", "180,000", "180,000", "40,000"]
+    assert cells(text, "generated") == ["40,000", "200,000", "200,000", "40,000"]
     assert cells(text, "trained on") == ["0", "0"]
-    assert cells(text, "process start-up") == ["4.0", "18.0", "18.0", "4.0"]
-    assert cells(text, "total") == ["25.2", "113.4", "113.4", "25.2"]
+    assert cells(text, "process start-up") == ["4.0", "20.0", "20.0", "4.0"]
+    assert cells(text, "total") == ["25.2", "126.0", "126.0", "25.2"]
     assert cells(text, "gate  ") == ["10.6", "10.6"]
     assert "promoted" in text
     assert "r2 was held back by improves (refused by improves)" in text
@@ -86,9 +99,9 @@ def test_markdown_has_the_same_rows(made):
 
 def test_the_tree_shows_what_was_made_of_each_round(made):
     text = printed(made, 120, report.show_tree)
-    assert [line.lstrip(" └─")[:2] for line in text.strip().split("\n")] == list(NAMES)
-    assert "9 of 9 stages · pass@1 61.0 59.0–63.0 · held back" in text
-    assert "2 of 9 stages" in text
+    assert [line.lstrip(" └─")[:2] for line in text.strip().split("\n")[:4]] == list(NAMES)
+    assert "10 of 10 stages · pass@1 61.0 59.0–63.0 · held back" in text
+    assert "2 of 10 stages" in text
 
 
 def test_a_damaged_table_is_not_shown_as_absent(tmp_path):
@@ -114,3 +127,33 @@ def test_a_domain_without_levels_has_one_line_an_accuracy(tmp_path, monkeypatch)
     text = printed(tmp_path, 80)
     assert cells(text, "all") == ["40.0 38.0–42.0"]
     assert "level" not in text
+
+
+def lines(text, start):
+    return [line.strip() for line in text.split("\n") if line.strip().startswith(start)]
+
+
+def test_the_champion_is_shown_and_why_each_round_is_it_or_not(made):
+    text = printed(made, 200)
+    assert lines(text, "champion of") == ["champion of r0: r1"]
+    [first] = lines(text, "r1 champion: +17.0 points against r0, p ")
+    assert "at level 0.0083" in first
+    assert lines(text, "r2 not champion: not promoted by its gates; +23.0 points against r1")
+    assert not lines(text, "r3 not champion") and not lines(text, "r3 champion"), "its gates have not run"
+    tree = printed(made, 200, report.show_tree)
+    assert [" · champion · " in line for line in tree.split("\n")[:4]] == [False, True, False, False]
+    assert lines(tree, "r1 champion: +17.0 points")
+
+
+def test_a_person_s_choice_is_shown(tmp_path):
+    synthetic.make(tmp_path, PLAN, "r0")
+    path = tmp_path / champion.DECISION
+    path.parent.mkdir(parents=True)
+    path.write_text("{round: r0, digest: abc, when: '2026-01-01', by: tom}")
+    assert lines(printed(tmp_path, 200), "tom promoted r0 by hand (2026-01-01)")
+
+
+def test_warnings_are_shown(tmp_path):
+    synthetic.make(tmp_path, PLAN, "r0", warnings={"evaluate": ["3 answers were cut", "no [levels]"]})
+    text = printed(tmp_path, 200)
+    assert lines(text, "evaluate@r0:") == ["evaluate@r0: 3 answers were cut", "evaluate@r0: no [levels]"]

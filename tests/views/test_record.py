@@ -8,14 +8,16 @@ import pytest
 import synthetic
 from filelock import FileLock
 
-from tasks import record, store
-from tasks.errors import FlywheelError, StoreError, UnknownName
-from tasks.params import stages_of
+from tasks.core import store
+from tasks.core.errors import FlywheelError, StoreError, UnknownName
+from tasks.project import champion as champions
+from tasks.project.params import stages_of
+from tasks.views import _facts, record
 
 pytestmark = pytest.mark.xdist_group("mlflow")
-FIGURES = record._figures
+FIGURES = record.figures
 PLAN = synthetic.pipeline("r1", "r2")
-SHORT = {"base", "train", "gate"}
+SHORT = {"base", "train", "evaluate", "gate"}
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,8 @@ def empty_store(tmp_path_factory, worker_id):
 def root(tmp_path, empty_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(record, "load_params", lambda root: PLAN)
-    monkeypatch.setattr(record, "_figures", lambda *_: [])
+    monkeypatch.setattr(champions, "plans", synthetic.plans)
+    monkeypatch.setattr(record, "figures", lambda *_: [])
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return tmp_path
 
@@ -61,12 +64,13 @@ def counts(root):
 
 
 def test_a_campaign_is_recorded_once(root, monkeypatch):
-    monkeypatch.setattr(record, "_figures", FIGURES)
+    monkeypatch.setattr(record, "figures", FIGURES)
     for name in ("r0", "r1", "r2"):
         synthetic.make(root, PLAN, name, promoted=name == "r1")
-    said = record.record(root)
-    assert "3 runs, 20 stages, 3 versions new" in said
-    assert "champion is r1, version 2, by the gates' decision" in said
+    summary = record.record(root)
+    assert "3 runs, 22 stages, 3 versions new" in summary
+    assert "2 new in data/decisions/looks.jsonl" in summary
+    assert "champion is r1, version 2, by the gates' decision" in summary
     before = counts(root)
     assert before["metrics"] > 100 and before["datasets"] > 20
     assert "was up to date" in record.record(root)
@@ -77,8 +81,8 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
     assert {r.info.status for r in every} == {"FINISHED"}
     assert train.data.tags["mlflow.parentRunId"] == r1.info.run_id
     assert r1.data.metrics["pass_at_1/level_4"] == pytest.approx(0.47)
-    assert r1.data.metrics["seconds/start"] == 18
-    assert r1.data.params["judge.strength"] == "1" and r1.data.params["parent"] == "r0"
+    assert r1.data.metrics["seconds/start"] == 20
+    assert r1.data.params["judge.some.strength"] == "1" and r1.data.params["parent"] == "r0"
     curve = client.get_metric_history(train.info.run_id, "sft/loss")
     assert [(m.step, m.value) for m in sorted(curve, key=lambda m: m.step)] == [(s, 1 / (s + 1)) for s in range(50)]
 
@@ -152,7 +156,7 @@ def test_the_same_result_again_is_the_same_run(root):
 def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
     synthetic.make(root, PLAN, "r0")
     synthetic.make(root, PLAN, "r1")
-    left, end = [7], record._Book._end
+    left, end = [7], record._Recorder._end
 
     def dying(self, run, finished):
         left[0] -= 1
@@ -161,11 +165,11 @@ def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
         end(self, run, finished)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(record._Book, "_end", dying)
+        patch.setattr(record._Recorder, "_end", dying)
         record.record(root)
     record.record(root)
     client, runs, every = book(root)
-    assert len(every) == 1 + 2 + 1 + 9 and {r.info.status for r in every} == {"FINISHED"}
+    assert len(every) == 1 + 2 + 1 + 10 and {r.info.status for r in every} == {"FINISHED"}
     assert len(client.get_metric_history(runs["train@r1"].info.run_id, "sft/loss")) == 50
     assert len(runs["r1"].inputs.dataset_inputs) == len({d.dataset.name for d in runs["r1"].inputs.dataset_inputs})
 
@@ -187,6 +191,23 @@ def test_a_person_promotes_and_rolls_back(root):
     (root / record.DECISION).unlink()
     record.record(root)
     assert champion(book(root)[0])[0] == "r2"
+
+
+def test_every_look_is_recorded_before_mlflow_is_asked(root, monkeypatch):
+    for name in ("r0", "r1"):
+        synthetic.make(root, PLAN, name, only=SHORT)
+    with monkeypatch.context() as patch, pytest.raises(FlywheelError):
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        record.record(root, move_alias=False)
+    first = (root / champions.LOOKS).read_text()
+    assert [e.round for e in champions.ledger(root)] == ["r1"]
+    monkeypatch.setitem(synthetic.SOLVED, "r1", 0.58)
+    synthetic.make(root, PLAN, "r1", only=SHORT, salt="x")
+    assert "1 new in data/decisions/looks.jsonl" in record.record(root)
+    assert (root / champions.LOOKS).read_text().startswith(first)
+    assert [e.round for e in champions.ledger(root)] == ["r1", "r1"]
+    assert "looks.jsonl" not in record.record(root)
 
 
 def test_a_decision_is_about_a_model_not_a_name(root):
@@ -223,23 +244,28 @@ def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
 def test_what_mlflow_refuses_is_told_as_such(root, monkeypatch):
     plan = synthetic.Pipeline(synthetic.Campaign.model_construct(name="tom's"), PLAN.blocks)
     monkeypatch.setattr(record, "load_params", lambda root: plan)
-    with pytest.raises(FlywheelError, match="mlflow.db refuses what it was given: .*name = 'tom's"):
+    with pytest.raises(FlywheelError, match="mlflow.db refuses a value: .*name = 'tom's"):
         record.record(root)
 
 
-def test_a_decision_about_a_parent_that_is_gone_crowns_nobody(root, monkeypatch):
-    for name in ("r0", "r1", "r2"):
-        synthetic.make(root, PLAN, name)
-    assert record.last_promoted(root, PLAN) == "r2"
-    edited = synthetic.pipeline("r1", "r2")
-    edited.blocks["r2"].raw["filter"] = {"strategy": "other"}
-    assert record.last_promoted(root, edited) == "r1", "r2 has not been made with these params"
-    synthetic.make(root, PLAN, "r1", salt="x")
-    assert record.last_promoted(root, PLAN) == "r1", "r2 was compared with another r1"
-    synthetic.make(root, PLAN, "r2")
-    assert record.last_promoted(root, PLAN) == "r2"
-    synthetic.make(root, PLAN, "r0", salt="x")
-    assert record.last_promoted(root, PLAN) == "r0"
+def test_a_store_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatch):
+    """MLflow makes its tables in a file that is nobody's until it is whole."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def killed(self, uri, plots):
+        (tmp_path / "mlflow.new").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SqlAlchemyStore, "__init__", killed)
+        record.prepare(tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+    record.prepare(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("mlflow*")) >= ["mlflow.db"] and not (tmp_path / "mlflow.new").exists()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as con:
+        assert con.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
 def test_a_store_that_is_damaged_is_one_message(root):
@@ -263,5 +289,21 @@ def test_without_results_there_is_nothing_to_promote(root):
 def test_metric_names_are_such_as_mlflow_takes(name, taken):
     from mlflow.utils.validation import _validate_metric_name
 
-    assert record.metric_name(name) == taken.replace("(", "_").replace(")", "_")
-    _validate_metric_name(record.metric_name(name))
+    assert _facts.metric_name(name) == taken.replace("(", "_").replace(")", "_")
+    _validate_metric_name(_facts.metric_name(name))
+
+
+def test_a_round_is_recorded_while_it_is_made_and_when_it_is_made(made):
+    """The exam has the base's seed and the round its own: one run is told both, in whatever order they come."""
+    manifests = made / "data/round=r2/manifests"
+    late = {name: (manifests / f"{name}.json").read_bytes() for name in ("evaluate", "gate")}
+    for name in late:
+        (manifests / f"{name}.json").unlink()
+    record.record(made)
+    for name, content in late.items():
+        (manifests / f"{name}.json").write_bytes(content)
+    assert "2 stages new" in record.record(made)
+    client = record._client(made)
+    experiment = client.get_experiment_by_name("arithmetic").experiment_id
+    runs = {r.info.run_name: r.data.params for r in client.search_runs([experiment])}
+    assert (runs["r2"]["seed"], runs["r2"]["exam.seed"]) == ("2", "0")

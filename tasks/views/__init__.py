@@ -1,0 +1,1 @@
+"""What people look at: SQL over all rounds, reports, exports, MLflow, the doctor."""

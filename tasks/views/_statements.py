@@ -1,0 +1,79 @@
+"""Restricts `flywheel sql` to queries that read tables and files of the project and write nothing.
+
+DuckDB reports the type of a statement, with two gaps: everything with a PIVOT has the type MULTI, and EXPLAIN ANALYZE runs
+the statement that it explains. So the first keyword of the query itself is checked too.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import duckdb
+from duckdb import StatementType
+
+from tasks.core.errors import FlywheelError
+
+KINDS = {StatementType.SELECT, StatementType.EXPLAIN, StatementType.MULTI}
+QUERIES = {
+    "describe", "from", "pivot", "pivot_longer", "pivot_wider", "select", "show", "summarize", "table", "unpivot",
+    "values", "with",
+}  # fmt: skip
+PREFIXES = {
+    "(",
+    ")",
+    ",",
+    "explain",
+    "analyze",
+    "verbose",
+    "format",
+    "json",
+    "text",
+    "html",
+    "graphviz",
+    "yaml",
+    "mermaid",
+}
+"""Words that may precede the first keyword, of EXPLAIN and in parentheses."""
+
+
+def check(con: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Raises FlywheelError at the first statement that is not a query."""
+    try:
+        statements = con.extract_statements(sql)
+    except duckdb.Error as error:
+        raise FlywheelError(f"sql: {str(error).strip()}") from None
+    for statement in statements:
+        first = next((w for w in _words(statement.query) if w not in PREFIXES), "")
+        if statement.type not in KINDS or first not in QUERIES:
+            raise FlywheelError(
+                f"sql: {first.upper() or statement.type.name} is not a query; `flywheel sql` only reads (SELECT, FROM, WITH, "
+                "SHOW, DESCRIBE, SUMMARIZE, PIVOT, EXPLAIN). --out FILE writes rows, --write-views FILE makes a database"
+            )
+
+
+def _words(sql: str) -> Iterator[str]:
+    """Tokens in lower case, without comments."""
+    text = sql.encode()
+    tokens = duckdb.tokenize(sql)
+    ends = [*(start for start, _ in tokens[1:]), len(text)]
+    for (start, kind), end in zip(tokens, ends, strict=True):
+        if kind != duckdb.token_type.comment:
+            yield text[start:end].split()[0].decode().lower()
+
+
+def confine(con: duckdb.DuckDBPyConnection, root: Path, files: Iterable[Path], allow_files: bool) -> None:
+    """Locks a connection's settings. Without `allow_files` it can only read files in `root`, and `files`."""
+    if not allow_files:
+        here = root.resolve()
+        con.execute(f"set allowed_directories = {_sql_list([here])}")
+        con.execute(f"set allowed_paths = {_sql_list(f for f in files if not f.is_relative_to(here))}")
+        con.execute("set enable_external_access = false")
+    con.execute("set lock_configuration = true")
+
+
+def _sql_list(paths: Iterable[Path]) -> str:
+    return f"[{', '.join(quoted(str(path)) for path in paths)}]::varchar[]"
+
+
+def quoted(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
