@@ -30,12 +30,13 @@ COMMANDS = (
     "data.py memory",
     "data.py duplicates --repeats 1",
     "cache.py",
-    "commands.py",
+    "commands.py demo",
+    "commands.py idle",
 )
 
 
 def main(peer: Path = Path(".venv-distilabel/bin/python")) -> None:
-    """Runs them all; fails at the end when one could not be run. A missed goal is said, and no failure."""
+    """Runs them all; fails at the end when one could not be run. A missed goal is shown in the table and is no failure."""
     commands = [*COMMANDS, f"chain.py --peer {peer}"]
     if find_spec("vllm"):
         commands.append("vllm_engine.py --prompts 24")
@@ -47,12 +48,12 @@ def main(peer: Path = Path(".venv-distilabel/bin/python")) -> None:
             name, *more = command.split()
             if subprocess.run([sys.executable, HERE / name, *more], check=False).returncode:
                 failed.append(command)
-        rows = table.gathered()
+        rows = table.all_rows()
     print(f"\n{datetime.now(UTC):%Y-%m-%d}, {len(os.sched_getaffinity(0))} cores, ", end="")
     print(f"{psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in VERSIONS))
     table.show(rows)
-    missed = sum(not table.reached(row) for row in rows)
+    missed = sum(not table.meets_goal(row) for row in rows)
     print(f"{len(rows)} rows, {missed} goals missed; {(time.perf_counter() - start) / 60:.0f} minutes")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

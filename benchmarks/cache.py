@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from table import add
 
 from tasks import engines
+from tasks.core.roster import SERVED
 from tasks.engines.openai import Openai
 
 GOAL = 0.1
@@ -28,8 +29,8 @@ app = FastAPI()
 @app.post("/v1/chat/completions")
 async def echo(request: Request) -> dict[str, Any]:
     """The last message again."""
-    asked = await request.json()
-    choice = {"index": 0, "message": {"role": "assistant", "content": asked["messages"][-1]["content"]}}
+    body = await request.json()
+    choice = {"index": 0, "message": {"role": "assistant", "content": body["messages"][-1]["content"]}}
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
     return {"id": "e", "object": "chat.completion", "created": 0, "model": "echo", "usage": usage,
             "choices": [choice | {"finish_reason": "stop"}]}  # fmt: skip
@@ -43,16 +44,16 @@ def main(requests: int = 100_000, repeats: int = 5) -> None:
         time.sleep(0.1)
     port = server.servers[0].sockets[0].getsockname()[1]
     engine = Openai(base_url=f"http://127.0.0.1:{port}/v1", model="echo", concurrency=64, logprobs=False)
-    wanted = [
+    questions = [
         engines.Request((("user", f"Tell me about number {i}."),), engines.Sampling(), seed=i) for i in range(requests)
     ]
     with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
 
         def run() -> float:
             clock = time.perf_counter()
-            with engine.open(Path(place), Path(place)) as policy:
-                answers = dict(policy.sample(wanted))
-            assert all(answers[i].text == q.messages[-1][1] for i, q in enumerate(wanted)), (
+            with engine.open(SERVED, Path(place)) as policy:
+                answers = dict(policy.sample(questions))
+            assert all(answers[i].text == q.messages[-1][1] for i, q in enumerate(questions)), (
                 "an answer is not its request's"
             )
             return time.perf_counter() - clock

@@ -24,13 +24,13 @@ import typer
 from table import add
 
 from data import project, put
-from tasks import store
 from tasks.__main__ import ALLOCATOR, GARBAGE
-from tasks.engines import bulks
-from tasks.execute import run_stage
+from tasks.core import store
+from tasks.engines import batched
+from tasks.project.execute import run_stage
 
 HERE = Path(__file__).resolve().parent
-SOME = 16_384
+LINES = 16_384
 """Lines that are read at a time."""
 GOALS = {"seconds": 20.0, "memory": 0.5}
 
@@ -38,10 +38,12 @@ GOALS = {"seconds": 20.0, "memory": 0.5}
 def ours(prompts: Path) -> None:
     """Runs the chain in a project of its own, and prints rows kept and seconds."""
     gc.set_threshold(*GARBAGE)  # as `flywheel stage` does
-    with project({"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/none"}) as root:
+    with project(
+        {"strategy": "fake", "reply": "echo"}, {"strategy": "chat", "path": "data/seeds/unread.jsonl"}
+    ) as root:
         clock = time.perf_counter()
         with prompts.open("rb") as lines:
-            put(root, "prompts", {"prompts": map(asked, count(0, SOME), bulks(lines, SOME))})
+            put(root, "prompts", {"prompts": map(questions, count(0, LINES), batched(lines, LINES))})
         for stage in ("generate", "judge", "filter"):
             run_stage(root, "r1", stage)
         seconds = time.perf_counter() - clock
@@ -49,7 +51,7 @@ def ours(prompts: Path) -> None:
         print(f"\n{kept} {seconds:.3f}")
 
 
-def asked(first: int, lines: list[bytes]) -> pl.DataFrame:
+def questions(first: int, lines: list[bytes]) -> pl.DataFrame:
     """Prompts, numbered from `first`, of JSON lines."""
     return pl.read_ndjson(b"".join(lines)).with_row_index("n", first).select(
         id=pl.col("n").cast(pl.String).str.zfill(16),
@@ -58,20 +60,20 @@ def asked(first: int, lines: list[bytes]) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def watched(command: list[str]) -> tuple[int, float, float]:
+def measure(command: list[str]) -> tuple[int, float, float]:
     """Rows kept, seconds, and GiB of all processes of a command together."""
-    with tempfile.TemporaryFile("w+") as said:
-        process = psutil.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
-        most = 0.0
+    with tempfile.TemporaryFile("w+") as output:
+        process = psutil.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
+        peak = 0.0
         while process.poll() is None:
-            most = max(most, sum(map(held, [process, *process.children(recursive=True)])))
+            peak = max(peak, sum(map(memory_of, [process, *process.children(recursive=True)])))
             time.sleep(0.1)
-        said.seek(0)
-        rows, seconds = said.read().strip().split("\n")[-1].split()
-    return int(rows), float(seconds), most / 2**30
+        output.seek(0)
+        rows, seconds = output.read().strip().split("\n")[-1].split()
+    return int(rows), float(seconds), peak / 2**30
 
 
-def held(process: psutil.Process) -> int:
+def memory_of(process: psutil.Process) -> int:
     """Its memory, that which it shares divided among those who do."""
     try:
         return int(process.memory_full_info().pss)
@@ -94,17 +96,17 @@ def main(
         )
         sides = {
             "this project": [sys.executable, __file__, "--only", str(prompts)],
-            "distilabel": [str(peer), str(HERE / "distilabel_chain.py"), str(prompts), f"{place}/made"],
+            "distilabel": [str(peer), str(HERE / "distilabel_chain.py"), str(prompts), f"{place}/peer"],
         }
-        taken = {name: [] for name in sides}
+        runs = {name: [] for name in sides}
         for _ in range(repeats):
             for name, command in sides.items():
-                taken[name].append(watched(command))
-    kept = {name: runs[0][0] for name, runs in taken.items()}
+                runs[name].append(measure(command))
+    kept = {name: side[0][0] for name, side in runs.items()}
     assert len(set(kept.values())) == 1, f"the sides keep different rows: {kept}"
-    (seconds, memory), (theirs, room) = ([median(run[i] for run in runs) for i in (1, 2)] for runs in taken.values())
+    (seconds, memory), (theirs, room) = ([median(run[i] for run in side) for i in (1, 2)] for side in runs.values())
     what = f"load, generate, judge, filter, write {rows:,} rows"
-    add(what, f"{seconds:.2f} s", f"distilabel {theirs:.2f} s", theirs / seconds, GOALS["seconds"], least=True)
+    add(what, f"{seconds:.2f} s", f"distilabel {theirs:.2f} s", theirs / seconds, GOALS["seconds"], at_least=True)
     add("most memory of that", f"{memory:.2f} GiB", f"distilabel {room:.2f} GiB", memory / room, GOALS["memory"])
 
 

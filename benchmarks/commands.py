@@ -1,99 +1,165 @@
 """How long the commands take that a person waits for, and what a campaign spends outside the model.
 
-    python benchmarks/commands.py
+    python benchmarks/commands.py demo
+    python benchmarks/commands.py idle     [--rounds 50]      `dvc repro` and `flywheel run` of many rounds, nothing to do
 
-Runs the demo in a fresh clone of what is committed, then prints the median of five runs of each command there beside its
-goal, and the share of the demo's wall time in which no stage was starting up or in the model: rules, tables, DVC,
-Prefect, MLflow. A stage's start-up and model time count as if they came first and in one piece.
+Both work in a fresh clone of what is committed, and print the median of five runs of each command beside its goal. `demo`
+runs the demo there first, and prints the share of its wall time in which no stage was starting up or in the model: rules,
+tables, DVC, Prefect, MLflow. A stage's start-up and model time count as if they came first and in one piece. `idle` runs
+no stage: it writes a small file for every out, which `dvc commit` then takes for the stages' results.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
+import typer
+from ruamel.yaml import YAML
 from table import add
 
-from tasks import store
-from tasks.params import load_params
+from tasks.core import store
+from tasks.core.stage import Stage
+from tasks.project import pipeline, plan
+from tasks.project.params import Block, load_params, stages_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 MODULES = "('torch', 'transformers', 'trl', 'mlflow', 'prefect')"
+IMPORT = f"import sys, tasks.project.params; assert not [m for m in {MODULES} if m in sys.modules]"
+RUN, REPRO = [BIN / "flywheel", "run"], [BIN / "dvc", "repro", "-q"]
 COMMANDS = {
     "flywheel --help": ([BIN / "flywheel", "--help"], 0.5),
-    "import tasks": (
-        [sys.executable, "-c", f"import sys, tasks.params; assert not [m for m in {MODULES} if m in sys.modules]"],
-        1.5,
-    ),
-    "flywheel run r2, nothing to do": ([BIN / "flywheel", "run", "r2"], 3.0),
-    "dvc repro, nothing to do": ([BIN / "dvc", "repro", "-q"], 2.5),
+    "import tasks.project.params": ([sys.executable, "-c", IMPORT], 1.5),
+    "flywheel run r2, nothing to do": ([*RUN, "r2"], 1.5),
+    "dvc repro, nothing to do": (REPRO, 1.5),
 }
+"""Each with the most seconds that it may take."""
 RUNS = 5
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@contextmanager
+def clone() -> Iterator[Path]:
+    """A fresh clone of what is committed."""
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as folder:
+        subprocess.run(["git", "clone", "--quiet", ROOT, f"{folder}/project"], check=True)
+        yield Path(folder) / "project"
+
+
+def environment(place: Path) -> dict[str, str]:
+    """An environment in which a project's own code is imported, and this Python's commands are found."""
+    return os.environ | {"PYTHONPATH": str(place), "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
 def seconds(command: list[str | Path], place: Path) -> float:
     """Median wall time of a command."""
-    taken = []
+    times = []
     for _ in range(RUNS):
         clock = time.perf_counter()
-        subprocess.run(command, cwd=place, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(place)})
-        taken.append(time.perf_counter() - clock)
-    return median(taken)
+        subprocess.run(command, cwd=place, check=True, capture_output=True, env=environment(place))
+        times.append(time.perf_counter() - clock)
+    return median(times)
 
 
-def demo(place: Path) -> tuple[float, list[tuple[float, float]], dict[str, float]]:
-    """Wall seconds of the demo in a fresh clone, when which stage's process started up or was in the model, and the sums
-    over all stages of what the manifests say.
+def compare(name: str, command: list[str | Path], goal: float, place: Path) -> None:
+    """A row of a command's time and its goal."""
+    time = seconds(command, place)
+    add(name, f"{time:.2f} s", f"{goal} s", time / goal, 1)
+
+
+# The demo
+
+
+def run_demo(place: Path) -> tuple[float, list[tuple[float, float]], dict[str, float]]:
+    """Wall seconds of the demo, when which stage's process started up or was in the model, and the manifests' seconds summed
+    over all stages.
     """
-    subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True)
     clock = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "flows.demo"], cwd=place, check=True, env=os.environ | {"PYTHONPATH": str(place)}
-    )
+    subprocess.run([sys.executable, "-m", "flows.demo"], cwd=place, check=True, env=environment(place))
     wall = time.perf_counter() - clock
     busy, total = [], dict.fromkeys(("start", "model", "run", "write"), 0.0)
     for block in load_params(place).blocks.values():
         for manifest in store.manifests(place, block.name).values():
-            took = manifest.seconds
-            begin = datetime.fromisoformat(manifest.finished).timestamp() - sum(took.values())
-            busy.append((begin, begin + took["start"] + took["model"]))
-            total = {part: seconds + took[part] for part, seconds in total.items()}
+            spent = manifest.seconds
+            begin = datetime.fromisoformat(manifest.finished).timestamp() - sum(spent.values())
+            busy.append((begin, begin + spent["start"] + spent["model"]))
+            total = {part: seconds + spent[part] for part, seconds in total.items()}
     return wall, busy, total
 
 
-def covered(spans: list[tuple[float, float]]) -> float:
+def union_length(spans: list[tuple[float, float]]) -> float:
     """Length of the union of intervals."""
-    length, reached = 0.0, float("-inf")
+    length, end_so_far = 0.0, float("-inf")
     for begin, end in sorted(spans):
-        length += max(0.0, end - max(begin, reached))
-        reached = max(reached, end)
+        length += max(0.0, end - max(begin, end_so_far))
+        end_so_far = max(end_so_far, end)
     return length
 
 
-def main() -> None:
-    """Runs the demo in a fresh clone, then the commands in it, and prints what both took."""
-    with tempfile.TemporaryDirectory(prefix="flywheel-") as folder:
-        place = Path(folder) / "project"
-        wall, busy, total = demo(place)
+@app.command()
+def demo() -> None:
+    """Runs the demo, then the commands in it, and prints the times of both."""
+    with clone() as place:
+        wall, busy, total = run_demo(place)
         for name, (command, goal) in COMMANDS.items():
-            took = seconds(command, place)
-            add(name, f"{took:.2f} s", f"{goal} s", took / goal, 1)
-    outside = wall - covered(busy)
+            compare(name, command, goal, place)
+    outside = wall - union_length(busy)
     add("demo, outside model and start-up", f"{outside:.0f} s", f"demo {wall:.0f} s", outside / wall, 0.15)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in total.items() if name != "start")
-    add(
-        f"start-up of the demo's {len(busy)} stages",
-        f"{total['start']:.0f} process-s",
-        f"{parts} process-s",
-        None,
-        None,
-    )
+    what = f"start-up of the demo's {len(busy)} stages"
+    add(what, f"{total['start']:.0f} process-s", f"{parts} process-s", None, None)
+
+
+# Many rounds
+
+
+def add_rounds(place: Path, rounds: int) -> None:
+    """Lets params.yaml have that many rounds, each from the one before."""
+    yaml = YAML()
+    content = yaml.load(place / "params.yaml")
+    content["rounds"] = {f"r{n}": {"parent": f"r{n - 1}", "base": "r0", "seed": n} for n in range(1, rounds + 1)}
+    yaml.dump(content, place / "params.yaml")
+    pipeline.write(place, load_params(place))
+    plan.write(place)
+
+
+def write_stubs(place: Path, block: Block, stage: Stage) -> None:
+    """A small file for each out of a stage, no two of them equal."""
+    files = [f"{out}/part-00000.parquet" for out in pipeline.written(stage)]
+    files += [f"{kind}/{stage.name}.json" for kind in ("manifests", "metrics")]
+    files += [f"plots/{plot}.csv" for plot in stage.plots]
+    for path in (store.round_folder(place, block.name) / file for file in files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"stub": str(path.relative_to(place))}))
+
+
+@app.command()
+def idle(rounds: int = 50, goal: float = 5.0) -> None:
+    """Makes a project of that many rounds without running a stage, and prints the time of `dvc repro` and of `flywheel run`
+    when there is nothing to do.
+    """
+    with clone() as place:
+        add_rounds(place, rounds)
+        blocks = load_params(place).blocks.values()
+        stages = [(block, stage) for block in blocks for stage in stages_of(block)]
+        for block, stage in stages:
+            write_stubs(place, block, stage)
+        subprocess.run([BIN / "dvc", "commit", "--force", "-q"], cwd=place, check=True, env=environment(place))
+        dry = [BIN / "dvc", "repro", "--dry"]
+        output = subprocess.run(dry, cwd=place, check=True, capture_output=True, text=True, env=environment(place))
+        assert "Running" not in output.stdout, f"something is stale:\n{output.stdout[-2000:]}"
+        what = f"{rounds} rounds, {len(stages)} stages"
+        compare(f"dvc repro, nothing to do, {what}", REPRO, goal, place)
+        compare(f"flywheel run r{rounds}, nothing to do, {what}", [*RUN, f"r{rounds}"], goal, place)
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -30,12 +30,13 @@ import typer
 from ruamel.yaml import YAML
 from table import add
 
-from tasks import store
-from tasks.execute import run_stage
-from tasks.params import load_params, plain
-from tasks.prompts import Texts
-from tasks.tables import TABLES, Table
-from tasks.tables import frame as frame_of
+from tasks.core import frames, store
+from tasks.core.plan import Plan
+from tasks.core.tables import TABLES, Table
+from tasks.project import plan
+from tasks.project.execute import run_stage
+from tasks.project.params import plain
+from tasks.prompts._near import Texts
 
 HERE = Path(__file__).resolve().parents[1]
 PEAK = """
@@ -62,74 +63,79 @@ copy (
 ) to '{place}/judged.parquet' (compression zstd);
 copy (
   with ranked as (
-    select *, row_number() over (partition by prompt_id order by score desc, mean_logprob desc, id) as place
+    select *, row_number() over (partition by prompt_id order by score desc, mean_logprob desc, id) as rank
     from read_parquet('{place}/judged.parquet') where answer is not null
   )
-  select id, prompt_id, place = 1 and score >= 0.4 as kept, score from ranked order by prompt_id, id
+  select id, prompt_id, rank = 1 and score >= 0.4 as kept, score from ranked order by prompt_id, id
 ) to '{place}/filtered.parquet' (compression zstd);
 copy (
   with rated as (select * from read_parquet('{place}/judged.parquet') where score is not null),
   ends as (
     select prompt_id, first(id order by score desc, mean_logprob desc, id) as chosen_id,
-           first(response order by score desc, mean_logprob desc, id) as chosen, max(score) as most,
+           first(response order by score desc, mean_logprob desc, id) as chosen, max(score) as chosen_score,
            first(id order by score, mean_logprob desc, id) as rejected_id,
-           first(response order by score, mean_logprob desc, id) as rejected, min(score) as least
+           first(response order by score, mean_logprob desc, id) as rejected, min(score) as rejected_score
     from rated group by prompt_id
   )
-  select * from ends where most - least >= 0.25 and most >= 0.4 and chosen <> rejected order by prompt_id
+  select * from ends where chosen_score - rejected_score >= 0.25 and chosen_score >= 0.4 and chosen <> rejected
+  order by prompt_id
 ) to '{place}/pairs.parquet' (compression zstd);
 """
 
 
 def compare(what: str, sides: dict[str, Callable[[], Any]], repeats: int, goal: float | None = None) -> None:
     """A row of both sides' median seconds, and the ratio of the first to the second; the sides take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
             clock = time.perf_counter()
             side()
-            taken[name].append(time.perf_counter() - clock)
-    times = {name: median(several) for name, several in taken.items()}
-    (_, ours), (other, theirs) = times.items()
+            times[name].append(time.perf_counter() - clock)
+    (_, ours), (other, theirs) = ((name, median(seconds)) for name, seconds in times.items())
     add(what, f"{ours:.2f} s", f"{other} {theirs:.2f} s", ours / theirs, goal)
 
 
 @contextmanager
 def project(engine: dict[str, Any] | None = None, domain: dict[str, Any] | None = None) -> Iterator[Path]:
-    """An empty project with r0 and r1, whose only judge are the votes; with another engine and domain, if given."""
+    """An empty project with r0 and r1, whose only judge are the votes; with one answer a prompt where the base has another
+    engine and domain.
+    """
     with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
         root = Path(place)
-        (root / "data").mkdir()
+        for folder in ("data", "recipes"):
+            (root / folder).mkdir()
         for name in ("tasks", "data/base", "data/seeds"):
             (root / name).symlink_to(HERE / name)
+        recipe = plain(YAML().load((HERE / "recipes/sharpen.yaml").read_text()))
+        stages = recipe["stages"]
+        stages["judge"] = {"reward": "self_consistency", "self_consistency": {}}
+        stages["filter"]["threshold"]["require"] = {}
+        stages["generate"]["sample"] |= {"samples": 1} if engine else {}
+        YAML().dump(recipe, root / "recipes/votes.yaml")
         content = plain(YAML().load((HERE / "params.yaml").read_text()))
-        block = content["rounds"]["r1"]
-        block["judge"] = {"panel": {"self_consistency": {}}, "reward": "self_consistency"}
-        block["filter"] |= {"require": {}}
-        block["generate"] |= {"samples": 1} if engine else {}
-        block |= {"engine": engine or block["engine"], "domain": domain or block["domain"]}
-        YAML().dump({"bases": {"r0": content["bases"]["r0"]}, "rounds": {"r1": block}}, root / "params.yaml")
+        base = content["bases"]["r0"]
+        base |= {"engine": engine or base["engine"], "domain": domain or base["domain"]}
+        rounds = {"r1": {"parent": "r0", "base": "r0", "seed": 1}}
+        YAML().dump({"defaults": {"recipe": "votes"}, "bases": {"r0": base}, "rounds": rounds}, root / "params.yaml")
+        plan.write(root)
         run_stage(root, "r0", "base")
         yield root
 
 
 def put(root: Path, stage: str, tables: dict[str, Iterable[store.Frame]]) -> None:
     """Writes tables as if a stage had made them, each frame after the other."""
-    block = load_params(root).block("r1")
     with store.writing(root, "r1", stage) as draft:
-        for name, frames in tables.items():
-            draft.table(TABLES[name], (typed(TABLES[name], frame) for frame in frames))
-        none: dict[str, Any] = {
-            key: {} for key in ("inputs", "params", "code", "versions", "metrics", "tokens", "seconds")
-        }
-        told = none | {"outputs": draft.outputs, "started": "", "finished": "", "seed": block.seed}
-        draft.commit(store.Manifest(round="r1", stage=stage, **told))
+        for name, parts in tables.items():
+            draft.table(TABLES[name], (complete(TABLES[name], part) for part in parts))
+        fields: dict[str, Any] = {key: {} for key in ("inputs", "versions", "metrics", "tokens", "seconds")}
+        fields |= {"plan": Plan.read(root, "r1", stage), "outputs": draft.outputs, "started": "", "finished": ""}
+        draft.commit(store.Manifest(round="r1", stage=stage, **fields))
 
 
-def typed(table: Table, frame: store.Frame) -> pl.LazyFrame:
+def complete(table: Table, frame: store.Frame) -> pl.LazyFrame:
     """A frame with all of a table's columns; those that it lacks are null."""
-    given, types = frame.lazy().collect_schema(), frame_of(table).collect_schema()
-    missing = [pl.lit(None).alias(c) for c in types if c not in given]
+    present, types = frame.lazy().collect_schema(), frames.frame(table).collect_schema()
+    missing = [pl.lit(None).alias(c) for c in types if c not in present]
     return frame.lazy().with_columns(missing).select(table.schema.names).cast(dict(types))  # type: ignore[arg-type]
 
 
@@ -137,19 +143,19 @@ def candidates(prompts: int, samples: int = 8, first: int = 0) -> tuple[pl.DataF
     """Prompts, and answers to them that agree more or less, as `generate` writes them."""
     rows = pl.DataFrame({"n": range(first, first + prompts)}, schema={"n": pl.Int64})
     name = pl.col("n").cast(pl.String).str.zfill(16)
-    asked = rows.select(id=name, problem=pl.lit("How many? ") + name, level=pl.lit(3)).with_columns(
+    questions = rows.select(id=name, problem=pl.lit("How many? ") + name, level=pl.lit(3)).with_columns(
         prompt=pl.concat_list(pl.struct(role=pl.lit("user"), content=pl.col("problem")))
     )
-    drawn = rows.join(pl.DataFrame({"sample": range(samples)}, schema={"sample": pl.Int64}), how="cross")
+    draws = rows.join(pl.DataFrame({"sample": range(samples)}, schema={"sample": pl.Int64}), how="cross")
     noise = pl.struct("n", "sample").hash(seed=1)
     answer = pl.when(noise % 3 == 0).then(noise // 3 % 5).otherwise(pl.col("n") % 5).cast(pl.String)
-    given = drawn.with_columns(
+    answers = draws.with_columns(
         id=name + pl.col("sample").cast(pl.String), prompt_id=name, answer=answer, seed=pl.col("sample"),
         mean_logprob=-(noise % 1000).cast(pl.Float64) / 1000, tokens=pl.lit(12), prompt_tokens=pl.lit(20),
         finish_reason=pl.lit("stop"), hinted=pl.lit(False), model=pl.lit("m"),
     )  # fmt: skip
-    written = given.with_columns(response=pl.lit("Day 1: 12+5=17\nAnswer: ") + pl.col("answer"))
-    return asked, written.with_columns(response=pl.col("response") + "\n" + (noise % 7).cast(pl.String))
+    answers = answers.with_columns(response=pl.lit("Day 1: 12+5=17\nAnswer: ") + pl.col("answer"))
+    return questions, answers.with_columns(response=pl.col("response") + "\n" + (noise % 7).cast(pl.String))
 
 
 @app.command()
@@ -158,8 +164,8 @@ def votes(prompts: int = 125_000, repeats: int = 5) -> None:
     DuckDB SQL written by hand that decides the same and writes the rows alone.
     """
     with project() as root:
-        asked, answers = candidates(prompts)
-        put(root, "prompts", {"prompts": [asked]})
+        questions, answers = candidates(prompts)
+        put(root, "prompts", {"prompts": [questions]})
         put(root, "generate", {"responses": [answers]})
         put(root, "critique", {"critiques": [], "refinements": []})
         responses = store.round_folder(root, "r1") / "responses" / "*.parquet"
@@ -191,9 +197,9 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
         words = random.Random(0).choices([f"w{i}" for i in range(50_000)], k=200_000)
         texts = [" ".join(words[i : i + 60]) for i in range(0, 100_000)]
         _, answers = candidates(rows // 8)
-        some = pl.Series("response", texts).sample(answers.height, with_replacement=True, seed=0)
-        answers = answers.with_columns(some + answers["id"])
-        made = store.round_folder(root, "r1") / "responses"
+        responses = pl.Series("response", texts).sample(answers.height, with_replacement=True, seed=0)
+        answers = answers.with_columns(responses + answers["id"])
+        table = store.round_folder(root, "r1") / "responses"
 
         def ours() -> None:
             put(root, "generate", {"responses": [answers]})
@@ -204,12 +210,12 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
                 shutil.copy(part, root / part.name)
 
         ours()
-        plain = root / "plain"
-        plain.mkdir()
-        for part in made.iterdir():
-            pq.write_table(pq.read_table(part), plain / part.name, compression="none", use_dictionary=False)
-        for place, how, goal in ((made, "", 3), (plain, ", not compressed", None)):
-            what = f"write and version {sum(p.stat().st_size for p in place.iterdir()) / 1e9:.2f} GB{how}"
+        uncompressed = root / "uncompressed"
+        uncompressed.mkdir()
+        for part in table.iterdir():
+            pq.write_table(pq.read_table(part), uncompressed / part.name, compression="none", use_dictionary=False)
+        for place, suffix, goal in ((table, "", 3), (uncompressed, ", not compressed", None)):
+            what = f"write and version {sum(p.stat().st_size for p in place.iterdir()) / 1e9:.2f} GB{suffix}"
             compare(what, {"ours": ours, "sha256 and copy": partial(theirs, place)}, repeats, goal)
 
 
@@ -225,22 +231,22 @@ def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
 
     def answers() -> Iterator[pl.DataFrame]:
         for first in starts:
-            _, made = candidates(size, first=first)
-            long = texts.sample(made.height, with_replacement=True, seed=first)
-            yield made.with_columns(response=long + "\n" + made["response"])
+            _, rows = candidates(size, first=first)
+            long = texts.sample(rows.height, with_replacement=True, seed=first)
+            yield rows.with_columns(response=long + "\n" + rows["response"])
 
     with project() as root:
         put(root, "prompts", {"prompts": (candidates(size, first=first)[0] for first in starts)})
         put(root, "generate", {"responses": answers()})
         put(root, "critique", {"critiques": [], "refinements": []})
-        made = store.find(root, "r1", "responses")[1]
-        print(f"{made.rows:,} responses, {made.rows * 2.0 / 1e6:.1f} GB of text" if made.rows else "none")
+        rows = store.find(root, "r1", "responses")[1].rows or 0
+        print(f"{rows:,} responses, {rows * 2.0 / 1e6:.1f} GB of text")
         for stage in ("judge", "filter", "pair"):
             clock = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
-            peak = int(done.stdout.split()[-1]) / 2**20
-            took = f"{time.perf_counter() - clock:.1f} s, {peak:.2f} GiB"
-            add(f"{stage} {made.rows:,} responses of 2 kB", took, f"{most} GiB", peak / most, 1)
+            process = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
+            peak = int(process.stdout.split()[-1]) / 2**20
+            cost = f"{time.perf_counter() - clock:.1f} s, {peak:.2f} GiB"
+            add(f"{stage} {rows:,} responses of 2 kB", cost, f"{most} GiB", peak / most, 1)
             if peak > most:
                 raise typer.Exit(1)
 
@@ -250,56 +256,56 @@ def instructions(count: int) -> list[str]:
     rng = random.Random(0)
     vocabulary = [f"w{i}" for i in range(20_000)]
     weights = [1 / (i + 10) for i in range(len(vocabulary))]
-    made: list[str] = []
+    texts: list[str] = []
     for _ in range(count):
-        if made and rng.random() < 0.5:
+        if texts and rng.random() < 0.5:
             change = rng.choice((0.1, 0.3, 0.5, 0.7))
             fresh = iter(rng.choices(vocabulary, weights, k=40))
-            made.append(" ".join(next(fresh) if rng.random() < change else w for w in rng.choice(made).split()))
+            texts.append(" ".join(next(fresh) if rng.random() < change else w for w in rng.choice(texts).split()))
         else:
-            made.append(" ".join(rng.choices(vocabulary, weights, k=rng.randint(8, 40))))
-    return made
+            texts.append(" ".join(rng.choices(vocabulary, weights, k=rng.randint(8, 40))))
+    return texts
 
 
-def screened(texts: list[str]) -> list[bool]:
+def distinct(texts: list[str]) -> list[bool]:
     """Which texts stay: those with no ROUGE-L F above 0.7 with one that stayed before."""
-    known, stay = Texts(Fraction(7, 10)), []
+    index, stay = Texts(Fraction(7, 10)), []
     for text in texts:
-        stay.append(known.near(text) is None)
+        stay.append(index.near(text) is None)
         if stay[-1]:
-            known.add(text, text)
+            index.add(text, text)
     return stay
 
 
-def looped(texts: list[str]) -> list[bool]:
+def distinct_by_loop(texts: list[str]) -> list[bool]:
     """The same, as self-instruct does it: every text against every one that stayed, in one process."""
     from rouge_score.rouge_scorer import RougeScorer  # 140 MB, of which the other measurements should not be accused
 
-    scorer, known, stay = RougeScorer(["rougeL"], use_stemmer=False), [], []
+    scorer, kept, stay = RougeScorer(["rougeL"], use_stemmer=False), [], []
     for text in texts:
-        stay.append(all(scorer.score(text, old)["rougeL"].fmeasure <= 0.7 for old in known))
+        stay.append(all(scorer.score(text, old)["rougeL"].fmeasure <= 0.7 for old in kept))
         if stay[-1]:
-            known.append(text)
+            kept.append(text)
     return stay
 
 
 @app.command()
 def duplicates(texts: int = 800, repeats: int = 3) -> None:
     """Near-duplicates by ROUGE-L above 0.7, the first one stays; then this project alone on many texts."""
-    some = instructions(texts)
-    ours, theirs = screened(some), looped(some)
+    few = instructions(texts)
+    ours, theirs = distinct(few), distinct_by_loop(few)
     different = sum(a != b for a, b in zip(ours, theirs, strict=True))
     print(f"{texts:,} texts, {sum(ours):,} stay; {different} decisions differ (ties at 0.7, which floats decide)")
-    sides = {"ours": lambda: screened(some), "self-instruct's loop": lambda: looped(some)}
+    sides = {"ours": lambda: distinct(few), "self-instruct's loop": lambda: distinct_by_loop(few)}
     compare(f"near-duplicates in {texts:,} texts", sides, repeats)
     for count, goal in MANY.items():
         many = instructions(count)
-        taken = []
+        times = []
         for _ in range(max(repeats, 1)):
             clock = time.perf_counter()
-            screened(many)
-            taken.append(time.perf_counter() - clock)
-        seconds = median(taken)
+            distinct(many)
+            times.append(time.perf_counter() - clock)
+        seconds = median(times)
         add(f"near-duplicates in {count:,} texts", f"{seconds:.2f} s", f"{goal} s", seconds / goal, 1)
 
 

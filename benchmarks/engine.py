@@ -38,7 +38,7 @@ until_the_end = ExitStack()
 atexit.register(until_the_end.close)
 
 
-def requests(prompts: int, samples: int) -> list[Request]:
+def held_out_requests(prompts: int, samples: int) -> list[Request]:
     """`prompts` held-out problems `samples` times each, one after the other, as the stage `generate` asks."""
     domain, sampling = Arithmetic(), Sampling(max_tokens=MAX_TOKENS)
     chats = [domain.solve(item.problem) for item in domain.items("heldout", prompts, seed=0)]
@@ -48,7 +48,7 @@ def requests(prompts: int, samples: int) -> list[Request]:
 def engine(model: Path, threads: int, dtype: str = "float32") -> Callable[[list[Request]], int]:
     """Counts the tokens that the engine answers with."""
     policy = until_the_end.enter_context(Transformers(threads=threads, dtype=dtype).open(model))
-    return lambda wanted: sum(completion.tokens for _, completion in policy.sample(wanted))
+    return lambda requests: sum(completion.tokens for _, completion in policy.sample(requests))
 
 
 def generate(model: Path, threads: int, dtype: str = "float32", device: str = "cpu") -> Callable[[list[Request]], int]:
@@ -59,58 +59,58 @@ def generate(model: Path, threads: int, dtype: str = "float32", device: str = "c
     network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
 
-    def answer(wanted: list[Request]) -> int:
-        chats = [[{"role": r, "content": c} for r, c in q.messages] for q in wanted]
+    def answer(requests: list[Request]) -> int:
+        chats = [[{"role": r, "content": c} for r, c in q.messages] for q in requests]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(device)
         with torch.inference_mode():
             out = network.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=MAX_TOKENS)
-        answers = out[:, inputs["input_ids"].shape[1] :]
-        tokenizer.batch_decode(answers, skip_special_tokens=True)
-        ended = (answers == tokenizer.eos_token_id).int().argmax(-1) + 1
-        whole = (answers != tokenizer.eos_token_id).all(-1)
-        return int(torch.where(whole, answers.shape[1], ended).sum())
+        completions = out[:, inputs["input_ids"].shape[1] :]
+        tokenizer.batch_decode(completions, skip_special_tokens=True)
+        lengths = (completions == tokenizer.eos_token_id).int().argmax(-1) + 1
+        cut_off = (completions != tokenizer.eos_token_id).all(-1)
+        return int(torch.where(cut_off, completions.shape[1], lengths).sum())
 
-    return lambda wanted: sum(answer(wanted[i : i + BATCH]) for i in range(0, len(wanted), BATCH))
+    return lambda requests: sum(answer(requests[i : i + BATCH]) for i in range(0, len(requests), BATCH))
 
 
 SIDES = {"engine": engine, "generate": generate}
-opened = once(lambda name, model, threads: SIDES[name](model, threads))
+side_of = once(lambda name, model, threads: SIDES[name](model, threads))
 
 
-def rate(name: str, model: Path, threads: int, wanted: list[Request]) -> float:
+def rate(name: str, model: Path, threads: int, requests: list[Request]) -> float:
     """Tokens a second of a side, which a process opens once."""
-    answer = opened(name, model, threads)
+    answer = side_of(name, model, threads)
     start = time.perf_counter()
-    return answer(wanted) / (time.perf_counter() - start)
+    return answer(requests) / (time.perf_counter() - start)
 
 
 def main(
     model: Path = Path("data/base"), prompts: int = 128, samples: int = 8, mixed: int = 4096, repeats: int = 5
 ) -> None:
     """Measures both sides and prints the ratios."""
-    shuffled = random.Random(0).sample(requests(mixed, 1), mixed)
-    round_asks = requests(prompts, samples)
-    asked = {
-        f"{len(round_asks):,} requests as a round asks, 1 thread": (round_asks, 1, 1.5),
-        f"{len(round_asks):,} requests as a round asks, {CORES} threads": (round_asks, CORES, 3.0),
+    shuffled = random.Random(0).sample(held_out_requests(mixed, 1), mixed)
+    of_a_round = held_out_requests(prompts, samples)
+    cases = {
+        f"{len(of_a_round):,} requests as a round asks, 1 thread": (of_a_round, 1, 1.5),
+        f"{len(of_a_round):,} requests as a round asks, {CORES} threads": (of_a_round, CORES, 3.0),
         f"{mixed:,} mixed requests, 1 thread": (shuffled, 1, 2.0),
     }
-    with ExitStack() as open_ones:
+    with ExitStack() as stack:
         sides = [(name, threads) for threads in dict.fromkeys((1, CORES)) for name in SIDES]
         alone = partial(ProcessPoolExecutor, 1, get_context("spawn"))
-        workers = {side: open_ones.enter_context(alone()) for side in sides}
+        workers = {side: stack.enter_context(alone()) for side in sides}
 
-        def turn(name: str, threads: int, wanted: list[Request]) -> float:
-            return workers[name, threads].submit(rate, name, model, threads, wanted).result()
+        def turn(name: str, threads: int, requests: list[Request]) -> float:
+            return workers[name, threads].submit(rate, name, model, threads, requests).result()
 
         for side in sides:
             turn(*side, shuffled[:BATCH])  # loads the model
-        for what, (wanted, threads, goal) in asked.items():
-            taken = [{name: turn(name, threads, wanted) for name in SIDES} for _ in range(repeats)]
-            ours, theirs = (median(run[name] for run in taken) for name in SIDES)
-            add(what, f"{ours:,.0f} tokens/s", f"model.generate {theirs:,.0f}", ours / theirs, goal, least=True)
+        for what, (requests, threads, goal) in cases.items():
+            rates = [{name: turn(name, threads, requests) for name in SIDES} for _ in range(repeats)]
+            ours, theirs = (median(pair[name] for pair in rates) for name in SIDES)
+            add(what, f"{ours:,.0f} tokens/s", f"model.generate {theirs:,.0f}", ours / theirs, goal, at_least=True)
 
 
 if __name__ == "__main__":

@@ -28,15 +28,17 @@ from typing import Any, TypeVar
 import polars as pl
 import torch
 import typer
-from engine import BATCH, CORES, engine, generate, requests
+from engine import BATCH, CORES, engine, generate, held_out_requests
 from ruamel.yaml import YAML
 
-from tasks import store
 from tasks.base.scratch import Scratch
+from tasks.core import store
+from tasks.core.models import digest
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.vllm import Vllm
-from tasks.models import digest
-from tasks.params import load_params, plain, stages_of
+from tasks.project import plan
+from tasks.project.params import load_params, plain, stages_of
+from tasks.train import TrainCase
 from tasks.train.sft import SFT
 
 T = TypeVar("T")
@@ -71,25 +73,25 @@ def corpus(documents: int) -> pl.DataFrame:
     return pl.DataFrame({"prompt": [c[:-1] for c in chats], "completion": [c[-1:] for c in chats]})
 
 
-def trained(parent: Path, model: Path, work: Path, rows: pl.DataFrame) -> float:
+def train_speed(start: Path, model: Path, work: Path, rows: pl.DataFrame) -> float:
     """Trains the model; tokens a second, from loading it to saving it."""
     from transformers import AutoTokenizer
     from trl import SFTTrainer  # noqa: F401  (imported before the clock starts)
 
-    tokenizer = AutoTokenizer.from_pretrained(parent)
+    tokenizer = AutoTokenizer.from_pretrained(start)
     chats = [p + c for p, c in rows.select("prompt", "completion").iter_rows()]
     tokens = sum(map(len, tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]))
-    params = SFT(epochs=1, batch=128, matrices=0.01, rest=0.001, blend=1.0)
-    start = time.perf_counter()
-    params(rows, pl.DataFrame(), parent_model=parent, model=model, work=work, seed=0, domain=Arithmetic())
-    return tokens / (time.perf_counter() - start)
+    strategy = SFT(epochs=1, batch=128, muon_lr=0.01, adamw_lr=0.001, blend=1.0)
+    clock = time.perf_counter()
+    strategy(TrainCase(rows, pl.DataFrame(), start, None, model, work, 0))
+    return tokens / (time.perf_counter() - clock)
 
 
 def training(place: Path, hidden: int, layers: int, documents: int, device: str, dtype: str) -> float:
     """Makes and trains the model; operations a second."""
-    with watched(device) as memory:
+    with memory_watch(device) as memory:
         parameters = untrained(place / "random", hidden, layers, getattr(torch, dtype))
-        speed = trained(place / "random", place / "model", place / "work", corpus(documents))
+        speed = train_speed(place / "random", place / "model", place / "work", corpus(documents))
         name = "CPU" if device == "cpu" else torch.cuda.get_device_name()
         print(f"{name}, torch {torch.__version__}, {parameters / 1e6:.0f}M parameters, {dtype}")
         print(f"training   {speed:10,.0f} tokens/s, {memory()}", flush=True)
@@ -112,42 +114,42 @@ def peak(device: str, dtype: str) -> float:
 
 def answering(side: str, model: Path, prompts: int, device: str, dtype: str) -> float:
     """Tokens a second of a side, the model loaded and warm."""
-    wanted = requests(prompts, 8)
-    with watched(device) as memory:
+    requests = held_out_requests(prompts, 8)
+    with memory_watch(device) as memory:
         answer = engine(model, CORES, dtype) if side == "engine" else generate(model, CORES, dtype, device)
-        answer(wanted[:BATCH])
+        answer(requests[:BATCH])
         start = time.perf_counter()
-        rate = answer(wanted) / (time.perf_counter() - start)
+        rate = answer(requests) / (time.perf_counter() - start)
         print(f"{side:10} {rate:10,.0f} tokens/s, {memory()}", flush=True)
     return rate
 
 
 def answering_by_vllm(model: Path, prompts: int, dtype: str) -> None:
     """The same of vLLM, whose memory is what it is given."""
-    wanted = requests(prompts, 8)
+    requests = held_out_requests(prompts, 8)
     with Vllm(dtype=dtype, memory=0.5).open(model) as policy:
-        list(policy.sample(wanted[:BATCH]))
+        list(policy.sample(requests[:BATCH]))
         start = time.perf_counter()
-        tokens = sum(c.tokens for _, c in policy.sample(wanted))
+        tokens = sum(c.tokens for _, c in policy.sample(requests))
         print(f"vllm       {tokens / (time.perf_counter() - start):10,.0f} tokens/s", flush=True)
 
 
 @contextmanager
-def watched(device: str) -> Iterator[Callable[[], str]]:
+def memory_watch(device: str) -> Iterator[Callable[[], str]]:
     """The most memory that the device has in use meanwhile, by whatever process, beyond what it had at first, when this
     process's CUDA context was there already; looked at ten times a second.
     """
-    least, over = [0], threading.Event()
+    free, over = [0], threading.Event()
 
     def look() -> None:
         while not over.wait(0.1):
-            least[0] = min(least[0], torch.cuda.mem_get_info()[0])
+            free[0] = min(free[0], torch.cuda.mem_get_info()[0])
 
     if device == "cuda":
-        first = least[0] = torch.cuda.mem_get_info()[0]
+        first = free[0] = torch.cuda.mem_get_info()[0]
         threading.Thread(target=look, daemon=True).start()
     try:
-        yield lambda: f"{(first - least[0]) / 2**30:.1f} GiB" if device == "cuda" else "memory not measured"
+        yield lambda: f"{(first - free[0]) / 2**30:.1f} GiB" if device == "cuda" else "memory not measured"
     finally:
         over.set()
 
@@ -155,23 +157,26 @@ def watched(device: str) -> Iterator[Callable[[], str]]:
 def campaign(root: Path, model: Path, count: int, device: str, dtype: str) -> None:
     """A base and a round of it, each stage as the process that a user starts."""
     (root / "data").mkdir(parents=True)
-    for name in ("tasks", "data/seeds"):
+    for name in ("tasks", "recipes", "data/seeds"):
         (root / name).symlink_to(HERE / name)
     content = plain(YAML().load((HERE / "params.yaml").read_text()))
-    base, block = content["bases"]["r0"], content["rounds"]["r1"]
+    settings = {"prompts.pool.count": count}
+    if device == "cpu":  # where a model that learnt from a few documents may write no problem that can be used
+        settings["prompts.seeds.count"] = count
+    base, block = content["bases"]["r0"], content["rounds"]["r1"] | {"set": settings}
     base["base"] = {"strategy": "local", "path": str(model), "digest": digest(model)}
-    base["engine"] = block["engine"] = {"strategy": "transformers", "dtype": dtype}
-    block["prompts"]["count"] = count
-    YAML().dump({"bases": {"r0": base}, "rounds": {"r1": block}}, root / "params.yaml")
-    with watched(device) as memory:
+    base["engine"] = {"strategy": "transformers", "dtype": dtype}
+    YAML().dump(content | {"bases": {"r0": base}, "rounds": {"r1": block}}, root / "params.yaml")
+    plan.write(root)
+    with memory_watch(device) as memory:
         start = time.perf_counter()
         for own in load_params(root).blocks.values():
             for stage in stages_of(own):
                 command = [sys.executable, "-m", "tasks", "stage", stage.name, own.name]
                 subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
         whole = time.perf_counter() - start
-        spent = [m.seconds for name in ("r0", "r1") for m in store.manifests(root, name).values()]
-        outside = 1 - sum(s["start"] + s["model"] for s in spent) / whole
+        seconds = [m.seconds for name in ("r0", "r1") for m in store.manifests(root, name).values()]
+        outside = 1 - sum(s["start"] + s["model"] for s in seconds) / whole
         print(f"base and round {whole:.0f} s, {outside:.1%} outside model and start-up, {memory()}", flush=True)
 
 

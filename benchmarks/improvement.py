@@ -3,13 +3,12 @@
     python benchmarks/improvement.py                 # every arm and seed, about an hour on 2 cores; resumes
     python benchmarks/improvement.py --arm label_free --seeds 1
 
-Arms: `label_free` (the default of params.yaml: the model's own votes are the reward), `random` (own samples chosen at
-random: the control), `verifier` (the domain's verifier is the reward), `dpo` (as label_free, with DPO after SFT).
+Arms are recipes: `label_free` (recipes/sharpen.yaml: the model's own votes are the reward), `random` (own samples chosen
+at random: the control), `verifier` (the domain's verifier is the reward), `dpo` (as label_free, with DPO after SFT).
 Each round is made by the very stages of the project, in one process without DVC, and evaluated on the frozen held-out
 set: 200 problems a level sampled 8 times at temperature 1, 1,000 a level greedily, levels 2 to 8.
 """
 
-import copy
 import json
 import os
 import subprocess
@@ -27,45 +26,46 @@ from rich.table import Table
 from ruamel.yaml import YAML
 from scipy.stats import wilcoxon
 
-from tasks import store
-from tasks.execute import run_stage
-from tasks.params import Block, load_params, plain, stages_of
+from tasks.core import store
+from tasks.project import plan
+from tasks.project.execute import run_stage
+from tasks.project.params import load_params, plain
 
 HERE = Path(__file__).resolve().parents[1]
 LEVELS = range(2, 9)
-EVALUATE = {
-    "panel": {
-        "answers": {"splits": ["heldout"], "greedy": 7000, "sampled": 1400},
-        "judging": {"count": 700},
-        "critiques": {"count": 700},
-    }
+EXAM = {
+    "answers": {"splits": ["heldout"], "greedy": 7000, "sampled": 1400},
+    "judging": {"count": 700},
+    "critiques": {"count": 700},
 }
 
 
-def _random(block: dict[str, Any]) -> None:
+def _random(stages: dict[str, Any]) -> None:
     """One answer of each prompt, chosen by lot; of as many prompts as the default keeps an answer of."""
-    block["prompts"]["count"] = 480
-    block["judge"] = {"panel": {"random": {}}, "reward": "random"}
-    block["filter"] |= {"least": 0.0, "require": {}}
-    block["critique"] = {"strategy": "none"}
+    stages["prompts"]["pool"]["count"] = 480
+    stages["judge"] = {"reward": "random", "random": {}}
+    stages["filter"]["threshold"] |= {"min_reward": 0.0, "require": {}}
+    stages["critique"] = {}
 
 
-def _verifier(block: dict[str, Any]) -> None:
+def _verifier(stages: dict[str, Any]) -> None:
     """The likeliest right answer of each prompt that has one."""
-    block["judge"]["reward"] = "verifier"
-    block["filter"] |= {"require": {}}
+    stages["judge"]["reward"] = "verifier"
+    stages["filter"]["threshold"]["require"] = {}
 
 
-def _dpo(block: dict[str, Any]) -> None:
-    block["train"] |= {"strategy": "sft_dpo"}
+def _dpo(stages: dict[str, Any]) -> None:
+    """The pairs are learnt from, too."""
+    stages["collect"]["pairs"] = {}
+    stages["train"] = {"sft_dpo": stages["train"]["sft"]}
 
 
-ARMS = {"label_free": lambda block: None, "random": _random, "verifier": _verifier, "dpo": _dpo}
+ARMS = {"label_free": lambda stages: None, "random": _random, "verifier": _verifier, "dpo": _dpo}
 Arm = StrEnum("Arm", list(ARMS))
 
 
 def project(root: Path, arm: str, seed: int, rounds: int) -> None:
-    """A project of one arm and seed: the repository's r1 block, repeated."""
+    """A project of one arm and seed: the repository's base with the big exam, and rounds in a row by the arm's recipe."""
     root.mkdir(parents=True, exist_ok=True)
     cache = root.parent / "cache"  # r0 answers the same evaluation in every project: once is enough
     cache.mkdir(exist_ok=True)
@@ -75,33 +75,35 @@ def project(root: Path, arm: str, seed: int, rounds: int) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if not (root / name).is_symlink():
             (root / name).symlink_to(target)
+    sharpen = (HERE / "recipes/sharpen.yaml").read_text()
+    recipe = plain(YAML().load(sharpen))
+    ARMS[arm](recipe["stages"])
+    (root / "recipes").mkdir(exist_ok=True)
+    (root / "recipes/sharpen.yaml").write_text(sharpen)  # whose judges the exam of r0 is about
+    YAML().dump(recipe, root / f"recipes/{arm}.yaml")
     content = plain(YAML().load((HERE / "params.yaml").read_text()))
-    base = copy.deepcopy(content["bases"]["r0"]) | {"evaluate": EVALUATE}
-    made = {}
-    for k in range(1, rounds + 1):
-        block = copy.deepcopy(content["rounds"]["r1"]) | {"evaluate": EVALUATE}
-        ARMS[arm](block)
-        made[f"r{k}"] = block | {"parent": f"r{k - 1}", "seed": 1000 * seed + k}
-    YAML().dump({"bases": {"r0": base}, "rounds": made}, root / "params.yaml")
+    content["bases"] = {"r0": content["bases"]["r0"] | {"evaluate": EXAM}}
+    content["rounds"] = {
+        f"r{k}": {"parent": f"r{k - 1}", "base": "r0", "seed": 1000 * seed + k, "recipe": arm}
+        for k in range(1, rounds + 1)
+    }
+    YAML().dump(content, root / "params.yaml")
 
 
 def run(root: Path) -> None:
-    """Runs the first stage that was not made with these params and this code, and all that come after it. The gate
-    decides nothing here: each round goes on from the one before.
+    """Runs the first stage that was not made by today's plan, and all that come after it. The gate decides nothing here:
+    each round goes on from the one before.
     """
+    plan.write(root)
     stale = False
-    for block in load_params(root).blocks.values():
-        for stage in (s for s in stages_of(block) if s.name != "gate"):
-            stale = stale or _stale(root, block, store.manifests(root, block.name).get(stage.name))
-            if stale:
-                run_stage(root, block.name, stage.name)
-                print(f"{root.name}: {stage.name}@{block.name}", flush=True)
-
-
-def _stale(root: Path, block: Block, done: store.Manifest | None) -> bool:
-    if done is None or any(done.params[k] != block.raw.get(k) for k in done.params):
-        return True
-    return any(store.sha256(root / file) != digest for file, digest in done.code.items())
+    for (name, stage), today in plan.plans(root, load_params(root)).items():
+        if stage == "gate":
+            continue
+        manifest = store.manifests(root, name).get(stage)
+        stale = stale or manifest is None or manifest.plan.digest != today.digest
+        if stale:
+            run_stage(root, name, stage)
+            print(f"{root.name}: {stage}@{name}", flush=True)
 
 
 def read(root: Path, arm: str, seed: int) -> list[dict[str, Any]]:
@@ -140,11 +142,11 @@ def greedy_change(rows: list[dict[str, Any]], arm: str, last: str) -> tuple[floa
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints the tables: by arm, seed and round, and by level over the seeds."""
     console = Console(width=130)
-    table = Table("arm", "seed", "round", "sampled", "greedy", "majority@8", "pass@8", "judge", "p against r0")
+    table = Table("arm", "seed", "round", "sampled", "greedy", "majority@8", "pass@8", "self-judge", "p against r0")
     for r in rows:
         cells = [
             r.get(k, float("nan"))
-            for k in ("pass_at_1", "greedy", "majority_at_8", "pass_at_8", "judge_balanced_accuracy")
+            for k in ("pass_at_1", "greedy", "majority_at_8", "pass_at_8", "self_judge_balanced_accuracy")
         ]
         table.add_row(r["arm"], str(r["seed"]), r["round"], *(f"{100 * c:.1f}" for c in cells), f"{r['p']:.1e}")
     console.print(table)
@@ -152,8 +154,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for arm in dict.fromkeys(r["arm"] for r in rows):
         for name in dict.fromkeys(r["round"] for r in rows if r["arm"] == arm):
             for measure in ("pass_at_1", "greedy"):
-                mine = [r for r in rows if (r["arm"], r["round"]) == (arm, name)]
-                cells = [np.mean([r[key] for r in mine]) for key in [measure, *(f"{measure}/{k}" for k in LEVELS)]]
+                seeds = [r for r in rows if (r["arm"], r["round"]) == (arm, name)]
+                cells = [np.mean([r[key] for r in seeds]) for key in [measure, *(f"{measure}/{k}" for k in LEVELS)]]
                 levels.add_row(arm, name, measure, *(f"{100 * c:.1f}" for c in cells))
     console.print(levels)
     last = max(r["round"] for r in rows)
@@ -182,8 +184,8 @@ def main(
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(lambda cell: _child(place / f"{cell[0]}-{cell[1]}"), cells))
     rows = [row for a, s in sorted(cells) for row in read(place / f"{a}-{s}", a, s)]
-    kept = [{k: v for k, v in r.items() if k != "greedy_items"} for r in rows]
-    (place / "improvement.json").write_text(json.dumps(kept, indent=1))
+    summary = [{k: v for k, v in r.items() if k != "greedy_items"} for r in rows]
+    (place / "improvement.json").write_text(json.dumps(summary, indent=1))
     show(rows)
 
 
