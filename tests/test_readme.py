@@ -31,18 +31,24 @@ def free_port():
 PORTS = {"PREFECT_SERVER_API_PORT": free_port(), "MLFLOW_PORT": free_port()}
 
 
-def shrink(block):
-    block["evaluate"]["panel"] = SMALL
-    if "parent" in block:
-        block["prompts"]["count"] = 24
-        block["generate"]["samples"] = 4
+def shrink(place):
+    """The same rounds with fewer problems, samples and items."""
+    yaml = YAML()
+    content = yaml.load(place / "params.yaml")
+    for base in content["bases"].values():
+        base["evaluate"] = SMALL
+    yaml.dump(content, place / "params.yaml")
+    recipe = yaml.load(place / "recipes/sharpen.yaml")
+    recipe["stages"]["prompts"]["pool"]["count"] = 24
+    recipe["stages"]["generate"]["sample"]["samples"] = 4
+    yaml.dump(recipe, place / "recipes/sharpen.yaml")
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """The project as a user has it, with small rounds, a model, prompts and a domain of their own."""
     place = tmp_path_factory.mktemp("readme") / "project"
-    for name in ("tasks", "flows", "data/base", "data/seeds", "infra"):
+    for name in ("tasks", "flows", "recipes", "data/base", "data/seeds", "infra"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         "params.yaml",
@@ -55,10 +61,7 @@ def clone(tmp_path_factory):
     ):
         (place / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, place / name)
-    content = YAML().load(place / "params.yaml")
-    for block in [*content["bases"].values(), *content["rounds"].values()]:
-        shrink(block)
-    YAML().dump(content, place / "params.yaml")
+    shrink(place)
     shutil.copytree(ROOT / "data/base", place / "path/to/model")
     shutil.copy(ROOT / "tests/readme/stories.py", place / "tasks/domains/stories.py")
     shutil.copy(ROOT / "tests/readme/mine.jsonl", place / "data/seeds/mine.jsonl")
