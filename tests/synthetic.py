@@ -113,9 +113,9 @@ def write(
 
 
 def inputs(root: Path, block: Block, stage: Stage) -> dict[str, str]:
-    """Digests of what a stage would read, as far as it is there."""
+    """Digests of what a stage would read, as far as it is there; its strategies read no optional tables."""
     digests = {}
-    for need in stage.inputs:
+    for need in (i for i in stage.inputs if not i.optional):
         owner = block.ancestor(need.ancestor) if need.ancestor else block.name
         with suppress(store.StoreError):
             digests[need.argument] = store.find(root, str(owner), need.name)[1].digest

@@ -31,6 +31,8 @@ class Plan(BaseModel):
     seed: int | None = None
     ancestors: dict[str, str] = {}
     """The base or round by what it is to this one: parent, base, anchor, grandparent."""
+    reads: list[str] = []
+    """What not every such stage reads and this one does, by argument: optional tables, and models of ancestors."""
     domain: dict[str, Any] | None = None
     """`strategy` and every parameter of it, as all that follows."""
     engine: dict[str, Any] | None = None
@@ -50,7 +52,7 @@ class Plan(BaseModel):
     @property
     def text(self) -> str:
         """The plan as its file has it."""
-        values = {k: v for k, v in self.model_dump(mode="json").items() if v not in (None, {})}
+        values = {k: v for k, v in self.model_dump(mode="json").items() if v not in (None, {}, [])}
         return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @property

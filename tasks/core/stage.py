@@ -11,8 +11,9 @@ An argument is one of
   The annotation names the base class of these strategies, whose `__call__` is their contract;
 - `options`: what belongs to the stage and to no strategy, such as the judge whose score is the reward;
 - `judges`: the judges of the round's recipe, by name, for an evaluation of them;
-- a table (`pairs`) or folder (`model`) of this round, or of an ancestor: `parent_prompts`, `anchor_responses`. Only
-  rounds that name an anchor have one: the annotation must allow None, which the other rounds get;
+- a table (`pairs`) or folder (`model`) of this round, or of an ancestor: `parent_prompts`, `anchor_responses`. One whose
+  annotation allows None is optional: it is given, and a dependency, only where a strategy reads it (`read_tables`). An
+  anchor's must be, for not every round has one; a base has no optional tables;
 - an output folder of its own (the `model` of `train`): a staging place to write to;
 - `models`: the models that it may open: the ancestors in its annotation, and the roster's;
 - `domain` and `seed` of the round; `work`, a scratch folder that survives a kill, for checkpoints.
@@ -34,7 +35,9 @@ CONTEXT = ("members", "strategy", "options", "judges", "models", "domain", "seed
 ANCESTORS = ("parent", "base", "anchor", "grandparent")
 OPTIONAL = ("anchor", "grandparent")
 """Ancestors that not every round has: `anchor` is the base or round that it names, `grandparent` its parent's parent."""
-Ability = Literal["samples", "scores"]
+Ability = Literal["samples", "scores", "traces", "entropies", "embeds"]
+"""What an engine can do: complete chats, score given completions, give the log-probability of each sampled token, its
+entropy, and the hidden states of a text."""
 
 
 class Strategy(Plugin):
@@ -49,8 +52,10 @@ class Strategy(Plugin):
         """
         return frozenset({"parent"}) if self.needs else frozenset()
 
-    def read_ancestors(self) -> frozenset[str]:
-        """Names of the ancestors whose tables it reads, where not every round has these."""
+    def read_tables(self) -> frozenset[str]:
+        """Argument names of the optional tables of its stage that it reads, such as `anchor_training`. Bases, and rounds
+        without such an ancestor, have None in their place.
+        """
         return frozenset()
 
     def per_prompt_only(self) -> bool:
@@ -89,9 +94,14 @@ class Input:
     name: str
     ancestor: str | None = None
     optional: bool = False
-    """Not every round has it: then the argument is None."""
+    """It is there only where a strategy reads it, or opens it; else the argument is None."""
     opened: bool = False
     """A model that `models` may open, and no argument of its own."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it is read only where a strategy asks for it: an optional table, or an ancestor's model to open."""
+        return self.optional or (self.opened and self.ancestor is not None)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,16 @@ class Stage:
     def outputs(self) -> tuple[str, ...]:
         """Names of all tables and folders that it writes."""
         return (*(t.name for t in self.tables), *self.folders)
+
+    def needed_inputs(self, strategies: Iterable[Strategy], judges: Iterable[Strategy] = ()) -> set[Input]:
+        """The inputs that these strategies want: all but the optional tables that none of them reads and the models of
+        ancestors that none opens. For `judges`, which are evaluated, `parent` stands for the evaluated model.
+        """
+        chosen = list(strategies)
+        tables = {name for s in chosen for name in s.read_tables()}
+        models = {name for s in chosen for name in s.opened_models()}
+        models |= {name for j in judges for name in j.opened_models()} - {"parent"}
+        return {i for i in self.inputs if _is_needed(i, tables, models)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the stage's function directly, for tests and notebooks."""
@@ -185,6 +205,11 @@ def _input(parameter: inspect.Parameter, function: Callable[..., Any]) -> Input:
             raise TypeError(f"{function.__name__}: {argument} must allow None, for not every round has {ancestor}")
         return Input(argument, _check_name(name, argument, function), ancestor, optional)
     return Input(argument, _check_name(argument, argument, function), None, optional)
+
+
+def _is_needed(need: Input, tables: set[str], models: set[str]) -> bool:
+    asked_for = need.ancestor in models if need.opened else need.argument in tables
+    return asked_for or not need.conditional
 
 
 def _check_name(name: str, argument: str, function: Callable[..., Any]) -> str:

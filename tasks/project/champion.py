@@ -181,8 +181,8 @@ def consistent_manifests(root: Path, block: Block) -> Manifests:
         manifest = manifests.get(stage.name)
         if manifest is None:
             continue
-        own = [i.argument for i in stage.inputs if not i.ancestor]
-        same_inputs = all(manifest.inputs.get(a) == digests.get(a) for a in own)
+        own = [i for i in stage.inputs if not i.ancestor and (not i.optional or i.argument in manifest.inputs)]
+        same_inputs = all(manifest.inputs.get(i.argument) == digests.get(i.name) for i in own)
         if same_inputs and all(shared.setdefault(k, v) == v for k, v in _shared(manifest.plan).items()):
             kept[stage.name] = manifest
             digests |= {k: o.digest for k, o in manifest.outputs.items()}

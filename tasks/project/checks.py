@@ -43,10 +43,17 @@ def _check_names(block: Block, problems: Problems) -> None:
 
 
 def _check_exam(block: Block, problems: Problems) -> None:
-    """The gate looks at answers that the exam has."""
+    """The gate looks at answers that the exam has, and its members at measures of members of the exam."""
     options, members = block.stages["gate"].options, block.stages["evaluate"].members
     answering = {n: splits for n, m in members.items() if (splits := getattr(m, "splits", None))}
     name, split = getattr(options, "member", None), getattr(options, "split", None)
+    for gate, strategy in block.stages["gate"].members.items():
+        probe = getattr(strategy, "member", None)
+        if probe is not None and probe not in members:
+            hint = f"add it there, or name another in gate.{gate}.member; {suggest(probe, members)}"
+            problems.add(
+                _place(block, f"gate.{gate}"), f"looks at the member {probe!r} of evaluate, which is missing; {hint}"
+            )
     if not block.stages["gate"].members:
         return
     if name not in answering:
@@ -62,7 +69,8 @@ def _check_models(pipeline: Pipeline, block: Block, problems: Problems) -> None:
     """Strategies may open the models that their stage declares, of ancestors that this round has, and those of the roster."""
     for stage, member, strategy in block.strategies():
         opens = {i.ancestor or "model" for i in stages()[stage].inputs if i.opened} | set(pipeline.roster)
-        for name in sorted(strategy.opened_models() | strategy.read_ancestors()):
+        read = {i.ancestor for i in stages()[stage].inputs if i.argument in strategy.read_tables()} - {None}
+        for name in sorted(strategy.opened_models() | read):
             place = _place(block, f"{stage}.{member}{_field(strategy, name)}")
             if name in OPTIONAL and not block.is_base and not block.ancestor(name):
                 hint = f"write anchor: NAME in rounds.{block.name}" if name == "anchor" else "its parent is a base"
@@ -83,7 +91,7 @@ def _check_abilities(pipeline: Pipeline, block: Block, problems: Problems) -> No
         own = block.exam_engine if stage in EXAM else block.engine
         engines = [pipeline.roster[n].engine if n in pipeline.roster else own for n in strategy.opened_models()]
         for engine in (e for e in engines if e):
-            if missing := [n for n in sorted(strategy.needs) if not getattr(engine, n)]:
+            if missing := engine.lacks(strategy.needs):
                 problems.add(
                     _place(block, f"{stage}.{member}"),
                     f"needs an engine with {' and '.join(missing)}, which {engine.strategy_name()} lacks; choose another engine "

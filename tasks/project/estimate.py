@@ -110,7 +110,7 @@ def _items(stage: Stage, number: dict[str, float], values: dict[str, Any]) -> fl
     for field in ("count", "limit"):
         if field in number:
             return number[field]
-    read = {i.name for i in stage.inputs if not i.ancestor} & {"prompts", "responses"}
+    read = {i.name for i in stage.inputs if not i.ancestor and not i.optional} & {"prompts", "responses"}
     answers = _rows(values, "generate") if "responses" in read else 1
     return _rows(values, "prompts") * min(answers, number.get("likeliest", answers)) if read else 0
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import Busy, FlywheelError
-from tasks.core.stage import Stage
 from tasks.project import pipeline, plan
 from tasks.project.params import Block, Pipeline, load_params, read, stages_of
 
@@ -39,12 +38,13 @@ def graph(params: Pipeline, names: Iterable[str]) -> Graph:
     writers = {
         (b.name, out): pipeline.address(s, b) for b in ordered for s in stages_of(b) for out in pipeline.written(s)
     }
-    needs = {pipeline.address(s, b): _needs(s, b, writers) for b in ordered for s in stages_of(b)}
+    reads = pipeline.dependencies(params)
+    needs = {
+        pipeline.address(s, b): {writers[owner, need.name] for need, owner in reads[b.name, s.name]}
+        for b in ordered
+        for s in stages_of(b)
+    }
     return {a: needs[a] for a in TopologicalSorter(needs).static_order()}
-
-
-def _needs(stage: Stage, block: Block, writers: dict[tuple[str, str], str]) -> set[str]:
-    return {writers[owner, need.name] for need, owner in pipeline.inputs_of(stage, block)}
 
 
 def descendants(graph: Graph, items: Iterable[str]) -> list[str]:

@@ -4,9 +4,9 @@ A stage depends on its plan and on the tables and models that it reads, and on n
 recipes, seeds and code. Every out is `persist: true`: otherwise DVC deletes outs before a run, and a kill would lose the
 old version.
 
-DVC sees no defaults, and knows the same dependencies of every round. So a model of an ancestor is one where some round's
-strategies open it; and where some round asks for an `anchor` or `grandparent`, `vars` gives each round those that it does
-not name itself. A change of that kind wants `flywheel render`, which `flywheel run` and `plan` do by themselves.
+DVC sees no defaults, and knows the same dependencies of every round. So a model of an ancestor or an optional table is one
+where some round's strategies open or read it; and where some round asks for an `anchor` or `grandparent`, `vars` gives each
+round those that it does not name itself. A change of that kind wants `flywheel render`, which `flywheel run` and `plan` do by themselves.
 """
 
 import io
@@ -16,8 +16,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.core.plan import FOLDER
-from tasks.core.stage import ANCESTORS, OPTIONAL, Input, Stage, stages
-from tasks.project.params import SEEDS, Block, Pipeline
+from tasks.core.stage import OPTIONAL, Input, Stage, stages
+from tasks.project.params import SEEDS, Block, Pipeline, stages_of
 from tasks.project.recipes import FOLDER as RECIPES
 
 FILE = "dvc.yaml"
@@ -69,37 +69,40 @@ def _optional_ancestors(pipeline: Pipeline, block: Block, kinds: set[str]) -> di
     """Values of a round for the optional ancestors in DVC's templates, without an anchor that it names itself. Ancestors that
     it does not need default to its parent, which it depends on anyway: another round's first anchor does not make it stale.
     """
-    needed = {a for s in block.stages if s in stages() for a in needed_ancestors(pipeline, block, stages()[s])}
+    needed = {i.ancestor for s in stages_of(block) for i in needed_inputs(pipeline, block, s)}
     owners = {k: str((k in needed and block.ancestor(k)) or block.parent) for k in sorted(kinds)}
     return {k: owner for k, owner in owners.items() if k != "anchor" or not block.anchor}
 
 
-def needed_ancestors(pipeline: Pipeline, block: Block, stage: Stage) -> set[str]:
-    """Ancestors whose models a stage of a block opens, or whose optional tables it reads."""
-    names = {n for s in block.stages[stage.name].members.values() for n in s.opened_models() | s.read_ancestors()}
-    if "judges" in stage.context:  # here `parent` stands for the evaluated model
-        names |= {n for j in pipeline.judges_of(block).values() for n in j.opened_models()} - {"parent"}
-    return names & set(ANCESTORS)
+def needed_inputs(pipeline: Pipeline, block: Block, stage: Stage) -> set[Input]:
+    """Inputs that the strategies of a stage of a block want, whether the block has them or not."""
+    judges = pipeline.judges_of(block) if "judges" in stage.context else {}
+    return stage.needed_inputs(block.stages[stage.name].members.values(), judges.values())
 
 
-def has(need: Input, needed: set[str]) -> bool:
-    """Whether an input exists for a round whose stage needs these ancestors."""
-    return need.ancestor is None or need.ancestor in needed or not (need.opened or need.optional)
+def is_available(need: Input, block: Block) -> bool:
+    """Whether a block has an input. A base has no tables of ancestors and none of the optional ones; its `base` is itself."""
+    if block.is_base and not need.opened:
+        return _is_of_base(need)
+    return need.ancestor is None or block.ancestor(need.ancestor) is not None
+
+
+def _is_of_base(need: Input) -> bool:
+    return need.ancestor is None and not need.optional
 
 
 def _content(pipeline: Pipeline) -> dict[str, Any]:
     """Content of dvc.yaml as plain values."""
-    rounds = pipeline.rounds.values()
-    needed = {
-        s.name: {a for b in rounds for a in needed_ancestors(pipeline, b, s)}
-        for s in stages().values()
-        if s.bases != "only"
-    }
-    optional = {i.ancestor for s in stages().values() for i in s.inputs if has(i, needed.get(s.name, set()))} & set(
-        OPTIONAL
-    )
-    named = {b.name: _optional_ancestors(pipeline, b, optional) for b in rounds}
+    needed = _needed_by_rounds(pipeline)
+    optional = {i.ancestor for inputs in needed.values() for i in inputs} & set(OPTIONAL)
+    named = {b.name: _optional_ancestors(pipeline, b, optional) for b in pipeline.rounds.values()}
     return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": _groups(needed)}
+
+
+def _needed_by_rounds(pipeline: Pipeline) -> dict[str, set[Input]]:
+    """Inputs of each stage that some round wants."""
+    rounds, of_rounds = pipeline.rounds.values(), [s for s in stages().values() if s.bases != "only"]
+    return {s.name: {i for b in rounds for i in needed_inputs(pipeline, b, s)} for s in of_rounds}
 
 
 def address(stage: Stage, block: Block) -> str:
@@ -111,24 +114,24 @@ def _group_name(stage: Stage, of_base: bool) -> str:
     return f"{stage.name}-base" if of_base and stage.bases == "too" else stage.name
 
 
-def _groups(needed: dict[str, set[str]]) -> dict[str, Any]:
+def _groups(needed: dict[str, set[Input]]) -> dict[str, Any]:
     groups: dict[str, Any] = {"plan": PLAN}
     for stage in stages().values():
         if stage.bases != "no":
-            groups[_group_name(stage, True)] = _group(stage, "bases", set())
+            groups[_group_name(stage, True)] = _group(stage, "bases", {i for i in stage.inputs if _is_of_base(i)})
         if stage.bases != "only":
             groups[_group_name(stage, False)] = _group(stage, "rounds", needed[stage.name])
     return groups
 
 
-def _group(stage: Stage, kind: str, needed: set[str]) -> dict[str, Any]:
-    return {"foreach": f"${{{kind}}}", "do": _entry(stage, kind, needed)}
+def _group(stage: Stage, kind: str, needed: set[Input]) -> dict[str, Any]:
+    return {"foreach": f"${{{kind}}}", "do": _entry(stage, needed)}
 
 
-def _entry(stage: Stage, kind: str, needed: set[str]) -> dict[str, Any]:
+def _entry(stage: Stage, needed: set[Input]) -> dict[str, Any]:
     here = "data/round=${key}"
     outs = [*written(stage), f"manifests/{stage.name}.json"]
-    inputs = [i for i in stage.inputs if (i.ancestor is None if kind == "bases" else has(i, needed))]
+    inputs = [i for i in stage.inputs if i in needed]
     entry = {
         "desc": (stage.function.__doc__ or "").strip().split("\n")[0],
         "cmd": f"flywheel stage {stage.name} ${{key}}",
@@ -146,10 +149,22 @@ def _template(need: Input) -> str:
     return f"data/round=${{{f'item.{need.ancestor}' if need.ancestor else 'key'}}}/{need.name}"
 
 
-def inputs_of(stage: Stage, block: Block) -> list[tuple[Input, str]]:
-    """Inputs of a stage of a block, each with the base or round that it belongs to; without those that the block lacks."""
-    owners = [(i, block.ancestor(i.ancestor) if i.ancestor else block.name) for i in stage.inputs]
-    return [(i, owner) for i, owner in owners if owner and not (block.is_base and i.ancestor)]
+def dependencies(pipeline: Pipeline) -> dict[tuple[str, str], list[tuple[Input, str]]]:
+    """What every stage depends on in dvc.yaml, by (base or round, stage): inputs, each with its base or round."""
+    needed = _needed_by_rounds(pipeline)
+    of_bases = {s.name: {i for i in s.inputs if _is_of_base(i)} for s in stages().values()}
+    return {
+        (b.name, s.name): _owned(pipeline, b, [i for i in s.inputs if i in (of_bases if b.is_base else needed)[s.name]])
+        for b in pipeline.blocks.values()
+        for s in stages_of(b)
+    }
+
+
+def _owned(pipeline: Pipeline, block: Block, inputs: list[Input]) -> list[tuple[Input, str]]:
+    """Inputs with the base or round that they belong to."""
+    named = {} if block.is_base else _optional_ancestors(pipeline, block, {i.ancestor for i in inputs} & set(OPTIONAL))
+    owners = {k: named.get(k) or block.ancestor(k) for i in inputs if (k := i.ancestor)}
+    return [(i, owners[i.ancestor] or block.name if i.ancestor else block.name) for i in inputs]
 
 
 def written(stage: Stage) -> list[str]:
@@ -164,4 +179,4 @@ def empty_tables() -> list[str]:
     return sorted(ancestor_inputs - base_outputs)
 
 
-__all__ = ["address", "inputs_of", "render", "write", "written"]
+__all__ = ["address", "dependencies", "needed_inputs", "render", "write", "written"]

@@ -11,13 +11,13 @@ from typing import Any
 
 from tasks.core.models import file_digest
 from tasks.core.plan import FOLDER, SOURCES, TRANSPORT, Plan
-from tasks.core.stage import Stage, Strategy
+from tasks.core.stage import Input, Stage, Strategy
 from tasks.core.tables import TABLES, Table
 from tasks.project import recipes
 from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, stages_of
 from tasks.project.closure import closure
 from tasks.project.params import FILE, load_params
-from tasks.project.pipeline import has, needed_ancestors, written
+from tasks.project.pipeline import is_available, needed_inputs, written
 
 Plans = dict[tuple[str, str], Plan]
 """By (base or round, stage)."""
@@ -34,7 +34,7 @@ def plans(root: Path, pipeline: Pipeline) -> Plans:
 
 def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage) -> Plan:
     """The plan of a stage of a base or round."""
-    settings = block.stages[stage.name]
+    settings, needed = block.stages[stage.name], needed_inputs(pipeline, block, stage)
     judges = pipeline.judges_of(block) if "judges" in stage.context else {}
     strategies = [*settings.members.values(), *judges.values()]
     opened = _opened_models(stage, strategies)
@@ -54,7 +54,8 @@ def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage) -> Plan:
         round=block.name,
         stage=stage.name,
         seed=_seed(pipeline, block, stage),
-        ancestors=_ancestors(pipeline, block, stage),
+        ancestors=_ancestors(needed, block),
+        reads=sorted(i.argument for i in needed if i.conditional and is_available(i, block)),
         domain=plugin_values(block.domain) if "domain" in stage.context else None,
         engine=plugin_values(engine, engine.transport) if engine and opened - set(roster) else None,
         members={n: plugin_values(s) for n, s in sorted(settings.members.items())},
@@ -77,9 +78,8 @@ def _opened_models(stage: Stage, strategies: Iterable[Strategy]) -> set[str]:
     return {name for s in strategies if s.needs for name in s.opened_models()}
 
 
-def _ancestors(pipeline: Pipeline, block: Block, stage: Stage) -> dict[str, str]:
-    needed = needed_ancestors(pipeline, block, stage)
-    kinds = sorted({i.ancestor for i in stage.inputs if i.ancestor and has(i, needed)})
+def _ancestors(needed: set[Input], block: Block) -> dict[str, str]:
+    kinds = sorted({i.ancestor for i in needed if i.ancestor})
     return {k: name for k in kinds if (name := block.ancestor(k))}
 
 

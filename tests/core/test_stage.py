@@ -47,6 +47,29 @@ def test_a_signature_says_what_is_read_and_written():
     assert example(None, None, None, None, None, None, None, None, 7) == 7
 
 
+def test_an_optional_table_and_the_model_of_an_ancestor_are_inputs_of_who_asks_for_them():
+    class Asking(Doing):
+        needs = frozenset({"samples"})
+
+    class Reading(Doing):
+        def read_tables(self):
+            return frozenset({"pairs"})
+
+    @stage()
+    def example(
+        members: dict[str, Doing], prompts: pl.LazyFrame, models: Annotated[Models, Opens("model", "parent", "base")],
+        pairs: pl.LazyFrame | None = None, parent_evals: pl.LazyFrame | None = None,
+    ): ...  # fmt: skip
+
+    def needed(*strategies, judges=()):
+        return {i.argument for i in example.needed_inputs(strategies, judges)}
+
+    assert needed(Doing()) == {"prompts", "model"}
+    assert needed(Doing(), Reading()) == {"prompts", "model", "pairs"}
+    assert needed(Asking()) == {"prompts", "model", "parent_model"}
+    assert needed(Doing(), judges=[Asking()]) == {"prompts", "model"}, "in an exam a judge's parent is the model"
+
+
 def test_a_stage_may_take_exactly_one_strategy():
     @stage(outputs=[tables.filtered])
     def example(strategy: Doing, responses: pl.LazyFrame): ...
@@ -110,5 +133,5 @@ def test_a_strategy_opens_the_parent_where_it_needs_an_engine():
         needs = frozenset({"samples"})
 
     assert Asking().opened_models() == {"parent"}
-    assert Doing().opened_models() == Doing().read_ancestors() == frozenset()
+    assert Doing().opened_models() == Doing().read_tables() == frozenset()
     assert not Doing().per_prompt_only()

@@ -7,6 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 from wrong import edited
 
+from tasks.core.errors import ParamsError
 from tasks.core.stage import stages
 from tasks.project import pipeline
 from tasks.project.edit import add_round
@@ -70,11 +71,10 @@ def test_the_plan_depends_on_all_that_a_person_edits_and_nothing_else_does(entri
 
 
 def test_a_stage_depends_on_its_plan_and_on_what_it_reads(entries, params):
+    dependencies = pipeline.dependencies(params)
     for block in params.blocks.values():
         for stage in stages_of(block):
-            asked = pipeline.needed_ancestors(params, block, stage)
-            reads = [f"data/round={owner}/{need.name}" for need, owner in pipeline.inputs_of(stage, block)
-                     if pipeline.has(need, asked)]  # fmt: skip
+            reads = [f"data/round={owner}/{need.name}" for need, owner in dependencies[block.name, stage.name]]
             entry = entries[pipeline.address(stage, block)]
             assert set(deps(entry)) == {f"data/plan/{block.name}/{stage.name}.json", *reads}
 
@@ -112,6 +112,35 @@ def test_a_base_writes_every_table_that_a_round_may_ask_of_an_ancestor():
     base = {o for s in stages().values() if s.bases != "no" for o in pipeline.written(s)}
     asked = {i.name for s in stages().values() for i in s.inputs if i.ancestor}
     assert asked <= base
+
+
+# Optional tables
+
+
+READS = {
+    "exploration={}": {"key/prompts", "key/responses", "key/judgments"},
+    "forgetting={problems: 7}": {"item.parent/evals", "item.base/evals", "item.parent/prompts", "item.parent/training"},
+    "collapse={}": {"key/prompts", "item.parent/model"},
+}
+
+
+@pytest.mark.parametrize("member", READS)
+def test_an_optional_table_is_a_dependency_where_an_exam_reads_it(written, member):
+    before = YAML(typ="safe").load(pipeline.render(load_params(written)))["stages"]
+    params = validate(edited(projects.values(written), f"bases/r0/evaluate/{member}"), written)
+    after = YAML(typ="safe").load(pipeline.render(params))["stages"]
+    more = {
+        name: set(after[name]["do"]["deps"]) - set(before[name]["do"]["deps"]) for name in after if "do" in after[name]
+    }
+    paths = {f"data/round=${{{owner}}}/{name}" for owner, name in (read.split("/") for read in READS[member])}
+    assert {name: deps for name, deps in more.items() if deps} == {"evaluate": paths}, "a base has none of them"
+
+
+def test_a_gate_on_a_probe_that_the_exam_lacks_is_refused(written):
+    values = edited(projects.values(written), "bases/r0/gate/alignment={}")
+    with pytest.raises(ParamsError, match=r"bases\.r0\.gate\.alignment.*'alignment'"):
+        validate(values, written)
+    validate(edited(values, "bases/r0/evaluate/alignment={}"), written)
 
 
 # Ancestors that not every round has

@@ -18,6 +18,7 @@ from tasks.core.plan import Plan
 from tasks.core.plugin import names
 from tasks.core.stage import stages
 from tasks.project import graph, plan
+from tasks.project.champion import consistent_manifests
 from tasks.project.closure import PLUMBING, closure, module_file
 from tasks.project.edit import add_round
 from tasks.project.execute import run_stage
@@ -307,6 +308,75 @@ def test_files_of_judges_and_within_lists_are_in_the_plans_that_read_them(made):
     assert set(Plan.read(made, "r1", "judge").files) == {"data/seeds/words.txt"}
     assert set(Plan.read(made, "r1", "evaluate").files) == {"data/seeds/words.txt"}
     assert Plan.read(made, "r1", "filter").files == {}
+
+
+# Optional tables
+
+READER = '''
+"""Counts the round's pairs."""
+
+import polars as pl
+
+from tasks.core.stage import Result
+from tasks.evaluate import EvaluateCase, Evaluation
+from tasks.evaluate._measures import Measure, measures_frame
+
+
+class Pairs(Evaluation):
+    """Counts the round's pairs."""
+
+    def opened_models(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    def read_tables(self) -> frozenset[str]:
+        """The round's pairs."""
+        return frozenset({"pairs"})
+
+    def __call__(self, case: EvaluateCase) -> Result:
+        """One measure."""
+        count = -1 if case.pairs is None else case.pairs.select(pl.len()).collect().item()
+        return Result({"measures": measures_frame([Measure("pairs", None, count)])})
+'''
+
+
+def test_an_edit_of_pair_evaluates_again_only_where_the_exam_reads_pairs(made):
+    projects.set_values(made, "r2", ["pair.best_worst.min_margin=0.3"])
+    assert graph.graph(load_params(made), ["r2"])["evaluate@r2"] == {"train@r2"}
+    (made / "tasks/evaluate/pairs.py").write_text(READER)
+    projects.rewrite(made, lambda content: content["bases"]["r0"]["evaluate"].update(pairs={}))
+    script = """
+from pathlib import Path
+from tasks.core import store
+from tasks.project import graph, pipeline
+from tasks.project.execute import run_stage
+from tasks.project.params import load_params
+params = load_params(Path())
+assert {"pair@r2", "train@r2"} == graph.graph(params, ["r2"])["evaluate@r2"]
+assert "evaluate@r2" in graph.stale(Path(), "r2")
+counts = {}
+for name in ("r0", "r1"):
+    manifest = run_stage(Path(), name, "evaluate")
+    counts[name] = (manifest.metrics["pairs"], "pairs" in manifest.inputs, manifest.plan.reads)
+pairs = store.scan(Path(), "r1", "pairs")[0].collect().height
+assert counts == {"r0": (-1, False, []), "r1": (pairs, True, ["pairs"])}, counts
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=made, env=projects.own_code(made), check=True)
+
+
+def test_probes_run_in_an_exam_and_their_tables_and_models_are_inputs(made):
+    probes = {"exploration": {}, "forgetting": {"problems": 7}, "collapse": {"limit": 3}, "sharpening": {"problems": 7}}
+    projects.rewrite(made, lambda content: content["bases"]["r0"]["evaluate"].update(probes))
+    plan.write(made)
+    ran = {name: run_stage(made, name, "evaluate") for name in ("r0", "r1", "r2")}
+    tables = {"prompts", "responses", "judgments", "parent_evals", "base_evals", "parent_prompts", "parent_training"}
+    assert set(ran["r0"].inputs) == {"model"} and ran["r0"].plan.reads == ["base_model"]
+    assert set(ran["r2"].inputs) == {"model", "parent_model", "base_model"} | tables
+    assert set(ran["r2"].plan.reads) == set(ran["r2"].inputs) - {"model"}
+    assert ran["r2"].inputs["parent_evals"] == store.manifests(made, "r1")["evaluate"].outputs["evals"].digest
+    assert {"exploration_balance", "collapse_tokens_ratio", "sharpening_gain"} <= set(ran["r2"].metrics)
+    assert not {"exploration_balance", "collapse_tokens_ratio"} & set(ran["r0"].metrics)
+    assert consistent_manifests(made, load_params(made).block("r2"))["evaluate"] == ran["r2"]
 
 
 LISTS = '''
