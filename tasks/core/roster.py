@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, TypeVar
 from tasks.core.errors import EngineError, FlywheelError, UnknownName
 
 if TYPE_CHECKING:
-    from tasks.engines import Completion, Engine, Messages, Policy, Request, Scored
+    from tasks.engines import Completion, Embedded, Engine, Messages, Policy, Request, Scored
 
 T = TypeVar("T")
+BATCH = 128
+"""Requests between two looks at the budget, for engines without batches of their own."""
 MIN_REQUESTS = 8
 """Requests below which a share of errors is too large only where it is all of them."""
 SERVED = Path("served")
@@ -38,8 +40,9 @@ class Models:
     the same model load it once, and two models are in memory only if a strategy holds both.
     """
 
-    def __init__(self, sources: Mapping[str, Source], cache: Path | None = None) -> None:
-        self._sources, self._cache = dict(sources), cache
+    def __init__(self, sources: Mapping[str, Source], cache: Path | None = None, budget: int | None = None) -> None:
+        """`budget` is how many tokens may be generated, by all models together; None has no limit."""
+        self._sources, self._cache, self._budget = dict(sources), cache, budget
         self._open: dict[str, tuple[ExitStack, Policy]] = {}
         self._users: dict[str, int] = {}
         self.meters: dict[str, Meter] = {}
@@ -105,6 +108,15 @@ class Models:
         """Sum of a count over all meters."""
         return sum(getattr(m, count) for m in self.meters.values())
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether the budget of generated tokens is spent."""
+        return self._budget is not None and self.total("completion_tokens") >= self._budget
+
+    def slice_size(self, name: str) -> int | None:
+        """Requests to send at once, a batch where there is a budget to watch; None sends all."""
+        return None if self._budget is None else getattr(self.engine(name), "batch_size", BATCH)
+
     def spent(self) -> float:
         """Seconds of loading and in engines."""
         return self.total("load_seconds") + self.total("seconds")
@@ -120,7 +132,7 @@ class Models:
         clock = time.perf_counter()
         with source.engine.open(source.folder(), self._cache) as policy:
             meter.load_seconds += time.perf_counter() - clock
-            yield _MeteredPolicy(name, meter, policy)
+            yield _MeteredPolicy(name, meter, policy, self)
 
 
 def one(engine: "Engine", folder: Path = SERVED, *names: str, cache: Path | None = None) -> Models:
@@ -150,12 +162,14 @@ class Meter:
     load_seconds: float = field(default=0.0)
     """Imports and loading."""
     seconds: float = field(default=0.0)
-    """In the engine's two calls, without the processing of answers."""
+    """In the engine's calls, without the processing of answers."""
     failed: int = 0
     """Requests that failed and may succeed in another try."""
     permanent: int = 0
     """Requests that fail in every try."""
     last_error: str = ""
+    unsent: int = 0
+    """Requests that were not sent, because the budget was spent."""
 
     def count(self, error: str | None, permanent: bool = False) -> None:
         """Counts a request, and whether it failed."""
@@ -186,17 +200,29 @@ class _MeteredPolicy:
     name: str
     meter: Meter
     policy: "Policy"
+    models: Models
 
     @property
     def digest(self) -> str:
         return self.policy.digest
 
     def sample(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, Completion]]":
-        meter = self.meter
+        size = self.models.slice_size(self.name) or max(1, len(requests))
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            if self.models.over_budget:
+                self.meter.unsent += len(batch)
+                unsent = self.models.engine(self.name).unsent()
+                yield from ((start + index, unsent) for index in range(len(batch)))
+                continue
+            for index, completion in self._sample(batch):
+                yield start + index, completion
+
+    def _sample(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, Completion]]":
         for index, completion in self._timed(lambda: self.policy.sample(requests), len(requests)):
-            meter.count(completion.error, completion.permanent)
-            meter.prompt_tokens += completion.prompt_tokens
-            meter.completion_tokens += completion.tokens
+            self.meter.count(completion.error, completion.permanent)
+            self.meter.prompt_tokens += completion.prompt_tokens
+            self.meter.completion_tokens += completion.tokens
             yield index, completion
 
     def score(
@@ -206,6 +232,12 @@ class _MeteredPolicy:
             self.meter.count(scored.error, scored.permanent)
             self.meter.prompt_tokens += len(scored.logprobs)
             yield index, scored
+
+    def embed(self, texts: Sequence[str]) -> "Iterator[tuple[int, Embedded]]":
+        for index, embedded in self._timed(lambda: self.policy.embed(texts), len(texts)):
+            self.meter.count(embedded.error, embedded.permanent)
+            self.meter.prompt_tokens += embedded.tokens
+            yield index, embedded
 
     def _timed(self, call: Callable[[], Iterator[tuple[int, T]]], count: int) -> Iterator[tuple[int, T]]:
         """The answers of a call of the engine, whose errors name the model; its seconds go to the meter."""
@@ -228,13 +260,13 @@ def each_once(answers: Iterable[tuple[int, T]], count: int) -> Iterator[tuple[in
     for index, answer in answers:
         if index not in pending:
             reason = "twice" if 0 <= index < count else f"of only {count} requests"
-            raise EngineError(f"the engine answered request {index} {reason}; fix its `sample` or `score`")
+            raise EngineError(f"the engine answered request {index} {reason}; fix its `sample`, `score` or `embed`")
         pending.remove(index)
         yield index, answer
     if pending:
         raise EngineError(
             f"the engine left {len(pending)} of {count} requests without an answer, the first of them {min(pending)}; fix "
-            "its `sample` or `score`: a failure is an answer with an error"
+            "its `sample`, `score` or `embed`: a failure is an answer with an error"
         )
 
 

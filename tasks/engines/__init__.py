@@ -1,4 +1,4 @@
-"""Engines run models. One protocol with two calls, `sample` and `score`; one file per engine, loaded by its name.
+"""Engines run models. One protocol with three calls, `sample`, `score` and `embed`; one file per engine, loaded by its name.
 
     with engine.open(model_folder) as policy:
         for index, completion in policy.sample(requests): ...
@@ -8,18 +8,26 @@ Results stream as (index, result) in any order; who reads them orders them.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from tasks.core.plugin import Plugin
 
 T = TypeVar("T")
 Messages = tuple[tuple[str, str], ...]
 """A chat: (role, content) pairs."""
+ABILITIES = {
+    "samples": "samples",
+    "scores": "scores",
+    "traces": "token log-probabilities",
+    "entropies": "token entropies",
+    "embeds": "embeddings",
+}
+"""What a strategy may need of an engine, in words, by the class variable that says whether an engine has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,13 @@ class Sampling:
     """A regular expression that the whole text must match; an engine that cannot hold it to one leaves it free."""
     schema: str | None = None
     """A JSON schema, as JSON, that the text must follow; an engine that cannot hold it to one leaves it free."""
+    trace: bool = False
+    """Asks for `token_logprobs` and `token_entropies`; what is drawn does not depend on it."""
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Its values for a cache key. Without a trace as if there were no such field: what was cached before it stays valid."""
+        return astuple(self) if self.trace else astuple(self)[:-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +82,10 @@ class Completion:
     """Why there is no answer; then `text` is empty."""
     permanent: bool = False
     """The error is the request's own, such as a prompt longer than the context: another try repeats it."""
+    token_logprobs: tuple[float, ...] | None = None
+    """log p of each of the `tokens`, which sum to `logprob`; where a `trace` was asked for and the engine has them."""
+    token_entropies: tuple[float, ...] | None = None
+    """Entropy of the distribution of each of the `tokens`, in nats, whose mean is `entropy`; as of `token_logprobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +96,18 @@ class Scored:
     error: str | None = None
     permanent: bool = False
     """As of a completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A text as a vector: the mean over its tokens of the model's last hidden state, after the final norm."""
+
+    vector: tuple[float, ...] = ()
+    error: str | None = None
+    permanent: bool = False
+    """As of a completion: the text is empty, or longer than the context."""
+    tokens: int = 0
+    """Tokens that were read."""
 
 
 class Policy(Protocol):
@@ -99,6 +130,10 @@ class Policy(Protocol):
         """
         ...
 
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """A vector for each text, which is read as it is: without a chat template, a beginning or an end token."""
+        ...
+
 
 class Engine(Plugin):
     """Runs models. Opening it loads one, closing frees it."""
@@ -107,6 +142,12 @@ class Engine(Plugin):
     """Can complete chats."""
     scores: ClassVar[bool] = True
     """Can score completions that it was not the one to draw."""
+    traces: ClassVar[bool] = False
+    """Gives the log-probability of each token that it draws, where a request asks for a `trace`."""
+    entropies: ClassVar[bool] = False
+    """Gives the entropy of the distribution of each token that it draws, where a request asks for a `trace`."""
+    embeds: ClassVar[bool] = False
+    """Gives the hidden states of a text."""
     loads: ClassVar[bool] = True
     """Needs the weights here; false for one that a server, a record or a function stands behind."""
     statistics: ClassVar[bool] = True
@@ -119,12 +160,26 @@ class Engine(Plugin):
     that asks for another try, and what was answered stays in the cache. Prompts that do not fit the context do not count.
     """
 
+    token_budget: PositiveInt | None = None
+    """Most tokens that the stages of a round may generate together, by whatever models; null has no limit. It is looked at
+    between batches, so one batch may go beyond it; requests after that are not sent and are rows with an error. The exam
+    has no budget."""
+
     def open(self, model: Path, cache: Path | None = None) -> AbstractContextManager[Policy]:
         """Loads `model`: a folder with safetensors or with a pointer to one, or `roster.SERVED` where a server alone has it.
         With `cache`, answers are cached in that folder, keyed by weights digest, rendered prompt, everything that
         changes the answer (the context limit included), seed, engine and version.
         """
         raise NotImplementedError
+
+    @classmethod
+    def lacks(cls, abilities: Iterable[str]) -> list[str]:
+        """Which of these abilities it does not have, in words."""
+        return [words for name, words in ABILITIES.items() if name in abilities and not getattr(cls, name)]
+
+    def unsent(self) -> Completion:
+        """What stands for an answer that was not asked for because the budget was spent."""
+        return Completion("", 0, 0, "error", error="not sent: the round's engine.token_budget is spent", permanent=True)
 
     def problems(self) -> list[str]:
         """What keeps this engine from working on this machine, each with its fix; empty when it can work."""
@@ -134,6 +189,17 @@ class Engine(Plugin):
 def turns(chat: Iterable[Mapping[str, str]]) -> Messages:
     """A chat of a table or a domain, as engines take it."""
     return tuple([(message["role"], message["content"]) for message in chat])
+
+
+def stored(completion: Completion) -> tuple[Any, ...]:
+    """What the request cache keeps of a completion: its fields in their order, without traces where it has none."""
+    fields = astuple(completion)
+    return fields if completion.token_logprobs or completion.token_entropies else fields[:-2]
+
+
+def restored(fields: Sequence[Any]) -> Completion:
+    """The completion of which `stored` made these, whose tuples JSON made lists."""
+    return Completion(*[tuple(f) if isinstance(f, list) else f for f in fields])
 
 
 def ask(

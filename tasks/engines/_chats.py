@@ -1,13 +1,13 @@
 """Conversations as a model in this process sees them: rendered in its chat template, as token ids, with a cache key."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from tasks.core.cache import key
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Messages, Request, Scored
+from tasks.engines import Completion, Embedded, Messages, Request, Scored
 
 PROBE = "PROBE"
 """Placeholder answer, to read from a chat template which token closes an answer."""
@@ -47,6 +47,21 @@ class Row(NamedTuple):
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
 
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+class Text(NamedTuple):
+    """A text to be embedded, as token ids."""
+
+    key: bytes
+    ids: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.ids)
+
 
 class Chats:
     """A model's tokenizer and chat template, its context in tokens, and the tokens that end a completion."""
@@ -71,7 +86,7 @@ class Chats:
             seed = request.seed if request.sampling.temperature else 0  # a greedy answer has no seed
             limit = min(request.sampling.max_tokens, self.context - len(ids[request.messages]))
             room = [] if limit == request.sampling.max_tokens else [limit]
-            k = key("sample", *source, text, astuple(request.sampling), seed, *room)
+            k = key("sample", *source, text, request.sampling.parts, seed, *room)
             places.setdefault(k, []).append(index)
             prompts[k] = Prompt(k, text, ids[request.messages], request, limit)
         return places, prompts
@@ -115,9 +130,25 @@ class Chats:
         completions = self.ids([p.completion for p in passages])
         end = (self.end,) if closed and passages else ()
         rows = [Row(p.index, b, a + end) for p, b, a in zip(passages, prompts, completions, strict=True)]
-        return sorted(
-            rows, key=lambda r: (len(r.prompt) + len(r.completion), r.prompt, r.completion, r.index), reverse=True
-        )
+        return sorted(rows, key=lambda r: (r.size, r.prompt, r.completion, r.index), reverse=True)
+
+    def texts(self, texts: Sequence[str], source: tuple[Any, ...]) -> dict[bytes, list[int]]:
+        """Where each different text stands in the list, by cache key; an error of the context is never cached."""
+        places: dict[bytes, list[int]] = {}
+        for index, text in enumerate(texts):
+            places.setdefault(key("embed", *source, text), []).append(index)
+        return places
+
+    def sized(self, texts: Mapping[bytes, str]) -> tuple[list[Text], list[tuple[bytes, Embedded]]]:
+        """Texts that can be embedded, longest first, and the others, each with its error; by cache key."""
+        rows = [Text(k, ids) for k, ids in zip(texts, self.ids(list(texts.values())), strict=True)]
+        fitting = [row for row in rows if 0 < row.size <= self.context]
+        misfits = [(row.key, self._unreadable(row.size)) for row in rows if not 0 < row.size <= self.context]
+        return sorted(fitting, key=lambda row: (row.size, row.ids, row.key), reverse=True), misfits
+
+    def _unreadable(self, size: int) -> Embedded:
+        why = f"the text has {size} tokens, the model's context {self.context}" if size else "the text is empty"
+        return Embedded(error=why, permanent=True)
 
     @cached_property
     def end(self) -> int:

@@ -48,20 +48,23 @@ def form(how: Sampling, dialect: str | None) -> dict[str, Any]:
     return fields
 
 
-def completion(reply: "ChatCompletion") -> Completion:
-    """The completion in a reply. Raises ValueError, TypeError, AttributeError or LookupError when it is none."""
+def completion(reply: "ChatCompletion", trace: bool) -> Completion:
+    """The completion in a reply, with a `trace` where asked for and given. Raises ValueError, TypeError, AttributeError or LookupError when it is none."""
     choice = reply.choices[0]
     text, finish = choice.message.content, choice.finish_reason
     if not isinstance(text, str) or finish not in ("stop", "length"):
         return failure(f"the server's reply cannot be used: finish_reason {finish!r}, content {text!r}"[:250])
     per_token = [t.logprob for t in choice.logprobs.content] if choice.logprobs and choice.logprobs.content else []
     tokens = int(reply.usage.completion_tokens) if reply.usage else len(per_token)
+    complete = per_token and len(per_token) == tokens  # else a mean of them would be wrong
+    logprobs = tuple(map(float, per_token)) if complete else None
     return Completion(
         text.encode("utf-8", "replace").decode(),  # JSON can hold half of a character
         tokens,
         int(reply.usage.prompt_tokens) if reply.usage else 0,
         finish,
-        float(sum(per_token)) if per_token and len(per_token) == tokens else None,  # else a mean of them would be wrong
+        sum(logprobs) if logprobs else None,
+        token_logprobs=logprobs if trace else None,
     )
 
 

@@ -8,6 +8,7 @@ It keeps no cache.
 """
 
 import hashlib
+import math
 import os
 import signal
 import time
@@ -20,16 +21,22 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Engine, Messages, Request, Scored
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 END = "<end>"
+FAILED = "the fake engine failed, as its params ask"
+WIDTH = 8
+"""Numbers of a text's vector."""
 GARBAGE = "\ufffd{[<Answer Day: ??\x00 Verdict"
 
 
 class Fake(Engine):
     """Answers without a model; faults on request."""
 
+    traces: ClassVar[bool] = True
+    entropies: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
     loads: ClassVar[bool] = False
 
     reply: Literal["answer", "echo"] = "answer"
@@ -37,7 +44,7 @@ class Fake(Engine):
     answers: dict[str, str] = {}
     """Scripted answers: the first key that the last message contains decides."""
     error_rate: Rate = 0.0
-    """Share of requests whose completion is an error."""
+    """Share of requests whose completion, score or vector is an error."""
     garbage_rate: Rate = 0.0
     """Share of requests whose text is none that a parser could read."""
     seconds: NonNegativeFloat = 0.0
@@ -97,7 +104,17 @@ class _FakePolicy:
         for index, (prompt, text) in enumerate(zip(prompts, completions, strict=True)):
             self._work()
             words = [*text.split(), *([END] if closed else [])]
-            yield index, Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(words)))
+            scored = Scored(tuple(-_unit(prompt, i, word) for i, word in enumerate(words)))
+            yield index, Scored(error=FAILED) if self._fails(prompt, text) else scored
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """The sum of the words' own vectors, of length 1: the more words two texts share, the closer they are."""
+        for index, text in enumerate(texts):
+            self._work()
+            yield index, Embedded(error=FAILED) if self._fails(text) else _embedded(text.split())
+
+    def _fails(self, *given: object) -> bool:
+        return self._engine.error_rate > 0 and _unit(*given, "fault") < self._engine.error_rate
 
     def _work(self) -> None:
         if self._engine.seconds:
@@ -111,11 +128,29 @@ class _FakePolicy:
         fault = _unit(request.messages, seed, "fault") if self._faulty else 1.0
         prompt_tokens = sum([content.count(" ") + 1 for _, content in request.messages])
         if fault < self._engine.error_rate:
-            return Completion("", 0, prompt_tokens, "error", error="the fake engine failed, as its params ask")
+            return Completion("", 0, prompt_tokens, "error", error=FAILED)
         garbage = fault < self._engine.error_rate + self._engine.garbage_rate
         text = GARBAGE if garbage else self._engine.answer(request.messages, seed)
         words, sure = len(text.split()) + 1, zlib.crc32(text.encode("utf-8", "surrogatepass"), seed % 2**32) / 2**32
-        return Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
+        completion = Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
+        if request.sampling.trace:
+            completion.token_logprobs = _spread(-words * (1 - sure), words, text, seed)
+            completion.token_entropies = _spread(2 * words * (1 - sure), words, text, seed)
+        return completion
+
+
+def _spread(total: float, count: int, *of: object) -> tuple[float, ...]:
+    """Numbers of one sign that sum to `total`; they depend on nothing but the arguments."""
+    shares = [0.1 + _unit(*of, n) for n in range(count)]
+    each = total / sum(shares)
+    return tuple(share * each for share in shares)
+
+
+def _embedded(words: Sequence[str]) -> Embedded:
+    if not words:
+        return Embedded(error="the text is empty", permanent=True)
+    total = [sum(_unit(word, n) - 0.5 for word in words) for n in range(WIDTH)]
+    return Embedded(tuple(x / math.hypot(*total) for x in total), tokens=len(words))
 
 
 def _unit(*of: object) -> float:

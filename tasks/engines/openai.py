@@ -12,7 +12,7 @@ often it was sent.
 
 Answers are kept in the cache one by one, as they arrive. What a server does not offer is null: entropy and
 self-certainty always, log-probabilities where it ignores `logprobs` or gives another number of them than it counts tokens.
-Given text cannot be scored: chat completions have no call for it. Whether equal seeds give equal answers is the server's
+Given text can be neither scored nor embedded: chat completions have no call for it. Whether equal seeds give equal answers is the server's
 to keep.
 
 The key comes from the environment alone, and is blotted out of whatever a server says.
@@ -25,7 +25,6 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
-from dataclasses import astuple
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -37,7 +36,7 @@ from tasks.core import models
 from tasks.core.cache import RequestCache, key
 from tasks.core.errors import EngineError, ModelRefused
 from tasks.core.roster import SERVED
-from tasks.engines import Completion, Engine, Messages, Request, Scored, _wire
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, _wire, restored, stored
 from tasks.engines._endpoints import Endpoint, Endpoints
 
 if TYPE_CHECKING:
@@ -81,6 +80,7 @@ class Openai(Engine):
 
     loads: ClassVar[bool] = False
     scores: ClassVar[bool] = False
+    traces: ClassVar[bool] = True
     statistics: ClassVar[bool] = False
     transport: ClassVar[frozenset[str]] = frozenset(
         {"served", "concurrency", "tokens_per_minute", "timeout", "max_retries", "deadline", "api_key_env"}
@@ -227,11 +227,11 @@ class _Policy:
         for index, request in enumerate(requests):
             places.setdefault(self._key(request), []).append(index)
         known = self._answers.get(list(places))
-        yield from ((i, Completion(*known[k])) for k in known for i in places[k])
+        yield from ((i, restored(known[k])) for k in known for i in places[k])
         unknown = {k: requests[where[0]] for k, where in places.items() if k not in known}
         for k, completion in self._replies(unknown):
             if completion.error is None:
-                self._answers.put({k: astuple(completion)})
+                self._answers.put({k: stored(completion)})
             yield from ((i, completion) for i in places[k])
 
     def score(
@@ -243,12 +243,19 @@ class _Policy:
             "for the strategies that need it, or strategies that do not"
         )
 
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """Raises EngineError: the protocol has no such call."""
+        raise EngineError(
+            "engine openai cannot embed: chat completions give no hidden states; take engine transformers for the models "
+            "that embed"
+        )
+
     def _key(self, request: Request) -> bytes:
         extra = {**self._engine.extra_body, "logprobs": self._engine.logprobs}
         seed = request.seed if request.sampling.temperature else 0
         form = _wire.form(request.sampling, self._engine.structures)
         model, forms = (self.digest, self._name), [form] if form else []
-        return key("openai", VERSION, *model, extra, request.messages, astuple(request.sampling), seed, *forms)
+        return key("openai", VERSION, *model, extra, request.messages, request.sampling.parts, seed, *forms)
 
     # Sending: in a thread with an event loop, so that leaving cancels at once whatever is in flight.
 
@@ -327,7 +334,8 @@ class _Policy:
         try:
             async with asyncio.timeout(seconds):
                 body = _wire.body(self._engine, self._name, request)
-                return _wire.completion(await self._clients[endpoint.url].chat.completions.create(**body))
+                reply = await self._clients[endpoint.url].chat.completions.create(**body)
+                return _wire.completion(reply, request.sampling.trace)
         except TimeoutError:
             why = f"no answer within {seconds:g} s; raise engine.timeout or lower engine.concurrency"
             raise _Transient(why, heard=False) from None

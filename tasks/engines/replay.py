@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Engine, Messages, Request, Scored, turns
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, turns
 
 WHERE = ("prompt", "seed", "member", "model")
 COLUMNS = ("response", "tokens", "prompt_tokens", "finish_reason", "logprob", "entropy", "self_certainty", "error")
@@ -93,6 +93,10 @@ class _Policy:
     ) -> Iterator[tuple[int, Scored]]:
         """Raises EngineError: scores are not recorded."""
         raise EngineError("engine replay cannot score: scores are not recorded; take engine transformers")
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """Raises EngineError: vectors are not recorded."""
+        raise EngineError("engine replay cannot embed: vectors are not recorded; take engine transformers")
 
 
 def _completion(row: dict[str, Any]) -> Completion:

@@ -16,11 +16,10 @@ Torch and transformers are imported when a model is opened, so that params can b
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import astuple
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import PositiveInt
 
@@ -28,11 +27,11 @@ from tasks.core import models
 from tasks.core.cache import RequestCache
 from tasks.core.devices import device_lock
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Engine, Messages, Request, Scored
-from tasks.engines._chats import Chats, Prompt, Row, end_tokens
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, restored, stored
+from tasks.engines._chats import Chats, Prompt, Row, Text, end_tokens
 from tasks.engines._decoding import Drawn, decode
 from tasks.engines._loading import device_of, load, threads_restored
-from tasks.engines._scoring import logprobs, pack
+from tasks.engines._scoring import logprobs, means, pack
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -44,6 +43,10 @@ SCORE_TOKENS = 64
 
 class Transformers(Engine):
     """Any causal language model that transformers can load, in this process (Wolf et al. 2020, arXiv:1910.03771)."""
+
+    traces: ClassVar[bool] = True
+    entropies: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
 
     batch_size: PositiveInt = 128
     """Completions generated at once. Also the unit of resume: a kill costs at most this many for each
@@ -111,7 +114,7 @@ class _Policy:
         """Cached answers come first, then prompts that do not fit, then batch by batch; the order is the module's."""
         places, prompts = self._chats.prepare(requests, self._source)
         known = self._answers.get(list(places))
-        yield from ((i, Completion(*known[k])) for k in known for i in places[k])
+        yield from ((i, restored(known[k])) for k in known for i in places[k])
         fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
         yield from ((i, error) for p, error in misfits for i in places[p.key])
         fitting.sort(key=lambda p: p.order, reverse=True)
@@ -119,7 +122,7 @@ class _Policy:
         for batch, completions in self._each(
             self._generate, [fitting[i : i + size] for i in range(0, len(fitting), size)]
         ):
-            self._answers.put({p.key: astuple(c) for p, c in zip(batch, completions, strict=True)})
+            self._answers.put({p.key: stored(c) for p, c in zip(batch, completions, strict=True)})
             yield from ((i, c) for p, c in zip(batch, completions, strict=True) for i in places[p.key])
 
     def score(
@@ -135,6 +138,18 @@ class _Policy:
         for batch, scores in self._each(self._score, batches):
             self._answers.put({passages[row.index].key: s.logprobs for row, s in zip(batch, scores, strict=True)})
             yield from ((row.index, s) for row, s in zip(batch, scores, strict=True))
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """Each different text is read once."""
+        places = self._chats.texts(texts, self._source)
+        known = self._answers.get(list(places))
+        yield from ((i, Embedded(tuple(v), tokens=n)) for k, (n, v) in known.items() for i in places[k])
+        rows, misfits = self._chats.sized({k: texts[where[0]] for k, where in places.items() if k not in known})
+        yield from ((i, error) for k, error in misfits for i in places[k])
+        batches = list(pack(rows, SCORE_TOKENS * self._engine.batch_size))
+        for batch, vectors in self._each(self._embed, batches):
+            self._answers.put({row.key: (e.tokens, e.vector) for row, e in zip(batch, vectors, strict=True)})
+            yield from ((i, e) for row, e in zip(batch, vectors, strict=True) for i in places[row.key])
 
     def _each(self, work: Callable[[T], R], batches: Sequence[T]) -> Iterator[tuple[T, R]]:
         """Every batch with its result of `work`, as soon as it is there; at most one running batch per worker."""
@@ -172,17 +187,23 @@ class _Policy:
         cuts = [text.find(s) for s in prompt.request.sampling.stop if s in text]
         ended = stopped or drawn.ids[-1] in self._chats.ends
         logprob, entropy, certainty = drawn.stats[:, :count].tolist()
+        traces = (tuple(logprob), tuple(entropy)) if prompt.request.sampling.trace else (None, None)
         return Completion(
             text[: min(cuts, default=None)], count, len(prompt.ids), "stop" if ended else "length",
-            sum(logprob), sum(entropy) / count, sum(certainty) / count,
+            sum(logprob), sum(entropy) / count, sum(certainty) / count, None, False, *traces,
         )  # fmt: skip
 
     def _fits(self, row: Row) -> bool:
-        return bool(row.prompt) and len(row.prompt) + len(row.completion) <= self._chats.context
+        return bool(row.prompt) and row.size <= self._chats.context
 
     def _score(self, batch: list[Row]) -> list[Scored]:
         with _out_of_memory():
             return [Scored(line) for line in logprobs(self._network, batch)]
+
+    def _embed(self, batch: list[Text]) -> list[Embedded]:
+        with _out_of_memory():
+            vectors = means(self._network, batch)
+        return [Embedded(vector, tokens=row.size) for row, vector in zip(batch, vectors, strict=True)]
 
 
 def _ends(network: Any, tokenizer: Any) -> frozenset[int]:

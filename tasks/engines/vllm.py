@@ -6,7 +6,7 @@ the rest alone. vLLM promises no equal bytes: how requests are batched moves log
 now and then a token; a seed makes the draw the request's own, not the arithmetic.
 
 Log-probabilities are the model's own (temperature 1, nothing truncated). Statistics over the whole vocabulary are not
-to be had from it: `entropy` and `self_certainty` are None.
+to be had from it: `entropy`, `token_entropies` and `self_certainty` are None.
 
 A core that died, or that gave no sign of life for `patience` seconds, is ended and started again, once for an opened
 model, and unanswered requests are sent again.
@@ -17,7 +17,6 @@ import queue
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import astuple
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +29,7 @@ from tasks.core import models
 from tasks.core.cache import RequestCache
 from tasks.core.devices import device_lock
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Engine, Messages, Request, Scored, batched
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, batched, restored, stored
 from tasks.engines._chats import Chats, Prompt, Row, end_tokens
 from tasks.engines._room import check_room
 
@@ -45,6 +44,7 @@ Call = tuple[dict[str, list[int]], Any]
 class Vllm(Engine):
     """vLLM, for models and batches worth its start-up of half a minute and more."""
 
+    traces: ClassVar[bool] = True
     statistics: ClassVar[bool] = False
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -260,14 +260,14 @@ class _Policy:
         """What the cache knows comes first, then what vLLM answers, in its order."""
         places, prompts = self._chats.prepare(requests, self._source)
         known = self._answers.get(list(places))
-        yield from ((i, Completion(*known[k])) for k in known for i in places[k])
+        yield from ((i, restored(known[k])) for k in known for i in places[k])
         fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
         yield from ((i, c) for p, c in misfits for i in places[p.key])
         by_name = {p.key.hex(): (p, _sampling(p)) for p in fitting}
         calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in by_name.items()}
         for batch in batched(self._outputs(calls), self._engine.batch_size):
             completions = {(p := by_name[name][0]).key: _completion(p, out) for name, out in batch}
-            self._answers.put({k: astuple(c) for k, c in completions.items() if c.error is None})
+            self._answers.put({k: stored(c) for k, c in completions.items() if c.error is None})
             yield from ((i, c) for k, c in completions.items() for i in places[k])
 
     def score(
@@ -286,9 +286,16 @@ class _Policy:
             self._answers.put({passages[i].key: s.logprobs for i, s in scores.items() if not s.error})
             yield from scores.items()
 
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[int, Embedded]]:
+        """Raises EngineError: a vLLM that generates gives no hidden states."""
+        raise EngineError(
+            "engine vllm cannot embed: while it generates it gives no hidden states; take engine transformers for the "
+            "models that embed"
+        )
+
     def _fits(self, row: Row) -> bool:
         """Whether there is room for one token more: vLLM never asks for none."""
-        return bool(row.prompt) and len(row.prompt) + len(row.completion) < self._chats.context
+        return bool(row.prompt) and row.size < self._chats.context
 
     def _outputs(self, calls: dict[str, Call]) -> Iterator[tuple[str, Any]]:
         """Every call's output, once. Raises EngineError when the core goes a second time."""
@@ -351,12 +358,16 @@ def _completion(prompt: Prompt, out: Any) -> Completion:
     if answer.finish_reason not in ("stop", "length"):
         return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {answer.finish_reason}")
     return Completion(
-        answer.text, len(answer.token_ids), len(prompt.ids), answer.finish_reason, answer.cumulative_logprob
-    )
+        answer.text, len(answer.token_ids), len(prompt.ids), answer.finish_reason, answer.cumulative_logprob,
+        token_logprobs=_logprobs(answer.logprobs, answer.token_ids) if prompt.request.sampling.trace else None,
+    )  # fmt: skip
 
 
 def _scored(out: Any, completion: Sequence[int]) -> Scored:
     if isinstance(out, ValueError):
         return Scored(error=f"vLLM refused it: {out}", permanent=True)
-    entries = out.prompt_logprobs[-len(completion) :]
-    return Scored(tuple(entry[token].logprob for entry, token in zip(entries, completion, strict=True)))
+    return Scored(_logprobs(out.prompt_logprobs[-len(completion) :], completion))
+
+
+def _logprobs(entries: Sequence[Mapping[int, Any]], tokens: Sequence[int]) -> tuple[float, ...]:
+    return tuple(entry[token].logprob for entry, token in zip(entries, tokens, strict=True))

@@ -48,7 +48,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
     _check_code(root, plan)
     with store.writing(root, name, stage.name) as draft:
         clock = time.perf_counter()
-        inputs = {i.argument: i for i in stage.inputs if _owner(i, plan)}
+        inputs = {i.argument: i for i in stage.inputs if _is_read(i, plan) and _owner(i, plan)}
         digests = {a: store.find(root, str(_owner(i, plan)), i.name)[1].digest for a, i in inputs.items()}
         with closing(_models(root, stage, plan)) as models:
             arguments = _arguments(root, stage, plan, inputs, draft, digests, models)
@@ -71,7 +71,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             inputs=digests,
             versions=_versions(),
             metrics=metrics,
-            warnings=list(result.warnings),
+            warnings=[*result.warnings, *_unsent(models)],
             tokens={k: int(models.total(k)) for k in ("requests", "prompt_tokens", "completion_tokens")},
             seconds={part: round(value, 3) for part, value in seconds.items()},
             started=started.isoformat(timespec="milliseconds"),
@@ -117,6 +117,11 @@ def _check_code(root: Path, plan: Plan) -> None:
             )
 
 
+def _is_read(need: Input, plan: Plan) -> bool:
+    """Whether the stage reads an input, always or by its plan."""
+    return not need.conditional or need.argument in plan.reads
+
+
 def _owner(need: Input, plan: Plan) -> str | None:
     """The base or round that an input belongs to; None where this one has no such ancestor."""
     if need.ancestor is None:
@@ -130,11 +135,23 @@ def _models(root: Path, stage: Stage, plan: Plan) -> Models:
     transport = json.loads((root / TRANSPORT).read_text()) if (root / TRANSPORT).is_file() else {}
     engine_owner = plan.ancestors.get("base", plan.round) if stage.name in EXAM else plan.round
     engine = plan.engine and _plugin("engines", plan.engine | transport.get(engine_owner, {}))
-    opened = {i.ancestor or "model": i for i in stage.inputs if i.opened}
+    opened = {i.ancestor or "model": i for i in stage.inputs if i.opened and _is_read(i, plan)}
     owners = {k: plan.ancestors.get(k) if i.ancestor else plan.round for k, i in opened.items()}
     sources = {k: Source(engine, partial(_model_folder, root, owner)) for k, owner in owners.items() if owner}
     sources |= {n: _roster_source(values, transport.get(f"models.{n}", {})) for n, values in plan.models.items()}
-    return Models(sources, root / "data/cache/requests")
+    return Models(sources, root / "data/cache/requests", _budget(root, stage, plan, engine))
+
+
+def _budget(root: Path, stage: Stage, plan: Plan, engine: Any) -> int | None:
+    """Tokens that the stage may generate: what the stages before it have left of the round's budget; None without one."""
+    budget: int | None = engine and engine.token_budget
+    if budget is None or stage.name in EXAM:
+        return None
+    from tasks.core.stage import stages
+
+    before = list(stages())[: list(stages()).index(stage.name)]
+    spent = (m.tokens.get("completion_tokens", 0) for n, m in store.manifests(root, plan.round).items() if n in before)
+    return max(0, budget - sum(spent))
 
 
 def _model_folder(root: Path, owner: str) -> Path:
@@ -243,6 +260,12 @@ def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]
     for name in stage.plots:
         draft.file(f"plots/{name}.csv", result.plots.get(name, pl.DataFrame()).write_csv())
     return metrics
+
+
+def _unsent(models: Models) -> list[str]:
+    """A warning where the budget kept requests from being sent."""
+    count = int(models.total("unsent"))
+    return [f"{count} requests were not sent: the round's engine.token_budget is spent"] if count else []
 
 
 def _versions() -> dict[str, str]:

@@ -214,7 +214,9 @@ def engines(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
     for name in names("engines"):
         kind = load("engines", name)
         abilities = " and ".join(a for a in ("samples", "scores") if getattr(kind, a)) or "does nothing"
-        limits = "" if kind.statistics else ", without entropy and self-certainty"
+        lacking = kind.lacks(("traces", "entropies", "embeds"))
+        lacking = lacking if kind.statistics else ["entropy and self-certainty", *lacking]
+        limits = f", without {', '.join(lacking)}" if lacking else ""
         problems = list(dict.fromkeys(p for e in used.get(name, [_default(kind)]) if e for p in e.problems()))
         for problem in problems:
             yield (broken if name in used else warn)("engines", f"{name}: {problem}")

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.core.errors import EngineError, FlywheelError, ModelRefused, ParamsError, UnknownName
 from tasks.core.roster import MIN_REQUESTS, SERVED, Meter, Models, Source, each_once, one
-from tasks.engines import Completion, Request, Sampling, Scored
+from tasks.engines import Completion, Embedded, Request, Sampling, Scored
 from tasks.engines.fake import Fake
 
 EVENTS: list[str] = []
@@ -104,12 +104,13 @@ def test_what_is_asked_is_counted_by_model(models):
     with models.open("a") as policy:
         answers = ask(policy, 3)
         list(policy.score([(("user", "x"),)], ["one two three"]))
+        assert dict(policy.embed(["one two", "one"]))[1].vector
     with models.open("b") as policy:
         ask(policy, 2)
     a, b = models.meters["a"], models.meters["b"]
-    assert (a.requests, b.requests, models.total("requests")) == (4, 2, 6)
+    assert (a.requests, b.requests, models.total("requests")) == (6, 2, 8)
     assert a.completion_tokens == sum(c.tokens for c in answers) > 0
-    assert a.prompt_tokens == sum(c.prompt_tokens for c in answers) + 3, "a scored text is read as a prompt is"
+    assert a.prompt_tokens == sum(c.prompt_tokens for c in answers) + 3 + 3, "given text is read as a prompt is"
     assert models.spent() == pytest.approx(a.load_seconds + a.seconds + b.load_seconds + b.seconds)
 
 
@@ -161,6 +162,9 @@ class Failing:
     def score(self, prompts, completions, closed=False):
         raise EngineError("cannot score")
 
+    def embed(self, texts):
+        raise EngineError("cannot embed")
+
 
 def test_only_the_errors_of_a_models_own_calls_name_it():
     failing = SimpleNamespace(open=lambda *_: nullcontext(Failing()))
@@ -174,6 +178,9 @@ def test_only_the_errors_of_a_models_own_calls_name_it():
         with pytest.raises(EngineError) as raised, models.open("anchor"), models.open(name) as policy:
             list(policy.score([(("user", "x"),)], ["y"]))
         assert str(raised.value) == f"{prefix}cannot score"
+        with pytest.raises(EngineError) as raised, models.open("anchor"), models.open(name) as policy:
+            list(policy.embed(["y"]))
+        assert str(raised.value) == f"{prefix}cannot embed"
     with pytest.raises(ParamsError) as raised, models.open("anchor"):
         raise ParamsError("odd")
     assert str(raised.value) == "odd"
@@ -240,12 +247,16 @@ def test_where_no_request_can_succeed_no_other_try_is_asked_for(requests, share,
 def test_the_policy_says_which_errors_are_permanent():
     long, down = Completion("", error="too long", permanent=True), Completion("", error="down")
     scores = Scored(error="too long", permanent=True), Scored(error="down")
-    policy = SimpleNamespace(sample=lambda _: enumerate([long, down]), score=lambda *_: enumerate(scores))
+    vectors = Embedded(error="empty", permanent=True), Embedded(error="down")
+    policy = SimpleNamespace(
+        sample=lambda _: enumerate([long, down]), score=lambda *_: enumerate(scores), embed=lambda _: enumerate(vectors)
+    )
     models = Models({"parent": Source(SimpleNamespace(open=lambda *_: nullcontext(policy)), lambda: SERVED)})
     with models.open() as metered:
         ask(metered, 2)
         list(metered.score([(("user", "x"),)] * 2, ["a", "b"]))
-    assert (models.meters["parent"].permanent, models.meters["parent"].failed) == (2, 2)
+        list(metered.embed(["", "b"]))
+    assert (models.meters["parent"].permanent, models.meters["parent"].failed) == (3, 3)
 
 
 def test_each_model_may_fail_as_often_as_its_own_engine_says():
@@ -273,3 +284,33 @@ def test_every_request_has_exactly_one_answer(answers, words):
 
 def test_answers_may_come_in_any_order():
     assert list(each_once([(2, "c"), (0, "a"), (1, "b")], 3)) == [(2, "c"), (0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize("budget", [1, 2 * 128, 2 * 128 + 1, 10**6])
+def test_a_budget_is_overrun_by_one_batch_at_most(budget):
+    models = Models({n: Source(Fake(), lambda: SERVED) for n in ("parent", "base")}, budget=budget)
+    completions = []
+    for name in ("parent", "base"):
+        with models.open(name) as policy:  # each answer has two or three tokens
+            requests = [Request((("user", f"{name} {n}"),), Sampling(), n) for n in range(300)]
+            answers = dict(policy.sample(requests))
+            completions += [answers[n] for n in range(300)]
+    sent = [c for c in completions if c.error is None]
+    spent = sum(c.tokens for c in sent)
+    assert spent == models.total("completion_tokens")
+    assert spent - sum(c.tokens for c in sent[-128:]) < budget
+    assert (len(sent) == 600) == (spent < budget)
+    unsent = completions[len(sent) :]
+    assert all(c.permanent and "token_budget" in c.error for c in unsent)
+    assert models.total("unsent") == len(unsent) == 600 - models.total("requests")
+    models.check()  # what was not sent is no failure of the engine
+
+
+def test_without_a_budget_all_is_sent_at_once():
+    calls = []
+    models = one(Fake(seconds=0.0))
+    with models.open() as policy:
+        inner = policy.policy.sample
+        policy.policy.sample = lambda requests: calls.append(len(requests)) or inner(requests)
+        ask(policy, 300)
+    assert calls == [300]

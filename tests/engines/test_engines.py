@@ -4,15 +4,23 @@ import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
+import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core.errors import EngineError
+from tasks.core.plugin import load, names
 from tasks.core.roster import Models, Source
-from tasks.engines import Completion, Sampling, ask
+from tasks.core.stage import Ability
+from tasks.engines import ABILITIES, Completion, Sampling, ask
 from tasks.engines._room import check_room
+from tasks.filter import Filtering
+from tasks.project.blocks import Settings
+from tasks.project.checks import _check_abilities
+from tasks.project.problems import Problems
 
 
 def weights(place, **tensors):
@@ -74,3 +82,38 @@ def test_every_request_has_one_answer_or_it_is_an_error(order, more, left):
         with pytest.raises(EngineError, match=r"request -?\d (twice|of only 4)|left \d of 4"):
             with models.open() as metered:
                 ask(metered, chats, Sampling(), range(4))
+
+
+def test_a_request_without_a_trace_has_the_key_that_it_had_before_there_were_traces():
+    assert Sampling(0.5, stop=("x",)).parts == (0.5, 1.0, 0.0, 128, ("x",), None, None)
+    assert Sampling(0.5, trace=True).parts == (0.5, 1.0, 0.0, 128, (), None, None, True)
+
+
+def test_every_ability_has_words_and_every_engine_says_whether_it_has_it():
+    assert tuple(ABILITIES) == get_args(Ability)
+    lacking = {name: load("engines", name).lacks(ABILITIES) for name in names("engines")}
+    assert lacking == {
+        "fake": [],
+        "openai": ["scores", "token entropies", "embeddings"],
+        "replay": ["scores", "token log-probabilities", "token entropies", "embeddings"],
+        "transformers": [],
+        "vllm": ["token entropies", "embeddings"],
+    }
+
+
+class Novel(Filtering):
+    """Needs vectors, and the entropy of each token."""
+
+    needs = frozenset({"embeds", "entropies", "samples"})
+
+
+@pytest.mark.parametrize("name", ["vllm", "fake"])
+def test_an_engine_without_embeddings_is_refused_where_they_are_needed(name):
+    pipeline = synthetic.pipeline("r1")
+    block = pipeline.blocks["r1"]
+    block.stages["filter"] = Settings({"novel": Novel()})
+    object.__setattr__(block, "engine", load("engines", name)())
+    problems = Problems("params.yaml")
+    _check_abilities(pipeline, block, problems)
+    text = "needs an engine with token entropies and embeddings, which vllm lacks"
+    assert [text in line for line in problems] == ([True] if name == "vllm" else [])

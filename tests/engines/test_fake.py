@@ -1,8 +1,11 @@
+import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -81,6 +84,41 @@ def test_a_closed_score_has_as_many_tokens_as_the_sampled_answer():
         closed, opened = dict(policy.score(prompts, texts, closed=True)), dict(policy.score(prompts, texts))
     assert [len(closed[i].logprobs) for i in range(len(answers))] == [c.tokens for c in answers]
     assert all(closed[i].logprobs[:-1] == opened[i].logprobs for i in opened)
+
+
+def test_a_trace_sums_to_the_totals_and_changes_nothing_else():
+    traced = [replace(r, sampling=Sampling(trace=True)) for r in WANTED]
+    answers = ask(Fake(), traced)
+    assert answers == ask(Fake(), traced)
+    for ours in answers:
+        assert len(ours.token_logprobs) == len(ours.token_entropies) == ours.tokens
+        assert sum(ours.token_logprobs) == pytest.approx(ours.logprob, abs=1e-6)
+        assert sum(ours.token_entropies) / ours.tokens == pytest.approx(ours.entropy, abs=1e-6)
+        assert len(set(ours.token_entropies)) == ours.tokens, "tokens differ"
+        assert max(ours.token_logprobs) <= 0 <= min(ours.token_entropies)
+    assert [replace(c, token_logprobs=None, token_entropies=None) for c in answers] == ask(Fake())
+
+
+def vectors(*texts, **how):
+    with Fake(**how).open(NOWHERE) as policy:
+        return [embedded for _, embedded in policy.embed(texts)]
+
+
+def test_the_more_words_two_texts_share_the_closer_they_are():
+    a, same, near, far, empty = vectors("two red pens", "two red pens", "two red books", "Ann sold all", " ")
+    assert a == same
+    assert (len(a.vector), a.tokens, math.hypot(*a.vector)) == (8, 3, pytest.approx(1))
+    assert np.dot(a.vector, near.vector) > np.dot(a.vector, far.vector)
+    assert empty.permanent and "empty" in empty.error
+
+
+def test_scores_and_vectors_fail_at_the_error_rate():
+    texts = [f"{n} pens" for n in range(200)]
+    with Fake(error_rate=0.2).open(NOWHERE) as policy:
+        scores = [s for _, s in policy.score([r.messages for r in WANTED], texts)]
+    for answers in (scores, vectors(*texts, error_rate=0.2)):
+        assert 20 < sum(a.error is not None for a in answers) < 60
+    assert not any(a.vector for a in vectors(*texts, error_rate=1.0))
 
 
 def test_a_rate_is_a_share():

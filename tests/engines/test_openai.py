@@ -147,13 +147,27 @@ def logprobs_of(*logprobs):
 )
 def test_log_probabilities_of_another_number_of_tokens_are_none(logprobs):
     with replying((200, reply(logprobs=logprobs))) as (url, _):
-        assert ask(Openai(base_url=url, model="m"), wanted(1))[0] == Completion("Answer: 8", 3, 5, "stop")
+        for trace in (False, True):
+            [answer] = ask(Openai(base_url=url, model="m"), wanted(1, trace=trace))
+            assert answer == Completion("Answer: 8", 3, 5, "stop")
 
 
-def test_a_reply_with_log_probabilities_is_read_whole():
+def test_an_answer_without_a_trace_is_not_taken_for_one_with_it(tmp_path):
     with replying((200, reply(logprobs=logprobs_of(-0.25, -0.5, 0.0)))) as (url, bodies):
-        answer = ask(Openai(base_url=url, model="m"), wanted(1, stop=("\n",), min_p=0.1, top_p=0.9, max_tokens=7))[0]
-    assert answer == Completion("Answer: 8", 3, 5, "stop", -0.75)
+        for trace in (False, True, False, True):
+            [answer] = ask(Openai(base_url=url, model="m"), wanted(1, trace=trace), tmp_path)
+            assert (answer.token_logprobs is not None) == trace
+    assert len(bodies) == 2
+    assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_a_reply_with_log_probabilities_is_read_whole(tmp_path, trace):
+    with replying((200, reply(logprobs=logprobs_of(-0.25, -0.5, 0.0)))) as (url, bodies):
+        requests = wanted(1, stop=("\n",), min_p=0.1, top_p=0.9, max_tokens=7, trace=trace)
+        first, cached = (ask(Openai(base_url=url, model="m"), requests, tmp_path)[0] for _ in range(2))
+    traces = (-0.25, -0.5, 0.0) if trace else None
+    assert first == cached == Completion("Answer: 8", 3, 5, "stop", -0.75, token_logprobs=traces)
     assert bodies == [
         {"messages": [{"role": "user", "content": "How many? 0"}], "model": "m", "temperature": 1.0, "top_p": 0.9,
          "max_tokens": 7, "seed": 0, "stop": ["\n"], "logprobs": True, "min_p": 0.1}
@@ -297,8 +311,10 @@ def test_a_server_that_is_down_is_a_clear_error_and_loses_nothing(tmp_path):
     assert len(ask(engine, wanted(2), tmp_path)) == 2
 
 
-def test_it_says_that_it_cannot_score():
-    assert not Openai.scores
+def test_it_says_that_it_can_neither_score_nor_embed():
+    assert not Openai.scores and not Openai.embeds
+    with Openai(model="m").open(SERVED) as policy, pytest.raises(EngineError, match="cannot embed.*transformers"):
+        policy.embed(["8"])
     with Openai(model="m").open(SERVED) as policy, pytest.raises(EngineError, match="cannot score"):
         policy.score([()], [""], closed=True)
 

@@ -122,3 +122,11 @@ def test_it_cannot_score(recorded):
     with Replay(round="r1", digest=recorded).open(Path("no/model")) as policy:
         with pytest.raises(EngineError, match="cannot score"):
             policy.score([()], [""], closed=True)
+        with pytest.raises(EngineError, match="cannot embed.*transformers"):
+            policy.embed(["8"])
+
+
+def test_a_trace_was_not_recorded(recorded):
+    [answer] = ask(recorded, [1], trace=True)[0]
+    assert (answer.text, answer.token_logprobs, answer.token_entropies) == ("Answer: 8", None, None)
+    assert Replay.lacks({"traces", "samples"}) == ["token log-probabilities"]

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core.errors import EngineError, ModelRefused
-from tasks.engines import Completion, Request, Sampling, _decoding
+from tasks.engines import Completion, Embedded, Request, Sampling, _decoding, restored, stored
 from tasks.engines import transformers as engine_file
 from tasks.engines._chats import Chats, Row
 from tasks.engines._scoring import pack
@@ -154,6 +154,57 @@ def test_statistics_are_those_of_a_whole_forward_pass(policy, plain, monkeypatch
         assert ours.text == plain[1].decode(drawn[request], skip_special_tokens=True)
 
 
+def naive_traces(plain, messages, ids):
+    """log p and entropy of each token, from one whole forward pass without cache or batch."""
+    import torch
+
+    before = prompt_ids(plain, messages)
+    with torch.no_grad():
+        logits = plain[0](torch.cat([before, torch.tensor([ids])], -1)).logits[0, before.shape[1] - 1 : -1]
+    distributions = torch.distributions.Categorical(logits=logits.double())
+    return distributions.log_prob(torch.tensor(ids)).tolist(), distributions.entropy().tolist()
+
+
+def test_a_trace_has_the_log_probability_and_the_entropy_of_each_token(policy, plain, monkeypatch):
+    wanted = requests(8, 3, temperature=1.5, top_p=0.9, trace=True)
+    with noting(monkeypatch) as drawn:
+        answers = ask(policy, wanted)
+    assert {c.finish_reason for c in answers} == {"stop", "length"}, "with end token and without"
+    for request, ours in zip(wanted, answers, strict=True):
+        logprobs, entropies = naive_traces(plain, request.messages, drawn[request])
+        assert len(drawn[request]) == ours.tokens
+        assert ours.token_logprobs == pytest.approx(logprobs, abs=TOLERANCE)
+        assert ours.token_entropies == pytest.approx(entropies, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "within"), [(1, TOLERANCE), (3, 1e-5), (128, 1e-5)])
+def test_the_sums_of_a_trace_are_the_totals_whatever_the_batch_size(policy, tiny_model, size, within):
+    """A single row takes another kernel, which rounds differently: 2e-5 on this steep model."""
+    wanted = requests(6, 3, temperature=0.8, trace=True)
+    usual = ask(policy, wanted)
+    with Transformers(batch_size=size).open(tiny_model) as other:
+        answers = ask(other, wanted)
+    assert [c.text for c in answers] == [c.text for c in usual]
+    for ours, theirs in zip(answers, usual, strict=True):
+        assert sum(ours.token_logprobs) == pytest.approx(ours.logprob, abs=1e-6)
+        assert np.mean(ours.token_entropies) == pytest.approx(ours.entropy, abs=1e-6)
+        assert ours.token_logprobs == pytest.approx(theirs.token_logprobs, abs=within)
+        assert ours.token_entropies == pytest.approx(theirs.token_entropies, abs=within)
+
+
+def test_a_trace_changes_nothing_else_and_is_kept_only_where_asked_for(tiny_model, tmp_path):
+    plain, traced = requests(6, 4), requests(6, 4, trace=True)
+    with opened(tiny_model, tmp_path) as policy:
+        without, fresh = ask(policy, plain), ask(policy, traced)
+        assert ask(policy, traced + plain) == fresh + without
+    assert all(c.token_logprobs is c.token_entropies is None for c in without)
+    close(without, fresh)
+    assert all(type(c.token_logprobs) is type(c.token_entropies) is tuple for c in fresh)
+    with sqlite3.connect(tmp_path / "requests.sqlite") as connection:
+        lengths = [len(json.loads(value)) for (value,) in connection.execute("SELECT value FROM answers")]
+    assert sorted(lengths) == [9] * 24 + [11] * 24
+
+
 def test_rows_leave_the_batch_when_they_are_done(policy, monkeypatch):
     left = []
     keep = _decoding.Batch._keep
@@ -221,11 +272,13 @@ def test_a_stop_string_ends_the_text_before_it(policy):
     whole = ask(policy, [request])[0]
     stop = whole.text[12:14]
     assert len(stop) == 2
-    cut = ask(policy, [replace(request, sampling=replace(request.sampling, stop=("never there", stop)))])[0]
+    sampling = replace(request.sampling, stop=("never there", stop), trace=True)
+    cut = ask(policy, [replace(request, sampling=sampling)])[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert cut.tokens < whole.tokens
     assert cut.logprob > whole.logprob
+    assert len(cut.token_logprobs) == len(cut.token_entropies) == cut.tokens
 
 
 def test_max_tokens_and_the_context_limit_the_length(policy):
@@ -342,9 +395,11 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("batches", "threads"), [(1, 1), (3, 1), (2, 3)])
-def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(tiny_model, tmp_path, monkeypatch, batches, threads):
-    wanted = requests(10, 5, max_tokens=60, temperature=1.5)
+@pytest.mark.parametrize(("batches", "threads", "trace"), [(1, 1, False), (3, 1, True), (2, 3, True)])
+def test_killed_and_resumed_gives_the_bytes_of_an_undisturbed_run(
+    tiny_model, tmp_path, monkeypatch, batches, threads, trace
+):
+    wanted = requests(10, 5, max_tokens=60, temperature=1.5, trace=trace)
     wanted[7:7] = [Request(TOO_LONG, Sampling(), seed) for seed in range(3)]  # errors: the cache never knows them
     with opened(tiny_model, tmp_path / "undisturbed") as policy:
         undisturbed = ask(policy, wanted)
@@ -450,6 +505,75 @@ def test_other_weights_other_sampling_other_answers(tiny_model, tmp_path, policy
     assert not set(policy._chats.prepare([request], ("other",))[0]) & set(
         policy._chats.prepare([request], policy._source)[0]
     )
+
+
+# Embeddings
+
+
+TEXTS = ["Tom has 12 pens.", "How many?", "8", "Day 1: 5 found\nDay 2: halved", "ééé", "How many? " * 9, "How many?"]
+
+
+def last_states(plain, text):
+    """The last hidden state (tokens, width) and the logits, by one text alone."""
+    import torch
+
+    with torch.no_grad():
+        out = plain[0](torch.tensor([plain[1](text, add_special_tokens=False)["input_ids"]]), output_hidden_states=True)
+    return out.hidden_states[-1][0], out.logits[0]
+
+
+def test_an_embedding_is_the_mean_of_what_the_output_layer_reads(policy, plain):
+    import torch
+
+    vectors = dict(policy.embed(TEXTS))
+    assert sorted(vectors) == list(range(len(TEXTS)))
+    assert vectors[1] == vectors[6]
+    for i, text in enumerate(TEXTS):
+        states, logits = last_states(plain, text)
+        assert torch.allclose(plain[0].lm_head(states), logits, atol=1e-5)
+        assert vectors[i].vector == pytest.approx(states.mean(0).tolist(), abs=1e-5)
+        assert (vectors[i].tokens, vectors[i].error) == (len(states), None)
+
+
+def test_an_embedding_is_the_same_bytes_in_any_order_and_close_in_other_batches(policy, tiny_model):
+    usual = dict(policy.embed(TEXTS))
+    assert [v for _, v in sorted(policy.embed(TEXTS[::-1]))] == [usual[i] for i in reversed(range(len(TEXTS)))]
+    with Transformers(batch_size=1).open(tiny_model) as narrow:
+        for i, other in narrow.embed(TEXTS):
+            assert other.vector == pytest.approx(usual[i].vector, abs=1e-5)
+
+
+def test_a_text_that_is_empty_or_does_not_fit_fails_for_good(policy):
+    empty, long, fits = (v for _, v in sorted(policy.embed(["", "a b c d " * 300, "8" * 256])))
+    assert empty == Embedded(error="the text is empty", permanent=True)
+    assert long.permanent and "256" in long.error and not long.vector
+    assert fits.error is None and fits.tokens <= 256
+
+
+def test_embeddings_cut_off_and_resumed_are_the_bytes_of_an_undisturbed_run(tiny_model, tmp_path, monkeypatch):
+    texts = [f"Tom has {i} pens. " * (1 + i % 7) for i in range(60)] + [
+        "",
+        "a b c d " * 300,
+        "Tom has 5 pens. " * 6,
+    ] * 2
+    cut, embed = [], engine_file._Policy._embed
+    monkeypatch.setattr(engine_file._Policy, "_embed", lambda self, batch: cut.append(batch) or embed(self, batch))
+    with opened(tiny_model, tmp_path / "undisturbed", 4) as policy:
+        undisturbed = dict(policy.embed(texts))
+        assert repr(dict(sorted(policy.embed(texts)))) == repr(dict(sorted(undisturbed.items())))  # from the cache
+    whole = cut.copy()
+    assert len(whole) > 3
+    with opened(tiny_model, tmp_path / "cut", 4) as policy:
+        vectors = policy.embed(texts)
+        while rows_in(tmp_path / "cut") == 0:
+            next(vectors)
+        vectors.close()
+    cut.clear()
+    with opened(tiny_model, tmp_path / "cut", 4) as policy:
+        assert dict(policy.embed(texts)) == undisturbed
+    assert cut == whole[1:]
+    assert {i for i, v in undisturbed.items() if v.error} == {60, 61, 63, 64}
+    assert rows_in(tmp_path / "cut") == 60, "an error is never cached, and an equal text is read once"
 
 
 # What is refused
@@ -597,6 +721,10 @@ def test_attention_that_the_fused_kernel_cannot_do_is_done_plainly(tiny_model, t
         assert ours.logprob == pytest.approx(naive(theirs, request.messages, drawn)[0], abs=TOLERANCE)
         after = theirs[1]("8 pens", add_special_tokens=False)["input_ids"]
         assert sum(scored) == pytest.approx(naive(theirs, request.messages, after)[0], abs=TOLERANCE)
+    with opened(tmp_path / "model", None, 16) as policy:
+        for i, embedded in policy.embed(TEXTS):
+            mean = last_states(theirs, TEXTS[i])[0].mean(0).tolist()
+            assert embedded.vector == pytest.approx(mean, abs=TOLERANCE)
 
 
 def test_a_closed_engine_lets_go_of_the_model(tiny_model):
@@ -615,11 +743,12 @@ def test_validating_params_needs_neither_torch_nor_transformers():
 
 
 def test_a_completion_is_equal_after_a_trip_through_the_cache():
-    from dataclasses import astuple
-
     whole = Completion("é\n", 3, 4, "length", -1.25e-7, 0.1 + 0.2, 3.0)
-    assert Completion(*json.loads(json.dumps(astuple(whole)))) == whole
-    assert Completion(*astuple(whole)[:8]) == whole  # as it was stored before completions had `permanent`
+    traced = replace(whole, token_logprobs=(-1.25e-7, -0.1), token_entropies=(0.1 + 0.2, 0.0))
+    for completion in (whole, traced, replace(traced, token_entropies=None)):
+        assert restored(json.loads(json.dumps(stored(completion)))) == completion
+    assert len(stored(whole)) == 9
+    assert restored(stored(whole)[:8]) == whole  # as it was stored before completions had `permanent`
 
 
 def test_a_model_that_cannot_fit_is_not_loaded(tiny_model, monkeypatch):

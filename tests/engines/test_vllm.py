@@ -150,9 +150,11 @@ class Core:
                 continue
             tokens = [7] * min(params["max_tokens"], 12)
             finish = "stop" if len(tokens) == 12 else "length"
+            logprobs = [{7: SimpleNamespace(logprob=-n / 8), 9: None} for n in range(len(tokens))]
             output = SimpleNamespace(
-                text="a" * len(tokens), token_ids=tokens, finish_reason=finish, cumulative_logprob=-1.0
-            )
+                text="a" * len(tokens), token_ids=tokens, finish_reason=finish, logprobs=logprobs,
+                cumulative_logprob=sum(entry[7].logprob for entry in logprobs),
+            )  # fmt: skip
             yield name, SimpleNamespace(outputs=[output])
 
 
@@ -186,6 +188,26 @@ def test_an_answer_that_the_context_cut_is_asked_again_of_a_larger_one(without_v
     assert answer(5) == (5, "length", 0)
     assert answer(20) == (12, "stop", 1)
     assert answer(20) == (12, "stop", 0)
+
+
+def test_a_trace_has_the_log_probabilities_of_the_drawn_tokens(without_vllm):
+    policy = without_vllm(256)
+    plain, traced = (
+        Request((("user", "Tom has 3 pens."),), Sampling(max_tokens=4, trace=trace), 1) for trace in (False, True)
+    )
+    for calls in (2, 2):  # the second time from the cache
+        without, traces = (c for _, c in sorted(policy.sample([plain, traced])))
+        assert (without.token_logprobs, without.token_entropies) == (None, None)
+        assert traces.token_logprobs == (0.0, -0.125, -0.25, -0.375)
+        assert traces.token_entropies is None
+        assert without.logprob == traces.logprob == sum(traces.token_logprobs)
+        assert len(policy._core.calls) == calls
+
+
+def test_it_says_that_it_cannot_embed(without_vllm):
+    assert Vllm.lacks({"samples", "traces", "entropies", "embeds"}) == ["token entropies", "embeddings"]
+    with pytest.raises(EngineError, match="cannot embed.*transformers"):
+        without_vllm(256).embed(["8"])
 
 
 def test_a_closed_score_ends_with_the_end_token(without_vllm):
@@ -232,12 +254,22 @@ def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     for i in ended:
         assert sum(scores[i].logprobs) == pytest.approx(first[i].logprob, abs=1e-2)
 
+    _traces_like(policy, reference)
     _holds_to_forms(policy)
 
     (halted,) = texts(policy, ask(1, temperature=0.0, stop=("Day 2",)))
     assert halted and "Day 2" not in halted
     long = Request((("user", "Day 1: " * 400),), Sampling(), 1)
     assert "the model's context 256" in next(iter(policy.sample([long])))[1].error
+
+
+def _traces_like(policy, reference):
+    requests = ask(10, temperature=0.0, trace=True)
+    ours, theirs = dict(policy.sample(requests)), dict(reference.sample(requests))
+    for i in range(len(requests)):
+        assert ours[i].token_logprobs == pytest.approx(theirs[i].token_logprobs, abs=1e-3)
+        assert sum(ours[i].token_logprobs) == pytest.approx(ours[i].logprob, abs=1e-6)
+        assert (len(ours[i].token_logprobs), ours[i].token_entropies) == (ours[i].tokens, None)
 
 
 def _holds_to_forms(policy):

@@ -340,3 +340,24 @@ def test_pieces_are_as_small_as_the_longest_texts_ask_wherever_they_are(monkeypa
 
     assert count(1, 1) < count(1, 100) == count(100, 1) == count(100, 100)
     assert 20 <= count(1, 100) <= 40
+
+
+def test_stages_of_a_round_share_a_budget_of_generated_tokens(made):
+    spent = {s: m.tokens["completion_tokens"] for s, m in store.manifests(made, "r2").items()}
+    assert spent["generate"] > 0 < spent["judge"]
+    planned(made, "r2", f"engine.token_budget={spent['generate'] + 1}")
+    run_stage(made, "r2", "generate")
+    assert not manifest("r2", "generate").warnings
+    run_stage(made, "r2", "judge")  # a batch goes beyond the one token that is left
+    run_stage(made, "r2", "filter")
+    run_stage(made, "r2", "critique")
+    judged = manifest("r2", "judge").tokens["completion_tokens"]
+    assert 0 < judged <= spent["judge"]
+    assert manifest("r2", "critique").tokens["requests"] == 0
+    assert "token_budget is spent" in manifest("r2", "critique").warnings[0]
+    critiques = store.read(made, "r2", "critiques")
+    assert critiques["error"].str.contains("token_budget").all()
+    assert not critiques["kept"].any()
+    planned(made, "r2", "engine.token_budget=1")
+    run_stage(made, "r2", "evaluate")
+    assert store.read(made, "r2", "evals")["error"].drop_nulls().str.contains("token_budget").sum() == 0

@@ -245,6 +245,7 @@ def test_engines_say_what_they_can_do_and_what_keeps_them(monkeypatch):
     statuses = {f.text: f.status for f in doctor.engines(HERE, None)}
     assert statuses["transformers: there is no GPU; take cpu"] == "warn"
     assert statuses["fake samples and scores"] == "ok"
+    assert statuses["replay samples, without token log-probabilities, token entropies, embeddings"] == "ok"
     block = synthetic.block("r0", None)
     object.__setattr__(block, "engine", kind())
     used = synthetic.Pipeline(synthetic.Campaign(), {"r0": block})
