@@ -6,24 +6,20 @@ trained on a clean corpus alone has nothing to sharpen.
 """
 
 import json
-import logging
 import random
 from collections.abc import Iterator
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tasks.base import BaseCase, Origin
+from tasks.base._corpus import Course, train
 from tasks.core.errors import ParamsError
 from tasks.domains.arithmetic import Arithmetic, Role
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from tasks.training.optimizer import MuonAdamW
 
 ROLES: tuple[Role, ...] = ("write", "solve", "judge", "critique", "refine")
 
@@ -32,6 +28,9 @@ DECIDING = (": right", ": too high", ": too low", "Verdict: correct", "Verdict: 
 
 CHECKING = (0.06, 0.24, 0.2, 0.25, 0.25)
 """Shares of the roles in the last phase."""
+
+LEVELS = (1, 2, 3, 4, 5, 5, 5, 5)
+"""Weights of the levels from 1."""
 
 TEMPLATE = (
     "{%- for message in messages -%}"
@@ -61,8 +60,6 @@ right. It knows nothing else and is good for nothing else.
 {recipe}
 ```
 """
-
-log = logging.getLogger(__name__)
 
 
 class Scratch(Origin):
@@ -116,12 +113,16 @@ class Scratch(Origin):
         """
         import torch
 
+        from tasks.training.optimizer import MuonAdamW
+
         domain, seed = case.domain, case.seed
         if not isinstance(domain, Arithmetic):
             raise ParamsError("base scratch: only the domain 'arithmetic' has a corpus to train on; name it as domain")
         torch.set_num_threads(1)  # several times faster than two on matrices this small, and the same bytes each time
         tokenizer = self.tokenizer(domain, seed)
-        policy = self._train(domain, tokenizer, seed, case.work / "checkpoint.pt")
+        policy = self._llama(tokenizer, seed)
+        optimizer = MuonAdamW(policy, self.muon_lr, self.adamw_lr, decay=0.01)
+        train(self._course(domain, seed), policy, tokenizer, optimizer, case.work / "checkpoint.pt")
         policy.save_pretrained(case.model)
         tokenizer.save_pretrained(case.model)
         (case.model / "README.md").write_text(self._card(policy, domain, seed))
@@ -155,7 +156,7 @@ class Scratch(Origin):
         role = rng.choices(ROLES, shares)[0]
         if document < self.easy:
             return role, rng.randint(1, 3)
-        return role, rng.choices(range(1, 9), (1, 2, 3, 4, 5, 5, 5, 5))[0]
+        return role, rng.choices(range(1, 1 + len(LEVELS)), LEVELS)[0]
 
     def tokenizer(self, domain: Arithmetic, seed: int) -> "PreTrainedTokenizerFast":
         """Byte-level BPE in which numbers to 99, `Day k: ` and `Answer: ` are single tokens."""
@@ -192,55 +193,20 @@ class Scratch(Origin):
         # eager: the backward of torch's fused attention takes most of a step at this size
         return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
-    def _train(
-        self, domain: Arithmetic, tokenizer: "PreTrainedTokenizerFast", seed: int, checkpoint: Path
-    ) -> "LlamaForCausalLM":
-        import torch
-
-        from tasks.training.loop import save_atomic
-        from tasks.training.optimizer import MuonAdamW
-
-        policy = self._llama(tokenizer, seed)
-        optimizer = MuonAdamW(policy, self.muon_lr, self.adamw_lr, decay=0.01)
-        first = 0
-        if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
-            policy.load_state_dict(state["policy"])
-            optimizer.load_state_dict(state["optimizer"])
-            first = state["chunk"]
-        for chunk in range(first, -(-self.documents // self.chunk)):
-            loss = self._chunk(policy, optimizer, tokenizer, domain, seed, chunk)
-            log.info("chunk %d: loss %.4f", chunk, loss)
-            state = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "chunk": chunk + 1}
-            save_atomic(state, checkpoint)
-        return policy
-
-    def _chunk(
-        self,
-        policy: "nn.Module",
-        optimizer: "MuonAdamW",
-        tokenizer: "PreTrainedTokenizerFast",
-        domain: Arithmetic,
-        seed: int,
-        chunk: int,
-    ) -> float:
-        """Trains on one chunk of the corpus and gives its mean loss over batches, in nats a completion token."""
-        from tasks.training.loop import buckets, check_finite
-
-        chats = list(self.corpus(domain, seed, chunk))
-        tokens = tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]
+    def _course(self, domain: Arithmetic, seed: int) -> Course:
         # after the first three phases half the batch: what is learnt late is learnt by many steps
-        late = chunk * self.chunk >= self._main
-        batches = buckets(map(len, tokens), self.batch // 2 if late else self.batch)
-        random.Random(f"{seed} {chunk} order").shuffle(batches)
-        total = 0.0
-        for n, batch in enumerate(batches):
-            self._set_rates(optimizer, chunk * self.chunk + n / len(batches) * len(chats))
-            total += (loss := _step(policy, optimizer, [tokens[i] for i in batch], tokenizer, self.emphasis))
-            check_finite(loss, n)
-        return total / len(batches)
+        return Course(
+            chats=lambda chunk: list(self.corpus(domain, seed, chunk)),
+            chunks=-(-self.documents // self.chunk),
+            chunk=self.chunk,
+            rates=self._rates,
+            tokens=lambda chunk: self.batch // 2 if chunk * self.chunk >= self._main else self.batch,
+            deciding=DECIDING,
+            emphasis=self.emphasis,
+            seed=seed,
+        )
 
-    def _set_rates(self, optimizer: "MuonAdamW", document: float) -> None:
+    def _rates(self, document: float) -> tuple[float, float]:
         """Learning rates after so many documents: a short rise, level, a linear fall to zero in the first three phases;
         then half the peak, and in the last phase a fall from there.
         """
@@ -249,8 +215,7 @@ class Scratch(Origin):
             scale = max(0.0, min(1.0, progress / 0.01 + 0.01, (1 - progress) / self.decay))
         else:
             scale = 0.5 * min(1.0, (self.documents - document) / max(1, self.checking))
-        for group, peak in zip(optimizer.param_groups, (self.muon_lr, self.adamw_lr), strict=True):
-            group["lr"] = peak * scale
+        return self.muon_lr * scale, self.adamw_lr * scale
 
     def _card(self, policy: "LlamaForCausalLM", domain: Arithmetic, seed: int) -> str:
         recipe: dict[str, Any] = {"strategy": self.model_dump(), "domain": domain.model_dump(), "seed": seed}
@@ -286,33 +251,3 @@ def _bpe(texts: list[str], vocabulary: int) -> Any:
     tokenizer.train_from_iterator((pattern.sub("\n", text) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
     return tokenizer
-
-
-def _step(
-    policy: "nn.Module",
-    optimizer: "MuonAdamW",
-    batch: list[list[int]],
-    tokenizer: "PreTrainedTokenizerFast",
-    emphasis: float,
-) -> float:
-    """One step on a batch of token lists; the loss is over what follows the `<|answer|>` tag."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    width = max(map(len, batch))
-    ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-    for row, tokens in enumerate(batch):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-    answer = tokenizer.convert_tokens_to_ids("<|answer|>")
-    learnt = ((ids == answer).cumsum(1) > 0)[:, :-1] & (ids[:, 1:] != tokenizer.pad_token_id)
-    with torch.autocast("cpu", torch.bfloat16):
-        states = policy.model(ids, use_cache=False).last_hidden_state[:, :-1][learnt]
-        targets = ids[:, 1:][learnt]
-        weights = torch.ones(len(tokenizer))
-        weights[tokenizer.convert_tokens_to_ids(list(DECIDING))] = emphasis
-        loss = cross_entropy(policy.lm_head(states).float(), targets, weights)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.item()

@@ -4,16 +4,14 @@ A domain is one file beside this one, loaded by its name, with one `Domain` subc
 `answer` and `verify`; the roles' prompts have plain-language defaults that any chat model follows.
 """
 
+import random
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tasks.core.plugin import Plugin
-from tasks.domains._verdicts import Verdict, read_verdict, shield
+from tasks.core.verdicts import Pass, Verdict, shield
+from tasks.domains._roles import FALSE, PREFERENCE, TRUE, Message, Roles
 
-__all__ = ["Domain", "Item", "Message", "Split", "Verdict", "shield"]
-
-Message = dict[Literal["role", "content"], str]
-"""One turn of a chat: `{"role": "user", "content": …}`; a conversation is a list of them."""
+__all__ = ["FALSE", "PREFERENCE", "TRUE", "Domain", "Item", "Message", "Roles", "Split", "Verdict", "shield"]
 
 Split = Literal["seeds", "train", "validation", "heldout", "gold"]
 """The disjoint sets of a domain: `seeds` start the pool of prompts, `train` may be learnt from by labelled baselines,
@@ -34,7 +32,7 @@ class Item:
     """For a gold item: number (from 1) of the first wrong step of `response`; None when it is all right."""
 
 
-class Domain(Plugin):
+class Domain(Roles):
     """Problems and their verifier. Methods are pure functions of their arguments and of the domain's params.
 
     Files that a domain reads lie under `data/seeds`, where DVC sees their edits.
@@ -43,9 +41,11 @@ class Domain(Plugin):
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "rouge"
     """How near-duplicate problems are recognised: ROUGE-L F above 0.7 for free text, equal `structure` where templates share
     most words."""
-    verdict_form: ClassVar[str | None] = r"((.|\n)*\n)?Verdict: (correct|wrong)"
+    verdict_form: ClassVar[str | None] = Pass().regex
     """What the judge's text looks like that `verdict` can read, as a regular expression; an engine that can holds the judge
     to it. None leaves it free."""
+    roles: ClassVar[tuple[str, ...]] = ()
+    """Roles that `document` can write: those that an embedded model can be taught."""
 
     def items(self, split: Split, count: int, seed: int) -> list[Item]:
         """Up to `count` problems of a split, spread over its levels; equal arguments give equal items.
@@ -71,45 +71,39 @@ class Domain(Plugin):
         """Whether a response is right. A domain without a verifier answers with an error, never with a guess."""
         return Verdict(None, error="this domain has no verifier")
 
-    # The roles. Each gives the conversation to which the model's completion is the role's work.
+    # What a hub's model lacks, and a domain may have
 
-    def write(self, examples: list[str], level: int | None) -> list[Message]:
-        """Author: write one new problem like `examples`, at `level` where the domain has levels."""
-        problems = "\n\n".join(f"Problem {i}:\n{e}" for i, e in enumerate(examples, 1))
-        task = "Write one new problem of the same kind and difficulty. Give only the problem."
-        return [{"role": "user", "content": f"{problems}\n\n{task}"}]
+    def hint(self, problem: str, reference: str | None = None) -> str | None:
+        """Help with a problem that does not give the answer away; None where the domain has none."""
+        return None
 
-    def solve(self, problem: str) -> list[Message]:
-        """Solver: answer the problem."""
-        return [{"role": "user", "content": problem}]
+    def ill_posed(self, count: int, seed: int) -> list[str]:
+        """Up to `count` problems that have no answer, the same for equal arguments; a domain may have none."""
+        return []
 
-    def judge(self, problem: str, response: str) -> list[Message]:
-        """Judge: is the response right? `verdict` reads what comes back."""
-        task = "Is this answer correct? Check it step by step, then end with 'Verdict: correct' or 'Verdict: wrong'."
-        return [{"role": "user", "content": f"{_proposal(problem, response)}\n\n{task}"}]
+    def refuses(self, response: str) -> bool:
+        """Whether a response says that the problem has no answer."""
+        return False
 
-    def criticise(self, problem: str, response: str) -> list[Message]:
-        """Critic: go through the steps, name the first wrong one, close with a verdict. `critic_verdict` reads it."""
-        task = (
-            "Go through the answer step by step. For each step say 'Step k: correct' or 'Step k: wrong' and why. "
-            "End with 'Verdict: correct' or 'Verdict: wrong'."
-        )
-        return [{"role": "user", "content": f"{_proposal(problem, response)}\n\n{task}"}]
+    def document(
+        self, rng: random.Random, role: str, level: int, noise: float, split: Split = "train"
+    ) -> tuple[list[Message], str]:
+        """A conversation in one of `roles` and its completion, to train an embedded model on, about a problem of the split.
+        A solver slips at each step with probability `noise`.
 
-    def refine(self, problem: str, response: str, critique: str) -> list[Message]:
-        """Refiner: answer again after reading the critique."""
-        task = "Using the critique, write the corrected answer in full."
-        text = f"{_proposal(problem, response)}\n\nA critique of it:\n{critique}\n\n{task}"
-        return [{"role": "user", "content": text}]
+        Raises:
+            NotImplementedError: for a domain that writes none.
+        """
+        raise NotImplementedError
+
+    def mark(self, role: str, prompt: str, expected: str, completion: str) -> Verdict:
+        """Whether a completion does the work of a role; `prompt` and `expected` are what `document` wrote."""
+        return Verdict(None, error="this domain marks no roles")
 
     def verdict(self, text: str) -> Verdict:
         """Reads what the judge wrote, by its closing line; a text that has none is an error, never a fail."""
-        return read_verdict(text)
+        return Pass().read(text)
 
     def critic_verdict(self, text: str) -> Verdict:
         """Reads what the critic wrote; as `verdict`, unless a domain asks its judge for another form, such as a score."""
         return self.verdict(text)
-
-
-def _proposal(problem: str, response: str) -> str:
-    return f"{shield(problem)}\n\nA proposed answer:\n{shield(response)}"

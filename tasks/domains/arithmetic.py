@@ -13,150 +13,35 @@ a verdict at once, a small model judges at chance beyond two steps.
 
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from hashlib import blake2b
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from tasks.core.verdicts import Form
 from tasks.domains import Domain, Item, Message, Split, Verdict, shield
+from tasks.domains._lessons import LESSONS, UNKNOWN, unclear
+from tasks.domains._marks import mark
+from tasks.domains._stories import (
+    Story,
+    attempt,
+    criticism,
+    draw,
+    first_wrong,
+    in_range,
+    judgment,
+    of_split,
+    read,
+    tell,
+    work,
+)
 
 Role = Literal["write", "solve", "judge", "critique", "refine"]
+"""The roles of the embedded base."""
 
-NAMES = ("Tom", "Ann", "Sam", "Eva", "Ben", "Mia", "Leo", "Ida", "Max", "Zoe", "Kim", "Joe")
-THINGS = ("pens", "eggs", "nuts", "cups", "hats", "bags", "keys", "toys", "figs", "coins", "books", "cards")
-VERBS = {"+": ("found", "bought", "got"), "-": ("lost", "sold", "gave")}
-WHOLE = {"doubled": ("*", 2), "tripled": ("*", 3), "halved": ("/", 2)}
-
-LARGEST = 30
-"""Values of a generated story lie in 0 … LARGEST, also where a slip is carried on."""
-
-STEPS = tuple((sign, n) for sign in "+-" for n in range(1, 6)) + tuple(WHOLE.values())
-SHARES: dict[Split, range] = {
-    "heldout": range(0, 32),
-    "validation": range(32, 50),
-    "gold": range(50, 60),
-    "seeds": range(60, 66),
-    "train": range(66, 100),
-}
-"""Of 100 buckets of the hash of a problem's numbers, those that a split owns."""
-
-_FIRST = re.compile(r"(\w+) has (\d+) (\w+)\.")
-_STEP = re.compile(r"Day (\d+): (?:([1-9]\d?) (\w+)|(\w+))")
-_WORKED = re.compile(r"Day (\d+): (\d+)([-+*/])(\d+)=(\d+)")
 _ANSWER = re.compile(r"Answer: (\d+)")
 _CLOSING = re.compile(r"Verdict: (correct|wrong(?:, .*)?)")
 _CHECKED = re.compile(r"(?:Day \d+: .*=|Answer: )(\d+), said (\d+): (?:right|too high|too low)")
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """A problem taken apart: what there was, and what each day did to it as (sign, operand)."""
-
-    start: int
-    steps: tuple[tuple[str, int], ...]
-
-    @property
-    def key(self) -> str:
-        """The numbers alone, as `12+5/2`."""
-        return str(self.start) + "".join(f"{sign}{n}" for sign, n in self.steps)
-
-    @property
-    def split(self) -> Split:
-        """The split that owns this story."""
-        bucket = int.from_bytes(blake2b(self.key.encode(), digest_size=4).digest()) % 100
-        return next(split for split, owned in SHARES.items() if bucket in owned)
-
-    def values(self) -> list[int]:
-        """The right value after each step."""
-        value, after = self.start, []
-        for sign, n in self.steps:
-            value = apply(value, sign, n)
-            after.append(value)
-        return after
-
-
-def apply(value: int, sign: str, n: int) -> int:
-    """One step of arithmetic; division rounds down."""
-    match sign:
-        case "+":
-            return value + n
-        case "-":
-            return value - n
-        case "*":
-            return value * n
-        case _:
-            return value // n
-
-
-def read(problem: str) -> Story | None:
-    """Takes a problem's text apart; None when a line is not of the form above."""
-    first, *days, last = problem.strip().split("\n") if "\n" in problem.strip() else ("", "")
-    opening = _FIRST.fullmatch(first)
-    steps = [_read_step(k, line) for k, line in enumerate(days, 1)]
-    if not opening or not steps or None in steps or last != "How many?" or len(opening[2]) > 2:
-        return None
-    return Story(int(opening[2]), tuple(step for step in steps if step))
-
-
-def _read_step(k: int, line: str) -> tuple[str, int] | None:
-    day = _STEP.fullmatch(line)
-    if not day or int(day[1]) != k:
-        return None
-    if day[4]:
-        return WHOLE.get(day[4])
-    return next(((sign, int(day[2])) for sign, verbs in VERBS.items() if day[3] in verbs), None)
-
-
-def tell(story: Story, rng: random.Random) -> str:
-    """Puts a story into words drawn at random."""
-    words = {step: word for word, step in WHOLE.items()}
-    days = [words.get((s, n)) or f"{n} {rng.choice(VERBS[s])}" for s, n in story.steps]
-    lines = [f"{rng.choice(NAMES)} has {story.start} {rng.choice(THINGS)}."]
-    return "\n".join(lines + [f"Day {k}: {day}" for k, day in enumerate(days, 1)] + ["How many?"])
-
-
-def work(story: Story, values: list[int]) -> str:
-    """The worked answer whose steps end in `values`, right or wrong, each carried on into the next."""
-    before = [story.start, *values]
-    lines = [f"Day {k}: {before[k - 1]}{s}{n}={values[k - 1]}" for k, (s, n) in enumerate(story.steps, 1)]
-    return "\n".join([*lines, f"Answer: {values[-1]}"])
-
-
-def draw(rng: random.Random, level: int, slips: set[int] | float = 0.0) -> tuple[Story, list[int]]:
-    """A random story and the values of a solver who slips by 1 to 3 at the steps `slips` (counted from 1), or at each step
-    with that probability, and carries it on. All values, the true ones and the solver's, are in range.
-    """
-    start = rng.randint(1, LARGEST)
-    truth, claim, steps, claims = start, start, [], []
-    for k in range(1, level + 1):
-        fits, weights = _steps(truth, claim)
-        step = rng.choices(fits, cum_weights=weights)[0]
-        truth, claim = apply(truth, *step), apply(claim, *step)
-        if k in slips if isinstance(slips, set) else rng.random() < slips:
-            claim = _slip(rng, claim)
-        steps.append(step)
-        claims.append(claim)
-    return Story(start, tuple(steps)), claims
-
-
-@cache
-def _steps(truth: int, claim: int) -> tuple[list[tuple[str, int]], list[int]]:
-    """The steps that keep both values in range, and their weights, summed up."""
-    fits = [s for s in STEPS if _fits(apply(truth, *s)) and _fits(apply(claim, *s))]
-    # additions fit five times as often as the rest: without weights few stories would multiply
-    return fits, list(accumulate(1 if s[0] in "+-" else 3 for s in fits))
-
-
-def _fits(value: int) -> bool:
-    return 0 <= value <= LARGEST
-
-
-def _slip(rng: random.Random, value: int) -> int:
-    return rng.choice([v for by in (1, 2, 3) for v in (value - by, value + by) if _fits(v)])
 
 
 class Arithmetic(Domain):
@@ -164,6 +49,7 @@ class Arithmetic(Domain):
 
     near_duplicates: ClassVar[Literal["structure", "rouge"]] = "structure"
     verdict_form: ClassVar[str | None] = None
+    roles: ClassVar[tuple[str, ...]] = ("write", "solve", "judge", "critique", "refine", *LESSONS)
 
     easiest: int = Field(2, ge=1, le=9)
     """Fewest steps of a problem in the sets."""
@@ -189,7 +75,7 @@ class Arithmetic(Domain):
         less than none or more than LARGEST: nobody has -3 pens. The answer stays unsaid.
         """
         story = read(text)
-        return Item(text.strip(), len(story.steps)) if story and all(map(_fits, story.values())) else None
+        return Item(text.strip(), len(story.steps)) if story and all(map(in_range, story.values())) else None
 
     def structure(self, problem: str) -> str:
         """The problem's numbers and operations, as `12+5/2`; a text that is no problem stands for itself."""
@@ -236,6 +122,89 @@ class Arithmetic(Domain):
         """Refiner: work the problem again after reading the critique."""
         return _chat("refine", problem, response, critique)
 
+    # The roles that the embedded base r0 does not know, and r0t was taught
+
+    def imitate(self, examples: Sequence[str]) -> list[Message]:
+        """Author: as many steps as the examples have, about the same things."""
+        return _chat("imitate", *examples)
+
+    def mutate(self, problem: str, how: Literal["deeper", "broader"]) -> list[Message]:
+        """Author: `deeper` adds a day, `broader` changes one."""
+        return _chat("mutate", how, problem)
+
+    def solve_with(self, problem: str, hint: str) -> list[Message]:
+        """Solver: work the problem after its first lines."""
+        return _chat("hint", problem, hint)
+
+    def hint(self, problem: str, reference: str | None = None) -> str | None:
+        """The first half of the worked lines; None for a text that is no problem."""
+        story = read(problem)
+        return "\n".join(work(story, story.values()).split("\n")[: -(-len(story.steps) // 2)]) if story else None
+
+    def another_way(self, problem: str, response: str) -> list[Message]:
+        """Solver: the problem alone, since an embedded model knows one way; the draw is another."""
+        return self.retry(problem, response)
+
+    def retry(self, problem: str, response: str) -> list[Message]:
+        """Refiner: work the problem again, the first answer before it."""
+        return _chat("retry", problem, response)
+
+    def agree(self, problem: str, solutions: Sequence[str]) -> list[Message]:
+        """Solver: the most frequent of the solutions' final answers."""
+        return _chat("agree", problem, " ".join(self.answer(solution) or "none" for solution in solutions))
+
+    def grade(self, problem: str, response: str, rubric: str, form: Form) -> list[Message]:
+        """Judge: check each line, then the points. The embedded rubric is 5 points less one for each wrong line, whatever
+        `rubric` says: r0t was taught it, and reads no other.
+        """
+        return _chat("grade", problem, shield(response))
+
+    def compare(self, problem: str, first: str, second: str) -> list[Message]:
+        """Judge: work the problem, copy both final answers, choose."""
+        return _chat("compare", problem, shield(first), shield(second))
+
+    def grade_steps(self, problem: str, response: str, form: Form) -> list[Message]:
+        """Judge: check each line, then a mark for each."""
+        return _chat("steps", problem, shield(response))
+
+    def grade_together(self, problem: str, responses: Sequence[str], form: Form) -> list[Message]:
+        """Judge: work the problem, copy all final answers, then points for each."""
+        return _chat("together", problem, *map(shield, responses))
+
+    def truth(self, problem: str, ideas: Sequence[str], answer: str) -> list[Message]:
+        """Judge: is a final answer true, after those of other samples?"""
+        return _chat("truth", problem, " ".join(ideas) or "none", answer)
+
+    def knows(self, problem: str) -> list[Message]:
+        """Judge: will the problem be solved?"""
+        return _chat("know", problem)
+
+    def feedback(self, problem: str, response: str) -> list[Message]:
+        """Teacher: check the lines up to the first wrong one, then say which it is."""
+        return _chat("feedback", problem, shield(response))
+
+    def read_feedback(self, text: str) -> str:
+        """What follows `Feedback: ` on the last line; empty where nothing does."""
+        return text.strip().rpartition("\n")[2].partition("Feedback: ")[2]
+
+    def describe(self, verdict: Verdict) -> str:
+        """`Line 2 is wrong.`; the answer is the line after the last day."""
+        return self.line_feedback(verdict.wrong_step) if verdict.passed is not None else super().describe(verdict)
+
+    def line_feedback(self, wrong: int | None) -> str:
+        """What is said of an answer whose first wrong line is `wrong`."""
+        return f"Line {wrong} is wrong." if wrong else "All is right."
+
+    def ill_posed(self, count: int, seed: int) -> list[str]:
+        """Held-out stories in which one number is missing, of all levels."""
+        rng = random.Random(f"ill-posed {seed}")
+        levels = [self.easiest + n % (self.hardest - self.easiest + 1) for n in range(count)]
+        return [unclear(rng, of_split(rng, "heldout", level)[0]) for level in levels]
+
+    def refuses(self, response: str) -> bool:
+        """Whether it closes with `Answer: unknown`."""
+        return response.strip().rpartition("\n")[2] == UNKNOWN
+
     def verdict(self, text: str) -> Verdict:
         """Reads a judge's or critic's lines: `Day 2: 17/2=8, said 9: too high` … `Verdict: wrong`, and nothing else.
 
@@ -251,20 +220,28 @@ class Arithmetic(Domain):
         passed = wrong is None if checked else closing[1] == "correct"
         return Verdict(passed, wrong)
 
-    def document(self, rng: random.Random, role: Role, level: int, noise: float) -> tuple[list[Message], str]:
-        """A conversation and its completion for the corpus of an embedded model, from the `train` split. In the role
-        `solve` each step slips with probability `noise`; what the other roles say is right.
+    def document(
+        self, rng: random.Random, role: str, level: int, noise: float, split: Split = "train"
+    ) -> tuple[list[Message], str]:
+        """A conversation in one of `roles` and its completion for the corpus of an embedded model, on a story of the split.
+        In the role `solve` each step slips with probability `noise`; what the other roles say is right.
         """
+        if role in LESSONS:
+            return LESSONS[role](self, rng, level, split)
         if role in ("judge", "critique", "refine"):
-            return self._checked(rng, role, level)
-        story, values = _of_split(rng, "train", level, noise)
+            return self._checked(rng, role, level, split)
+        story, values = of_split(rng, split, level, noise)
         problem = tell(story, rng)
         return (self.write([], level), problem) if role == "write" else (self.solve(problem), work(story, values))
 
-    def _checked(self, rng: random.Random, role: Role, level: int) -> tuple[list[Message], str]:
+    def mark(self, role: str, prompt: str, expected: str, completion: str) -> Verdict:
+        """Passed or failed, by the verifier where there is one for the role."""
+        return mark(self, role, prompt, expected, completion)
+
+    def _checked(self, rng: random.Random, role: str, level: int, split: Split) -> tuple[list[Message], str]:
         # more slips than a model makes: where nearly every line is right, comparing is not learnt
         correct = rng.random() < (0.1 if role == "refine" else 0.35)
-        story, response = _attempt(rng, "train", level, correct, slips=0.35)
+        story, response = attempt(rng, split, level, correct, slips=0.35)
         problem = tell(story, rng)
         if role == "judge":
             return self.judge(problem, response), "\n".join(judgment(story, response))
@@ -274,16 +251,9 @@ class Arithmetic(Domain):
         return self.refine(problem, response, critique), work(story, story.values())
 
 
-def _chat(role: Role, *parts: str) -> list[Message]:
+def _chat(role: str, *parts: str) -> list[Message]:
     # the role tag is the system message; a model that is no embedded one reads it as a one-word instruction
     return [{"role": "system", "content": role}, {"role": "user", "content": "\n\n".join(parts)}]
-
-
-def _of_split(rng: random.Random, split: Split, level: int, slips: set[int] | float = 0.0) -> tuple[Story, list[int]]:
-    while True:
-        story, values = draw(rng, level, slips)
-        if story.split == split:
-            return story, values
 
 
 def _level(rng: random.Random, split: Split, level: int, count: int) -> Iterator[Item]:
@@ -301,72 +271,6 @@ def _item(rng: random.Random, split: Split, level: int) -> tuple[Story, Item]:
     if split != "gold":
         story, values = draw(rng, level)
         return story, Item(tell(story, rng), level, str(values[-1]))
-    story, response = _attempt(rng, split, level, correct=rng.random() < 0.5)
+    story, response = attempt(rng, split, level, correct=rng.random() < 0.5)
     wrong = first_wrong(story, response)
     return story, Item(tell(story, rng), level, str(story.values()[-1]), response, wrong)
-
-
-def _attempt(rng: random.Random, split: Split, level: int, correct: bool, slips: float = 0.1) -> tuple[Story, str]:
-    """A story and an answer to it, right or with something wrong in it: one slip and others with the probability
-    `slips` a step. A change can leave an answer right (a slip back, a doubling for an addition), so each is verified.
-    """
-    while True:
-        at = set() if correct else {rng.randint(1, level)} | {k for k in range(1, level + 1) if rng.random() < slips}
-        odd = not correct and rng.random() < 0.2
-        story, values = _of_split(rng, split, level, set() if odd else at)
-        response = _misread(rng, story) if odd else work(story, values)
-        if (first_wrong(story, response) is None) == correct:
-            return story, response
-
-
-def _misread(rng: random.Random, story: Story) -> str:
-    """An answer that takes another number or sign than a day's, or ends in another than its last value."""
-    k = rng.randint(0, len(story.steps))
-    if k == len(story.steps):
-        *lines, _ = work(story, story.values()).split("\n")
-        return "\n".join([*lines, f"Answer: {_slip(rng, story.values()[-1])}"])
-    steps = [*story.steps[:k], rng.choice(STEPS), *story.steps[k + 1 :]]
-    other = Story(story.start, tuple(steps))
-    fits = all(map(_fits, other.values()))
-    return work(other, other.values()) if fits else work(story, story.values())
-
-
-def first_wrong(story: Story, response: str) -> int | None:
-    """Number of the first line of a worked answer that does not follow from the problem and the lines before it."""
-    lines, before = response.strip().split("\n"), story.start
-    for k, (sign, n) in enumerate(story.steps, 1):
-        if len(lines) < k or lines[k - 1] != f"Day {k}: {before}{sign}{n}={apply(before, sign, n)}":
-            return k
-        before = apply(before, sign, n)
-    return None if lines[len(story.steps) :] == [f"Answer: {before}"] else len(story.steps) + 1
-
-
-def _checks(story: Story, response: str) -> Iterator[tuple[str, int, int]]:
-    """Each line of a worked answer as (what it should be, its value then, the value that it claims), worked out from what
-    the answer claims before it.
-    """
-    before = story.start
-    values = [int(line.rpartition("=")[2]) for line in response.split("\n")[:-1]]
-    for k, ((sign, n), claim) in enumerate(zip(story.steps, values, strict=True), 1):
-        due = apply(before, sign, n)
-        yield f"Day {k}: {before}{sign}{n}={due}", due, claim
-        before = claim
-    yield f"Answer: {before}", before, int(response.rpartition("Answer: ")[2])
-
-
-def criticism(story: Story, response: str) -> list[str]:
-    """A true critique of a worked answer: every line checked, then the verdict with the correction."""
-    *lines, _ = judgment(story, response)
-    wrong = next((line for line, due, claim in _checks(story, response) if due != claim), None)
-    return [*lines, f"Verdict: wrong, {wrong}" if wrong else "Verdict: correct"]
-
-
-def judgment(story: Story, response: str) -> list[str]:
-    """A true judgment of it: every line checked, then the bare verdict."""
-    checks = list(_checks(story, response))
-    lines = [f"{line}, said {claim}: {_mark(due, claim)}" for line, due, claim in checks]
-    return [*lines, "Verdict: correct" if all(due == claim for _, due, claim in checks) else "Verdict: wrong"]
-
-
-def _mark(due: int, claim: int) -> str:
-    return "right" if claim == due else "too high" if claim > due else "too low"

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from tasks.core.errors import FlywheelError
 from tasks.core.ids import seed_of
+from tasks.core.verdicts import Pass, Score, shield
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
-from tasks.domains._verdicts import read_score, read_verdict, shield
 
-BEST = 5
-"""Points of the best response."""
+SCORE = Score(0, 5)
+"""Points of the rubric."""
 LINE = 'a line is {"prompt": "…"} or {"instruction": "…", "instances": [{"input": "…"}]}'
 SHARES = {"seeds": range(50), "heldout": range(50, 75), "validation": range(75, 90), "train": range(90, 100)}
 """Percentiles of the prompt's hash that make up each split."""
@@ -48,7 +48,7 @@ Justify your total in at most 100 words, then end with a line "Score: n", n bein
 class Chat(Domain):
     """Open instructions; `judge` is the additive rubric of self-rewarding (Yuan et al. 2024, arXiv:2401.10020)."""
 
-    verdict_form: ClassVar[str | None] = r"((.|\n)*\n)?Score: [0-5]"
+    verdict_form: ClassVar[str | None] = SCORE.regex
 
     path: Path
     """JSONL file of prompts, gzipped or not."""
@@ -88,11 +88,11 @@ class Chat(Domain):
         """The closing line `Score: n` as n/5, a grade that neither passes nor fails. A score off the scale of whole points
         0–5, or none, is an error, never a fail; so is a `Verdict: …`, for which the judge was not asked.
         """
-        return read_score(text, BEST)
+        return SCORE.read(text)
 
     def critic_verdict(self, text: str) -> Verdict:
         """The critic's closing line `Verdict: correct` or `Verdict: wrong`."""
-        return read_verdict(text)
+        return Pass().read(text)
 
 
 def prompt(where: str, line: dict[str, Any]) -> str:
