@@ -20,6 +20,7 @@ from tasks.core.ids import member_seed
 from tasks.core.plugin import Params
 from tasks.core.stage import Result, Strategy, stage
 from tasks.core.tables import Table
+from tasks.training.tags import with_tags
 
 TABLES = (tables.training, tables.preferences)
 
@@ -150,10 +151,11 @@ def _with_lengths(rows: dict[str, pl.DataFrame], parent_model: Path, max_length:
 
 
 def _with_tokens(rows: pl.DataFrame, parent_model: Path, completions: list[str]) -> pl.DataFrame:
-    """With `tokens` of the prompt and the longest of its completions, and the template's refusal as `error`."""
+    """With `tokens` of the prompt and the longest of its completions, and the template's refusal as `error`. A tag counts."""
     if rows.is_empty():
         return rows  # and no tokenizer is loaded
-    lengths = [counts(parent_model, rows["prompt"], rows[c]) for c in completions]
+    texts = with_tags(rows) if "tag" in rows.columns else rows
+    lengths = [counts(parent_model, texts["prompt"], texts[c]) for c in completions]
     tokens = [pl.Series(c, n, pl.Int32) for c, (n, _) in zip(completions, lengths, strict=True)]
     refusals = [pl.Series(c, r, pl.String) for c, (_, r) in zip(completions, lengths, strict=True)]
     return rows.with_columns(tokens=pl.max_horizontal(tokens), error=pl.coalesce(refusals))
@@ -178,12 +180,12 @@ def _warnings(frames: dict[str, pl.DataFrame], max_length: int) -> Iterator[str]
 
 
 def after_prompt(prompts: pl.LazyFrame, answers: pl.LazyFrame, source: str) -> pl.LazyFrame:
-    """Answers (`prompt_id`, `response_id`, `model`, `text`) as rows of `training`, after the bare prompt of their problem:
-    a hint or critique that they were made with is not part of it.
+    """Answers (`prompt_id`, `response_id`, `model`, `text`; `label`, true where it is left out) as rows of `training`, after
+    the bare prompt of their problem: a hint or critique that they were made with is not part of it.
     """
     problems = prompts.select("prompt", prompt_id="id")
-    rows = answers.join(problems, on="prompt_id")
-    return with_completion(rows, source).with_columns(label=pl.lit(True), group="prompt_id")
+    rows = with_completion(answers.join(problems, on="prompt_id"), source).with_columns(group="prompt_id")
+    return rows if "label" in rows.collect_schema() else rows.with_columns(label=pl.lit(True))
 
 
 def with_completion(rows: pl.LazyFrame, source: str) -> pl.LazyFrame:

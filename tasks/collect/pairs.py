@@ -15,6 +15,6 @@ class Pairs(Collecting):
         """One row of `preferences` for each chosen and rejected answer."""
         answers = ["prompt_id", "chosen_id", "rejected_id"]
         pairs = case.pairs.sort("member", "id").unique(answers, keep="first", maintain_order=True)
-        columns = [*answers, "source", "prompt", "chosen", "rejected"]
-        rows = pairs.select(ids(pl.lit("preferences"), *answers), *columns, smoothing=pl.lit(0.0))
+        columns = [*answers, "source", "prompt", "chosen", "rejected", "weight", "smoothing"]
+        rows = pairs.select(ids(pl.lit("preferences"), *answers), *columns)
         return Rows(preferences=rows)

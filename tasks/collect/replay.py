@@ -25,9 +25,9 @@ class Replay(Collecting):
     of: Literal["parent", "anchor", "grandparent"] = "parent"
     """Whose training rows; the anchor must be of the same base."""
 
-    def read_ancestors(self) -> frozenset[str]:
-        """The ancestor, unless it is the parent, which every round has."""
-        return frozenset({self.of} - {"parent"})
+    def read_tables(self) -> frozenset[str]:
+        """The ancestor's training rows; every round has its parent's."""
+        return frozenset({f"{self.of}_training"} - {"parent_training"})
 
     def __call__(self, case: CollectCase) -> Rows:
         """`share` × the number of new rows, drawn by a hash of seed and row id; rows that are new again, or had an error,

@@ -77,7 +77,8 @@ responses = _table(
         "entropy": NUMBER,  # mean over tokens, nats
         "self_certainty": NUMBER,  # mean over tokens, nats
         "hinted": FLAG,  # a hint, reference answer or critique was in the context
-        "model": TEXT,
+        "author": TEXT,  # the name by which the round opened the model that answered: `parent`, `base`, a roster's …
+        "model": TEXT,  # digest of its weights
         "error": TEXT,
     },
     checks={
@@ -193,10 +194,19 @@ pairs = _table(
         "rejected_id": ID,
         "chosen_score": NUMBER,
         "rejected_score": NUMBER,
+        "chosen_model": TEXT,  # digest of the weights that wrote it
+        "rejected_model": TEXT,
+        "weight": NUMBER,  # of the pair in the loss
+        "smoothing": NUMBER,  # probability that the pair is the wrong way round
         "judge": TEXT,  # whose scores these are: the round's reward
         "source": TEXT,  # `responses` or `refinements`: where the chosen one comes from
     },
-    checks={"chosen is better": "chosen_score > rejected_score", "two answers": "chosen <> rejected"},
+    checks={
+        "chosen is better": "chosen_score > rejected_score",
+        "two answers": "chosen <> rejected",
+        "weight": "weight >= 0 and isfinite(weight)",
+        "smoothing": "smoothing between 0 and 1",
+    },
     metrics="""select 'pairs', count(*) from t union all select 'pairs/' || source, count(*) from t group by source
                union all select 'pair_margin', round(coalesce(avg(chosen_score - rejected_score), 0), 6) from t""",
 )

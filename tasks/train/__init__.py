@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import polars as pl
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tasks.core.devices import device_lock
 from tasks.core.errors import ParamsError
@@ -21,6 +21,10 @@ from tasks.training.lora import Lora
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from tasks.training.loop import Schedule
+    from tasks.training.weighted import RowTrainer
+
+Ancestor = Literal["parent", "base", "anchor", "grandparent"]
 CURVE = {"step": pl.Int64, "phase": pl.String, "name": pl.String, "value": pl.Float64}
 SPECIAL = {
     "training": {
@@ -44,8 +48,9 @@ class TrainCase:
     """Rows of `preferences` without an error."""
     start: Path
     """Folder of the model whose weights are trained."""
-    reference: Path | None
-    """Folder of the model that a preference loss compares with; None takes the policy as that loss finds it."""
+    reference: dict[Path, float] | None
+    """Folders of the models whose weighted average a preference loss compares with, with their shares; None takes the
+    policy as that loss finds it."""
     model: Path
     """Folder to write the trained model into."""
     work: Path
@@ -56,28 +61,48 @@ class TrainCase:
 class Training(Strategy):
     """What every way to train shares: from which model, against which reference."""
 
+    learns_from_training: ClassVar[bool] = True
+    """Whether it learns from `training`; else its rows are left out."""
     learns_from_preferences: ClassVar[bool] = False
-    """Whether it learns from `preferences` too, so that these alone are something to train on."""
+    """Whether it learns from `preferences`, so that these alone are something to train on; else they are left out."""
+    has_reference: ClassVar[bool] = False
+    """Whether its loss compares with a reference."""
     used_columns: ClassVar[frozenset[str]] = frozenset()
     """Columns that it honours, of `training.weight`, `training.label`, `training.tag`, `training.mask`,
     `preferences.weight` and `preferences.smoothing`; rows that need another one are refused."""
 
     start: Literal["parent", "base", "anchor"] = "parent"
     """The model whose weights are trained: `base` starts every round of a line anew, on all that was collected."""
-    reference: Literal["start", "parent", "base", "anchor"] = "start"
-    """The model that a preference loss compares the policy with; `start` is the policy as that loss finds it."""
+    reference: Literal["start", "parent", "base", "anchor", "grandparent"] | dict[Ancestor, PositiveFloat] = "start"
+    """The model that a preference loss compares the policy with; `start` is the policy as that loss finds it. A map of names
+    to shares that sum to 1, such as `{parent: 0.5, base: 0.5}`, is the model with the average of their weights (SALSA,
+    Chegini et al. 2024, arXiv:2411.01798, for the KL term of PPO: the midpoint of two SFT models did best)."""
+
+    @field_validator("reference")
+    @classmethod
+    def _check_shares(cls, reference: str | dict[str, float]) -> str | dict[str, float]:
+        if isinstance(reference, dict) and abs(sum(reference.values()) - 1) > 1e-6:
+            total = sum(reference.values())
+            raise ValueError(f"the shares {reference} sum to {total:g}; write shares that sum to 1")
+        return reference
 
     @model_validator(mode="after")
     def _check_reference(self) -> Self:
-        if self.reference != "start" and not self.learns_from_preferences:
+        if self.reference != "start" and not self.has_reference:
             raise ValueError(
                 f"{self.strategy_name()} has no loss with a reference; leave out `reference: {self.reference}`"
             )
         return self
 
+    def reference_shares(self) -> dict[str, float]:
+        """Names of the models that the reference is made of, with their shares; empty where it is the policy."""
+        if isinstance(self.reference, dict):
+            return dict(self.reference)
+        return {} if self.reference == "start" else {self.reference: 1.0}
+
     def opened_models(self) -> frozenset[str]:
         """The start and the reference."""
-        return frozenset({self.start, self.reference}) - {"start"}
+        return frozenset({self.start, *self.reference_shares()})
 
     def __call__(self, case: TrainCase) -> pl.DataFrame:
         """Writes the trained model and gives the curve: step, phase, name, value.
@@ -88,8 +113,18 @@ class Training(Strategy):
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Steps:
+    """How often, in which batches and how fast a phase goes over its rows."""
+
+    epochs: int
+    batch: int
+    muon_lr: float
+    adamw_lr: float
+
+
 class FineTuning(Training):
-    """What strategies that fine-tune on rows share: Muon on the matrices, AdamW on the rest, by TRL's SFTTrainer."""
+    """What strategies that fine-tune on rows share: Muon on the matrices, AdamW on the rest, by TRL's trainers."""
 
     epochs: PositiveInt = 2
     """Passes over the rows."""
@@ -104,7 +139,14 @@ class FineTuning(Training):
     adamw_lr: PositiveFloat = 0.0005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rates rise; then they fall to zero, linearly."""
+    """Share of the steps in which the learning rates rise; then they go as `schedule` says."""
+    schedule: Literal["linear", "wsd"] = "linear"
+    """After the warm-up, `linear` falls to zero. `wsd` (warm-up, stable, decay; Hu et al. 2024, arXiv:2404.06395) stays at
+    the peak, and falls in the last `decay` of the steps as peak · 0.1^(part of the decay that is over). MiniCPM's decay is
+    exponential as well; that it ends at a tenth is our reading."""
+    decay: float = Field(0.1, gt=0, le=1)
+    """Share of the steps in which the learning rates fall, where the schedule has a trunk. A tenth is enough, a fortieth is
+    not (Hu et al. 2024)."""
     blend: float = Field(0.6, gt=0, le=1)
     """How far to go from the start's weights to the trained ones; below 1 the two are averaged (Wortsman et al. 2022,
     arXiv:2109.01903).
@@ -120,31 +162,74 @@ class FineTuning(Training):
                 raise ValueError(f"micro_batch is {self.micro_batch}, which does not divide {name} = {size}")
         return self
 
+    @property
+    def steps(self) -> Steps:
+        """Those of the rows."""
+        return Steps(self.epochs, self.batch, self.muon_lr, self.adamw_lr)
+
+    def schedule_of(self, rows: int, steps: Steps, seed: int) -> "Schedule":
+        """How so many rows become steps."""
+        from tasks.training.loop import Schedule
+
+        shape = "linear" if self.schedule == "linear" else "wsd"
+        return Schedule(rows, steps.epochs, steps.batch, self.micro_batch, self.warmup, seed, shape, self.decay)
+
     def supervised(
         self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame, work: Path, seed: int
     ) -> tuple["PreTrainedModel", list[dict[str, Any]]]:
         """Trains `policy`, or the adapter on it, on the rows, going on from the checkpoints in `work`; the trained model and
         its curve.
         """
-        from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer
+        from tasks.training.loop import fit
 
-        from tasks.training.loop import Schedule, arguments, fit, in_order, on_one_device
-        from tasks.training.optimizer import MuonAdamW
-
-        schedule = Schedule(len(rows), self.epochs, self.batch, self.micro_batch, self.warmup, seed)
-        config = SFTConfig(**arguments(work, schedule), gradient_checkpointing=self.gradient_checkpointing)
-        trainer = SFTTrainer(
-            policy,
-            on_one_device(config),
-            train_dataset=Dataset.from_list(rows.select("prompt", "completion").to_dicts()),
-            processing_class=tokenizer,
-            optimizers=(MuonAdamW(policy, self.muon_lr, self.adamw_lr), None),
-        )
-        tokens = trainer.train_dataset
-        order = in_order([len(ids) for ids in tokens["input_ids"]], self.batch, self.epochs, seed)
-        trainer.train_dataset = tokens.select(order)
+        trainer, schedule = self.row_trainer(policy, tokenizer, rows, work, seed)
+        self.watch(trainer, schedule)
+        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
+        trainer.train_dataset = trainer.train_dataset.select(self.row_order(rows, lengths, schedule))
         return trainer.model, fit(trainer, "sft")
+
+    def row_order(self, rows: pl.DataFrame, lengths: list[int], schedule: "Schedule") -> list[int]:
+        """Indices of the rows, which have so many tokens, as their steps take them."""
+        from tasks.training.loop import in_order
+
+        return in_order(lengths, schedule.batch, schedule.epochs, schedule.seed)
+
+    def watch(self, trainer: "RowTrainer", schedule: "Schedule") -> None:
+        """Called before the trainer of the rows starts: a place to add callbacks."""
+
+    def row_trainer(
+        self,
+        policy: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        rows: pl.DataFrame,
+        work: Path,
+        seed: int,
+        kind: "type[RowTrainer] | None" = None,
+        columns: tuple[str, ...] = (),
+        held_out: pl.DataFrame | None = None,
+        **changes: Any,
+    ) -> tuple["RowTrainer", "Schedule"]:
+        """A trainer of this kind (by default `RowTrainer`) on the rows, which keep these columns, and its schedule. Rows that
+        are held out are its `eval_dataset`. `changes` are settings that it has otherwise.
+        """
+        from trl import SFTConfig
+
+        from tasks.training.loop import arguments, on_one_device, optimizers
+        from tasks.training.weighted import RowTrainer, dataset, with_masks
+
+        schedule = self.schedule_of(len(rows), self.steps, seed)
+        settings = arguments(work, schedule) | {"gradient_checkpointing": self.gradient_checkpointing} | changes
+        trainer = (kind or RowTrainer)(
+            policy,
+            on_one_device(SFTConfig(**settings)),
+            train_dataset=dataset(rows, *columns),
+            eval_dataset=None if held_out is None else dataset(held_out, *columns),
+            processing_class=tokenizer,
+            optimizers=optimizers(policy, self.muon_lr, self.adamw_lr, schedule),
+        )
+        trainer.train_dataset = with_masks(trainer.train_dataset, tokenizer)
+        trainer.eval_dataset = with_masks(trainer.eval_dataset, tokenizer) if trainer.eval_dataset else None
+        return trainer, schedule
 
 
 @stage(folders=["model"], plots={"train": {"x": "step", "y": "loss"}})
@@ -165,8 +250,9 @@ def train(
     Raises:
         ParamsError: when rows need a column that the strategy ignores.
     """
-    rows = {"training": _usable(training)}
-    rows["preferences"] = _usable(preferences) if strategy.learns_from_preferences else _usable(preferences).clear()
+    learnt = {"training": strategy.learns_from_training, "preferences": strategy.learns_from_preferences}
+    rows = {"training": _usable(training), "preferences": _usable(preferences)}
+    rows = {name: frame if learnt[name] else frame.clear() for name, frame in rows.items()}
     start = models.folder(strategy.start)
     if not any(map(len, rows.values())):
         shutil.copytree(start, model, dirs_exist_ok=True)
@@ -174,7 +260,7 @@ def train(
         return Result({}, {"trained": 0.0}, {"train": wide(pl.DataFrame(schema=CURVE))}, (warning,))
     for table, frame in rows.items():
         _check_columns(strategy, table, frame)
-    reference = None if strategy.reference == "start" else models.folder(strategy.reference)
+    reference = _reference_folders(strategy, models)
     with device_lock():
         curve = strategy(TrainCase(**rows, start=start, reference=reference, model=model, work=work, seed=seed))
     return Result({}, {"trained": 1.0} | last_values(curve), {"train": wide(curve)})
@@ -190,6 +276,15 @@ def wide(curve: pl.DataFrame) -> pl.DataFrame:
     """The curve with a column for each name, as plots want it; a row for each step of each phase."""
     table = curve.pivot("name", index=["phase", "step"], values="value")
     return table if "loss" in table.columns else table.with_columns(loss=pl.lit(None, pl.Float64))
+
+
+def _reference_folders(strategy: Training, models: Models) -> dict[Path, float] | None:
+    """Folders and shares; two names may be of one folder."""
+    shares: dict[Path, float] = {}
+    for name, share in strategy.reference_shares().items():
+        folder = models.folder(name)
+        shares[folder] = shares.get(folder, 0.0) + share
+    return shares or None
 
 
 def _usable(rows: pl.LazyFrame) -> pl.DataFrame:

@@ -11,13 +11,16 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
+from torch.optim.lr_scheduler import LambdaLR  # noqa: TID253
 
 from tasks.core.errors import Diverged
+from tasks.training.optimizer import MuonAdamW
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     Config = TypeVar("Config", bound=TrainingArguments)
@@ -26,6 +29,8 @@ CHECKPOINTS = 5
 """Checkpoints in a run."""
 WHOLE = "whole"
 """A file in a checkpoint that was written to its end."""
+FINAL = 0.1
+"""What is left of the peak learning rates where the decay of `wsd` ends."""
 EXPLODED = 5.0
 """A loss this many times the first one (and above 1 nat) is a divergence."""
 PLOTTED = frozenset({"loss", "grad_norm", "mean_token_accuracy", "entropy", "rewards/margins", "rewards/accuracies"})
@@ -76,6 +81,10 @@ class Schedule:
     """Most rows at once; None takes the batch."""
     warmup: float
     seed: int
+    shape: Literal["linear", "wsd"] = "linear"
+    """How the learning rates go on after the warm-up."""
+    decay: float = 0.1
+    """Share of the steps, at the end, in which they fall with `wsd`."""
 
     @property
     def step(self) -> int:
@@ -91,6 +100,32 @@ class Schedule:
     def steps(self) -> int:
         """Steps in all; the last one may have fewer rows."""
         return -(-self.rows * self.epochs // self.step)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rates rise."""
+        return round(self.warmup * self.steps)
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps before the decay of `wsd`, which has one at least."""
+        return self.steps - max(1, round(self.decay * self.steps))
+
+    def factor(self, step: int) -> float:
+        """What `wsd` multiplies the peak learning rates with in a step, from 0: it rises linearly, stays at 1, and falls
+        exponentially as `FINAL` ** (part of the decay that is over).
+        """
+        if step >= self.trunk_steps:
+            return FINAL ** ((step - self.trunk_steps) / (self.steps - self.trunk_steps))
+        return min(1.0, step / max(1, self.warmup_steps))
+
+
+def optimizers(
+    policy: "nn.Module", muon_lr: float, adamw_lr: float, schedule: Schedule
+) -> tuple[MuonAdamW, LambdaLR | None]:
+    """What trainers take as `optimizers`; without a scheduler, they make the linear one that `arguments` names."""
+    optimizer = MuonAdamW(policy, muon_lr, adamw_lr)
+    return optimizer, None if schedule.shape == "linear" else LambdaLR(optimizer, schedule.factor)
 
 
 def in_order(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> list[int]:
@@ -118,6 +153,27 @@ def in_order(lengths: Sequence[int], batch: int, epochs: int, seed: int) -> list
     return [i for rows_of_step in [*batches, last] for i in rows_of_step]
 
 
+def at_intervals(lengths: Sequence[int], old: Sequence[bool], schedule: Schedule, interval: int) -> list[int]:
+    """Indices of the rows as `in_order` gives them, but with the old rows in steps of their own, one after every `interval`
+    steps of the others. What is left of either, and what does not fill a step, comes at the end. Where there is less than a
+    step of either, they are mixed.
+    """
+    parts = [[n for n, is_old in enumerate(old) if is_old == which] for which in (False, True)]
+    if min(map(len, parts)) < schedule.step:
+        return in_order(lengths, schedule.batch, schedule.epochs, schedule.seed)
+    fresh, replayed = (
+        _cut([part[n] for n in in_order([lengths[i] for i in part], schedule.step, schedule.epochs, schedule.seed)], schedule.step)
+        for part in parts
+    )  # fmt: skip
+    short = [steps.pop() if len(steps[-1]) < schedule.step else [] for steps in (fresh, replayed)]
+    spaced: list[list[int]] = []
+    for n, rows in enumerate(fresh, 1):
+        spaced.append(rows)
+        if n % interval == 0 and replayed:
+            spaced.append(replayed.pop(0))
+    return [n for rows in [*spaced, *replayed, *short] for n in rows]
+
+
 def _cut(rows: list[int], size: int) -> list[list[int]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
@@ -132,7 +188,7 @@ def arguments(work: Path, schedule: Schedule) -> dict[str, Any]:
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",  # the rows lie in their order: a resumed run skips what it has seen
         "lr_scheduler_type": "linear",
-        "warmup_steps": round(schedule.warmup * schedule.steps),
+        "warmup_steps": schedule.warmup_steps,
         "max_grad_norm": 1.0,
         "max_length": None,  # `collect` left out what is too long; cutting would be silent
         "logging_steps": every,
@@ -156,6 +212,13 @@ def on_one_device(config: "Config") -> "Config":
         log.info("%d devices are visible, and one is used", config.n_gpu)
         config._n_gpu = 1
     return config
+
+
+def fit_in_order(trainer: "Trainer", lengths: Sequence[int], schedule: Schedule, phase: str) -> list[dict[str, Any]]:
+    """`fit` on the trainer's rows, which have these lengths, in the order of the schedule."""
+    order = in_order(lengths, schedule.batch, schedule.epochs, schedule.seed)
+    trainer.train_dataset = trainer.train_dataset.select(order)
+    return fit(trainer, phase)
 
 
 def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:

@@ -56,8 +56,12 @@ def load(
     return policy, AutoTokenizer.from_pretrained(words)
 
 
-def peft(policy: "PreTrainedModel", adapter: Lora | None, seed: int) -> "PreTrainedModel":
-    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers; itself when `adapter` is None."""
+def peft(
+    policy: "PreTrainedModel", adapter: Lora | None, seed: int, layers: list[int] | None = None
+) -> "PreTrainedModel":
+    """The policy with a low-rank adapter, drawn by `seed`, on all its linear layers, or those of some blocks (`layers`, from
+    0); itself when `adapter` is None.
+    """
     if adapter is None:
         return policy
     from peft import LoraConfig, get_peft_model
@@ -67,10 +71,17 @@ def peft(policy: "PreTrainedModel", adapter: Lora | None, seed: int) -> "PreTrai
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules="all-linear",
+        target_modules="all-linear" if layers is None else _linear_names(policy),
+        layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(policy, config)
+
+
+def _linear_names(policy: nn.Module) -> list[str]:
+    """Last names of the linear layers of the blocks: peft takes no `all-linear` beside chosen blocks."""
+    linear = (name for name, module in policy.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in linear if not name.endswith("lm_head")})
 
 
 def save(

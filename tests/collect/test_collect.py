@@ -49,7 +49,7 @@ REFINEMENTS = [
 PAIRS = [
     {"id": "d1", "member": "best_worst", "prompt_id": "p1", "prompt": QUESTION, "chosen_id": "r0", "rejected_id": "r1",
      "chosen": [{"role": "assistant", "content": "4"}], "rejected": [{"role": "assistant", "content": "5" * 40}],
-     "chosen_score": 1.0, "rejected_score": 0.0, "source": "responses"}
+     "chosen_score": 1.0, "rejected_score": 0.0, "weight": 0.5, "smoothing": 0.1, "source": "responses"}
 ]  # fmt: skip
 OLD = [
     {"id": f"old{n}", "member": "answers", "prompt_id": "q", "response_id": f"o{n}", "model": "m0", "source": "responses",
@@ -104,7 +104,7 @@ def test_every_source(run):
     assert {k: pair[k] for k in ("id", "member", "chosen_id", "source")} == {
         "id": content_id("preferences", "p1", "r0", "r1"), "member": "pairs", "chosen_id": "r0", "source": "responses",
     }  # fmt: skip
-    assert (pair["weight"], pair["smoothing"], pair["error"]) == (1.0, 0.0, None)
+    assert (pair["weight"], pair["smoothing"], pair["error"]) == (0.5, 0.1, None)
     assert not result.warnings
 
 
@@ -276,7 +276,7 @@ def test_rows_that_were_not_trained_on_are_neither_replayed_nor_counted(run):
 @pytest.mark.parametrize("of", ["anchor", "grandparent"])
 def test_replay_of_another_ancestor(run, of):
     member = Replay(of=of, share=1.0)
-    assert (member.read_ancestors(), Replay().read_ancestors()) == ({of}, set())
+    assert (member.read_tables(), Replay().read_tables()) == ({f"{of}_training"}, set())
     rows = ROUND | {f"{of}_training": [row | {"id": f"of {of} {n}"} for n, row in enumerate(OLD)]}
     replayed = run({"answers": Answers(), "replay": member}, rows).frames["training"].filter(source="replay")
     assert replayed["id"].str.starts_with(f"of {of}").all()

@@ -16,19 +16,31 @@ def turn(text):
 
 ROWS = frame(
     training,
-    [{"id": f"t{n:02}", "prompt": DOMAIN.solve(p), "completion": turn("Answer: 7")} for n, p in enumerate(PROBLEMS)],
+    [
+        {"id": f"t{n:02}", "prompt": DOMAIN.solve(p), "completion": turn("Answer: 7"), "weight": 1.0}
+        for n, p in enumerate(PROBLEMS)
+    ],
 ).collect()
 PAIRS = frame(
     preferences,
     [
-        {"id": f"d{n:02}", "prompt": DOMAIN.solve(p), "chosen": turn("Answer: 7"), "rejected": turn("Answer: 8")}
+        {
+            "id": f"d{n:02}",
+            "prompt": DOMAIN.solve(p),
+            "chosen": turn("Answer: 7"),
+            "rejected": turn("Answer: 8"),
+            "weight": 1.0,
+            "smoothing": 0.0,
+        }
         for n, p in enumerate(PROBLEMS)
     ],
 ).collect()
 
 
 def train(strategy, start, folder, rows=ROWS, pairs=PAIRS, reference=None):
-    case = TrainCase(rows, pairs, start, reference, folder / "model", folder / "work", 1)
+    """`reference` is a folder, or folders with their shares."""
+    shares = reference if isinstance(reference, dict | None) else {reference: 1.0}
+    case = TrainCase(rows, pairs, start, shares, folder / "model", folder / "work", 1)
     return strategy(case)
 
 

@@ -6,14 +6,20 @@ import shutil
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 from runs import FAST, PAIRS, ROWS, contents, largest_difference
 
 from tasks.core import models
 from tasks.core.errors import ModelRefused
 from tasks.train import Lora, TrainCase
+from tasks.train.dpo import DPO
+from tasks.train.kto import KTO
+from tasks.train.nft import NFT
+from tasks.train.selm import SELM
 from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
+from tasks.train.t_reg import TReg
 from tasks.training.weights import load
 
 ROUNDS = "data/round={}/model"
@@ -123,3 +129,23 @@ def test_an_adapter_that_is_no_lora_is_not_loaded(project):
     get_peft_model(load(r0)[0], IA3Config(task_type="CAUSAL_LM")).save_pretrained(project / "other")
     with pytest.raises(ModelRefused, match="IA3"):
         adapted(project, "r1", project / "other", adapter=Lora(rank=4))
+
+
+ADAPTED = {
+    "dpo": (DPO, {}),
+    "selm": (SELM, {"max_tokens": 4}),
+    "t_reg": (TReg, {}),
+    "kto": (KTO, {}),
+    "nft": (NFT, {}),
+}
+
+
+@pytest.mark.parametrize(("strategy", "options"), ADAPTED.values(), ids=ADAPTED)
+def test_whatever_trains_can_train_an_adapter_alone(project, strategy, options):
+    r0, folder = project / ROUNDS.format("r0"), project / ROUNDS.format("r1")
+    labelled = ROWS.with_columns(label=pl.col("id") < "t20", group=pl.lit("g"))
+    trainer = strategy(**FAST | {"epochs": 1, "adapter": Lora(rank=4, merge=False)} | options)
+    trainer(TrainCase(labelled, PAIRS, r0, None, folder, project / "work", 1))
+    assert models.is_adapter(folder)
+    assert json.loads((folder / models.ADAPTER).read_text())["r"] == 4
+    assert largest_difference(folder, r0) > 1e-5

@@ -13,8 +13,16 @@ from tasks.core.frames import frame
 from tasks.core.roster import Models, Source
 from tasks.engines.fake import Fake
 from tasks.train import CURVE, Training
+from tasks.train.combine import Combine
+from tasks.train.dpo import DPO
+from tasks.train.kto import KTO
+from tasks.train.mistakes import MistakeTuning
+from tasks.train.nft import NFT
+from tasks.train.selm import SELM
+from tasks.train.sema import SEMA
 from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
+from tasks.train.t_reg import TReg
 
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
@@ -35,6 +43,7 @@ class Recorder(Training):
 
 class PairRecorder(Recorder):
     learns_from_preferences: ClassVar[bool] = True
+    has_reference: ClassVar[bool] = True
 
 
 ROW = {"id": "t1", "member": "answers", "prompt_id": "p1", "response_id": "r1", "model": "m1", "source": "responses",
@@ -108,7 +117,38 @@ def test_start_and_reference_are_folders_of_models(run, tmp_path, start, referen
     run(strategy, [ROW])
     [case] = strategy._cases
     assert case.start == tmp_path / start
-    assert case.reference == (None if reference == "start" else tmp_path / reference)
+    assert case.reference == (None if reference == "start" else {tmp_path / reference: 1.0})
+
+
+def test_a_reference_may_be_several_models_with_shares_that_sum_to_one(run, tmp_path):
+    strategy = PairRecorder(reference={"parent": 0.5, "base": 0.25, "anchor": 0.25})
+    assert strategy.opened_models() == {"parent", "base", "anchor"}
+    run(strategy, [ROW])
+    assert strategy._cases[0].reference == {
+        tmp_path / "parent": 0.5,
+        tmp_path / "base": 0.25,
+        tmp_path / "anchor": 0.25,
+    }
+    for shares in ({"parent": 0.5, "base": 0.4}, {"parent": 1.5, "base": -0.5}, {}, {"start": 1.0}):
+        with pytest.raises(ValidationError, match="reference"):
+            PairRecorder(reference=shares)
+
+
+def test_two_names_of_one_folder_are_one_model(tmp_path):
+    sources = {name: Source(Fake(), lambda: tmp_path) for name in ("parent", "base")}
+    shares = stage._reference_folders(PairRecorder(reference={"parent": 0.5, "base": 0.5}), Models(sources))
+    assert shares == {tmp_path: 1.0}
+
+
+def test_rows_of_training_are_no_matter_to_who_does_not_learn_from_them(run):
+    class PairsAlone(PairRecorder):
+        learns_from_training: ClassVar[bool] = False
+
+    strategy = PairsAlone()
+    assert run(strategy, [ROW | {"label": False}]).metrics == {"trained": 0.0}
+    assert run(strategy, [ROW | {"label": False}], [PAIR]).metrics["trained"] == 1.0
+    assert strategy._cases[0].training.is_empty()
+    assert not DPO.learns_from_training
 
 
 def test_a_reference_without_a_loss_that_has_one_is_refused():
@@ -134,11 +174,21 @@ def test_a_column_that_the_trainer_ignores_is_refused(run, table, column):
         used_columns: ClassVar[frozenset[str]] = frozenset({f"{table}.{column}"})
 
     assert run(Using(), **rows).metrics["trained"] == 1.0
-    for strategy in (SFTThenDPO(), PairRecorder()):
-        with pytest.raises(ParamsError, match=rf"(?s)collect\.mine.*\b{column}\b"):
-            run(strategy, **rows)
+    with pytest.raises(ParamsError, match=rf"(?s)collect\.mine.*\b{column}\b"):
+        run(PairRecorder(), **rows)
     rows[table][1] |= LONG
     assert run(PairRecorder(), **rows).metrics["trained"] == 1.0
+
+
+def test_what_each_strategy_honours():
+    rows = {"training.weight", "training.mask", "training.tag"}
+    pairs = {"preferences.weight", "preferences.smoothing"}
+    assert SFT.used_columns == rows
+    assert SFTThenDPO.used_columns == rows | pairs
+    assert DPO.used_columns == SELM.used_columns == TReg.used_columns == pairs
+    assert Combine.used_columns == SEMA.used_columns == rows
+    assert MistakeTuning.used_columns == NFT.used_columns == rows | {"training.label"}
+    assert KTO.used_columns == {"training.label", "training.tag"}
 
 
 def test_pairs_are_no_matter_to_who_does_not_learn_from_them(run):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.core.errors import Diverged
-from tasks.training.loop import PLOTTED, Schedule, arguments, in_order, on_one_device, watch
+from tasks.training.loop import PLOTTED, Schedule, arguments, at_intervals, in_order, on_one_device, watch
 
 
 @given(
@@ -55,6 +55,22 @@ def test_batches_hold_rows_of_like_length_in_an_order_drawn_by_the_seed():
     alike = {frozenset(order[i : i + 2]) for i in range(0, 8, 2)}
     assert alike == {frozenset(pair) for pair in ((1, 5), (3, 7), (2, 6), (0, 4))}
     assert len({tuple(in_order(lengths, 2, 1, seed)) for seed in range(20)}) > 5
+
+
+def test_old_rows_come_in_steps_of_their_own_at_intervals():
+    old = [n % 4 == 3 for n in range(40)]  # 30 new, 10 old ones, 4 a step, twice
+    schedule = Schedule(40, 2, 4, None, 0.1, 0)
+    order = at_intervals([1] * 40, old, schedule, 3)
+    steps = [order[n : n + 4] for n in range(0, 80, 4)]
+    assert Counter(order) == dict.fromkeys(range(40), 2)
+    assert len(steps) == schedule.steps
+    assert all(len(set(step)) == len(step) for step in steps)
+    kinds = "".join("o" if all(old[n] for n in step) else "n" for step in steps)
+    assert kinds == "nnnonnnonnnonnnonnno"
+    # 15 steps of new rows, 5 of old ones: what the interval leaves over comes last
+    kinds = ["o" if old[n] else "n" for n in at_intervals([1] * 40, old, schedule, 7)[::4]]
+    assert "".join(kinds) == "nnnnnnnonnnnnnnonooo"
+    assert at_intervals([1] * 40, [False] * 40, schedule, 3) == in_order([1] * 40, 4, 2, 0)
 
 
 @pytest.mark.parametrize(

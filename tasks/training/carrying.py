@@ -1,0 +1,46 @@
+"""Columns of a row that its loss needs, carried to it past TRL's collators."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
+
+
+class Carrying:
+    """Before one of TRL's trainers in a class's bases: batches have the columns `carried` of their rows, too. TRL's losses
+    would give what they do not know to the model, so a subclass takes them out first.
+    """
+
+    carried: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator = with_columns(self.data_collator, self.carried)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        self._signature_columns = sorted({*self._signature_columns, *self.carried})
+
+    def split(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A batch as TRL knows it, and the carried columns."""
+        return (
+            {n: v for n, v in batch.items() if n not in self.carried},
+            {n: v for n, v in batch.items() if n in self.carried},
+        )
+
+
+def with_columns(
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]], names: tuple[str, ...]
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """A collator whose batches also have these columns; lists are filled up with zeros at the end."""
+
+    def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return collate(rows) | {name: _tensor([row[name] for row in rows]) for name in names}
+
+    return collated
+
+
+def _tensor(values: list[Any]) -> torch.Tensor:
+    if not isinstance(values[0], list):
+        return torch.tensor(values)
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(v) for v in values], batch_first=True)
