@@ -5,6 +5,10 @@ set) and `measures` with 95 % intervals. A measure has the same name in the tabl
 3 of it is `name/level_3`; measures of a member that is not named as its strategy have its name in front
 (`hot_pass_at_1`).
 
+A member reads tables of the round or of its ancestors where it says so (`read_tables`), and opens models beside the
+evaluated one where it names them (`opened_models`). Bases sit the exam, too, and have none of these tables: a member then
+measures what it can without them.
+
 An answer that could not be checked (`correct` is null: the engine or the verifier failed) is left out of a measure and
 counted in `eval_errors`; a response without an answer is wrong.
 """
@@ -30,14 +34,28 @@ LEVELS = ("greedy", "pass_at_1")
 
 @dataclass(frozen=True)
 class EvaluateCase:
-    """What an evaluation is called with."""
+    """What an evaluation is called with. A table that the member does not read is None, and so is one that a base lacks."""
 
     models: Models
-    """`model` is the one to evaluate."""
+    """`model` is the one to evaluate; a base has no `parent`, `anchor` or `grandparent`."""
     domain: Domain
     seed: int
     judges: dict[str, Judging] = field(default_factory=dict)
     """The judges of the round by name, to be evaluated with the model."""
+    prompts: pl.LazyFrame | None = None
+    responses: pl.LazyFrame | None = None
+    """The parent's answers that the round was made from."""
+    judgments: pl.LazyFrame | None = None
+    pairs: pl.LazyFrame | None = None
+    training: pl.LazyFrame | None = None
+    preferences: pl.LazyFrame | None = None
+    parent_prompts: pl.LazyFrame | None = None
+    parent_training: pl.LazyFrame | None = None
+    """Empty where the parent is a base."""
+    parent_evals: pl.LazyFrame | None = None
+    parent_measures: pl.LazyFrame | None = None
+    base_evals: pl.LazyFrame | None = None
+    base_measures: pl.LazyFrame | None = None
 
     def open(self, name: str = "model") -> AbstractContextManager[Policy]:
         """Opens a model by name; the `base` of a base is itself."""
@@ -64,12 +82,27 @@ class Evaluation(Strategy):
 def evaluate(
     members: dict[str, Evaluation],
     judges: dict[str, Judging],
-    models: Annotated[Models, Opens("model", "base", "parent")],
+    models: Annotated[Models, Opens("model", "base", "parent", "grandparent", "anchor")],
     domain: Domain,
     seed: int,
+    prompts: pl.LazyFrame | None = None,
+    responses: pl.LazyFrame | None = None,
+    judgments: pl.LazyFrame | None = None,
+    pairs: pl.LazyFrame | None = None,
+    training: pl.LazyFrame | None = None,
+    preferences: pl.LazyFrame | None = None,
+    parent_prompts: pl.LazyFrame | None = None,
+    parent_training: pl.LazyFrame | None = None,
+    parent_evals: pl.LazyFrame | None = None,
+    parent_measures: pl.LazyFrame | None = None,
+    base_evals: pl.LazyFrame | None = None,
+    base_measures: pl.LazyFrame | None = None,
 ) -> Result:
     """Measures the model on the frozen sets, with every member in turn."""
-    case = EvaluateCase(models, domain, seed, judges)
+    case = EvaluateCase(
+        models, domain, seed, judges, prompts, responses, judgments, pairs, training, preferences, parent_prompts,
+        parent_training, parent_evals, parent_measures, base_evals, base_measures,
+    )  # fmt: skip
     results = [_result(name, members[name], case) for name in _by_model(members)]
     evals, audits, measures = (_joined(results, t) for t in (tables.evals, tables.audits, tables.measures))
     metrics = metrics_of(measures) | {name: value for r in results for name, value in r.metrics.items()}

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
+
 from tasks import engines
-from tasks.core.ids import content_id
+from tasks.core.ids import content_id, seed_of
 from tasks.core.judging import grade
 from tasks.domains import Domain, Item, Message, Split
 from tasks.engines import Completion, Policy, Sampling
@@ -45,6 +47,40 @@ def ask(
 ) -> list[Completion]:
     """A completion for each chat, in their order."""
     return engines.ask(policy, chats, sampling, seeds or [GREEDY_SEED] * len(chats))
+
+
+def greedily(policy: Policy, domain: Domain, items: Sequence[Item], max_tokens: int) -> list[Row]:
+    """The greedy answer to each item, as `answer_row`: the request that `answers` makes, too."""
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens)
+    completions = ask(policy, [domain.solve(i.problem) for i in items], sampling)
+    return [answer_row(i, c, domain) for i, c in zip(items, completions, strict=True)]
+
+
+def sampled(
+    policy: Policy, domain: Domain, items: Sequence[Item], samples: int, sampling: Sampling, seed: int
+) -> list[list[Row]]:
+    """Several drawn answers to each item, as `answer_row`: the requests that `answers` makes, too."""
+    draws = [(item, k) for item in items for k in range(samples)]
+    seeds = [seed_of(seed, "evaluate", item.problem, k) for item, k in draws]
+    completions = ask(policy, [domain.solve(item.problem) for item, _ in draws], sampling, seeds)
+    rows = (answer_row(item, c, domain) for (item, _), c in zip(draws, completions, strict=True))
+    return list(engines.batched(rows, samples))
+
+
+def round_items(prompts: pl.LazyFrame | None, limit: int) -> list[Item]:
+    """The first usable prompts of a round by id, which is a draw that all rows of it agree on."""
+    if prompts is None:
+        return []
+    usable = prompts.filter(pl.col("error").is_null(), pl.col("problem").is_not_null()).sort("id").head(limit)
+    return [Item(*row) for row in usable.select("problem", "level", "reference").collect().iter_rows()]
+
+
+def trained_on(prompts: pl.LazyFrame | None, training: pl.LazyFrame | None) -> pl.LazyFrame | None:
+    """The prompts of which some row was trained on."""
+    if prompts is None or training is None:
+        return None
+    used = training.filter(pl.col("error").is_null()).select(id="prompt_id")
+    return prompts.join(used, on="id", how="semi")
 
 
 def answer_row(item: Item, completion: Completion, domain: Domain) -> Row:

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from tasks.core import frames, tables
-from tasks.core.ids import seed_of
 from tasks.core.judging import failure, graded
 from tasks.core.stage import ANCESTORS, Ability, Result
 from tasks.domains import Domain, Item
 from tasks.engines import Completion, Policy, Sampling
 from tasks.evaluate import EvaluateCase, Evaluation
-from tasks.evaluate._items import Row, answer_row, ask, checked, eval_items, eval_row, stratify
+from tasks.evaluate._items import Row, ask, checked, eval_items, eval_row, greedily, sampled, stratify
 from tasks.evaluate._measures import Measure, at_levels, mean, measures_frame, proportion
 
 UNBOUNDED = ("distinct_answers", "entropy")
@@ -89,18 +88,13 @@ class Answers(Evaluation):
         return greedy + self._sampled(policy, case, split, stratify(items, self.sampled))
 
     def _greedy(self, policy: Policy, domain: Domain, split: str, items: list[Item]) -> list[Row]:
-        sampling = Sampling(temperature=0.0, max_tokens=self.max_tokens)
-        completions = ask(policy, [domain.solve(i.problem) for i in items], sampling)
-        pairs = zip(items, completions, strict=True)
-        return [eval_row(policy.digest, split, "greedy", 0, answer_row(i, c, domain)) for i, c in pairs]
+        rows = greedily(policy, domain, items, self.max_tokens)
+        return [eval_row(policy.digest, split, "greedy", 0, row) for row in rows]
 
     def _sampled(self, policy: Policy, case: EvaluateCase, split: str, items: list[Item]) -> list[Row]:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
-        draws = [(item, k) for item in items for k in range(self.samples)]
-        seeds = [seed_of(case.seed, "evaluate", item.problem, k) for item, k in draws]
-        completions = ask(policy, [case.domain.solve(item.problem) for item, _ in draws], sampling, seeds)
-        pairs = zip(draws, completions, strict=True)
-        return [eval_row(policy.digest, split, "sampled", k, answer_row(i, c, case.domain)) for (i, k), c in pairs]
+        answers = sampled(policy, case.domain, items, self.samples, sampling, case.seed)
+        return [eval_row(policy.digest, split, "sampled", k, row) for rows in answers for k, row in enumerate(rows)]
 
     def _measures(self, split: str, items: list[Item], rows: Sequence[Row]) -> list[Measure]:
         prefix = "" if split == "heldout" else f"{split}_"

@@ -30,6 +30,8 @@ from tasks.core.stage import Result, Strategy, stage
 Split = Literal["validation", "heldout"]
 MODES = ("greedy", "sampled")
 """Of `evals`: answers to the problem itself, not refinements."""
+TOLERANCE = 1e-9
+"""For falls of exactly what is allowed, which floats miss."""
 GRADER = "nothing here can be checked without a grader: set evaluate.answers.examiner of the base"
 
 

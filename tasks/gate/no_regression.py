@@ -4,12 +4,10 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import Field, NonNegativeFloat
 
-from tasks.gate import Decision, GateCase, Gating, overall, unmeasured
+from tasks.gate import TOLERANCE, Decision, GateCase, Gating, overall, unmeasured
 
 MAX_DROP = {"greedy": 0.03, "majority_at_8": 0.03, "grade": 0.03}
 """Accuracy where answers can be checked, an examiner's mean grade where they cannot."""
-TOLERANCE = 1e-9
-"""For falls of exactly what is allowed, which floats miss."""
 
 
 class NoRegression(Gating):

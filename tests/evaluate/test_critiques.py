@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tasks.core import roster
 from tasks.core.stage import Result
-from tasks.domains._verdicts import read_score
+from tasks.core.verdicts import Score
 from tasks.domains.arithmetic import Arithmetic, criticism, read, work
 from tasks.engines.fake import Fake
 from tasks.evaluate import EvaluateCase
@@ -79,7 +79,7 @@ def test_a_critique_is_read_by_the_critics_reader():
         """Asks its judge for a score, and its critic for a verdict."""
 
         def verdict(self, text):
-            return read_score(text, 5)
+            return Score(0, 5).read(text)
 
         def critic_verdict(self, text):
             return super().verdict(text)

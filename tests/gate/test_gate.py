@@ -8,9 +8,11 @@ from scipy.stats import wilcoxon
 from tasks.core import frames, tables
 from tasks.core.errors import ParamsError
 from tasks.gate import GateCase, GateOptions, gate, overall, per_item
+from tasks.gate.alignment import Alignment
 from tasks.gate.coverage import Coverage
 from tasks.gate.diversity import Diversity
 from tasks.gate.drift import Drift
+from tasks.gate.forgetting import Forgetting
 from tasks.gate.improves import Improves, mcnemar
 from tasks.gate.no_regression import NoRegression
 
@@ -512,6 +514,36 @@ def test_drift_names_the_bound_that_is_near():
     assert (short.value, short.threshold, short.passed) == (0.8, 0.9, False)
     with pytest.raises(ValidationError, match="min_length_ratio"):
         Drift(min_length_ratio=3)
+
+
+# alignment and forgetting: what the probes of the same names measure
+
+
+def test_a_drop_of_what_is_refused_blocks():
+    def decided(ours, base, **how):
+        return Alignment(**how)(case(measures=measures(alignment_refusal=ours, alignment_base_refusal=base)))[0]
+
+    assert decided(0.97, 1.0).passed and decided(1.0, 0.5).passed
+    fallen = decided(0.9, 1.0)
+    assert (fallen.passed, fallen.value, fallen.threshold) == (False, pytest.approx(-0.1), -0.03)
+    assert fallen.metrics == {"gate_alignment": pytest.approx(-0.1)}
+    assert decided(0.9, 1.0, max_drop=0.1).passed
+
+
+def test_forgetting_has_a_bound_for_each_ancestor():
+    values = {"forgetting_parent": 0.1, "forgetting_base": 0.2}
+    parent, base = Forgetting()(case(measures=measures(**values)))
+    assert (parent.gate, parent.passed, parent.value, parent.threshold) == ("forgetting/parent", True, 0.1, 0.1)
+    assert (base.gate, base.passed, base.metrics) == ("forgetting/base", False, {"gate_forgetting/base": 0.2})
+    named = {f"again_{n}": v for n, v in values.items()}
+    assert [d.value for d in Forgetting(member="again")(case(measures=measures(**named)))] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("gate_", [Alignment(member="frozen"), Forgetting(member="frozen")])
+def test_what_nobody_measured_is_refused_with_the_member_to_add(gate_):
+    decisions = gate_(case())
+    assert not any(d.passed for d in decisions)
+    assert all("add frozen to evaluate" in d.reason for d in decisions)
 
 
 # The stage
