@@ -85,19 +85,22 @@ def round_add(
         typer.Option("--recipe", help="How it is made; `flywheel recipes` lists them (default: defaults.recipe)."),
     ] = None,
     anchor: Annotated[
-        str | None, typer.Option("--anchor", help="Another base or round whose model or tables its strategies use.")
+        str | None,
+        typer.Option(
+            "--anchor", help="Another base or round whose model or tables its strategies use (default: the recipe's)."
+        ),
     ] = None,
     like: Annotated[
         str | None, typer.Option("--like", help="A round whose recipe, anchor and settings it copies.")
     ] = None,
     set_: Settings = None,
 ) -> None:
-    """Append a round to params.yaml; its comments stay."""
+    """Append a round to params.yaml, after those of its recipe's phases, which --set and --anchor leave alone; comments stay."""
     from tasks.project.edit import add_round
 
-    add_round(ROOT, name, parent, set_, recipe=recipe, anchor=anchor, like=like)
+    added = add_round(ROOT, name, parent, set_, recipe=recipe, anchor=anchor, like=like)
     typer.echo(
-        f"params.yaml has {name} now; `flywheel run {name}` runs it, `flywheel round show {name}` shows its values."
+        f"params.yaml has {', '.join(added)} now; `flywheel run {name}` runs it, `flywheel round show {name}` shows its values."
     )
 
 
@@ -119,12 +122,13 @@ def round_list() -> None:
 
 @round_app.command("remove")
 def round_remove(name: Name) -> None:
-    """Remove a round from params.yaml, unless others descend from it. Its data stay."""
+    """Remove a round and those of its phases from params.yaml, unless others descend from it. Its data stay."""
     from tasks.project.edit import remove_round
 
-    remove_round(ROOT, name)
-    data = f"; its files are still in data/round={name}" if (ROOT / f"data/round={name}").exists() else ""
-    typer.echo(f"params.yaml no longer has {name}{data}.")
+    removed = remove_round(ROOT, name)
+    folders = [f"data/round={n}" for n in removed if (ROOT / f"data/round={n}").exists()]
+    data = f"; its files are still in {', '.join(folders)}" if folders else ""
+    typer.echo(f"params.yaml no longer has {', '.join(removed)}{data}.")
 
 
 @base_app.command("add")
@@ -169,7 +173,7 @@ def recipes() -> None:
 
 @recipe_app.command("show")
 def recipe_show(name: Annotated[str, typer.Argument(help="A recipe, such as sharpen.")]) -> None:
-    """A recipe: what it does, its paper, its settings."""
+    """A recipe: what it does, its paper, its phases, its settings."""
     from tasks.views.settings import show_recipe
 
     show_recipe(ROOT, name)
@@ -307,6 +311,19 @@ def schema(
     from tasks.project import schema as schemas
 
     typer.echo(json.dumps(schemas.of_recipe() if recipe else schemas.of_params(), indent=2))
+
+
+@app.command(rich_help_panel="Files")
+def methods(
+    write: Annotated[bool, typer.Option("--write", help="Write docs/methods.md instead of printing it.")] = False,
+) -> None:
+    """Every strategy and recipe with what it does, its source and its parameters, as Markdown."""
+    from tasks.views import methods as views
+
+    if write:
+        typer.echo(f"{views.FILE} was written again." if views.write(ROOT) else f"{views.FILE} is up to date.")
+    else:
+        typer.echo(views.render(ROOT), nl=False)
 
 
 @app.command(rich_help_panel="Services")

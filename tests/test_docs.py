@@ -13,6 +13,7 @@ import projects
 import pytest
 
 from tasks.core.stage import stages
+from tasks.views import methods
 
 pytestmark = pytest.mark.timeout(600)
 DOCS = projects.HERE / "docs"
@@ -77,6 +78,11 @@ def test_the_table_of_inputs_and_outputs_is_that_of_the_code():
         assert codes(own) == [i.argument for i in read if not i.ancestor], stage.name
         assert codes(ancestors) == [i.argument for i in read if i.ancestor], stage.name
         assert codes(written) == list(stage.outputs), stage.name
+
+
+def test_the_page_of_methods_is_that_of_the_code():
+    written = (projects.HERE / methods.FILE).read_text()
+    assert written == methods.render(projects.HERE), "run `flywheel methods --write`, and commit docs/methods.md"
 
 
 @pytest.fixture(scope="module")

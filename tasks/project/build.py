@@ -12,9 +12,8 @@ from tasks.engines import Engine
 from tasks.project import recipes
 from tasks.project.blocks import EXAM, FILE, Block, Defaults, RosterModel, Settings, plugin_values
 from tasks.project.problems import Problems
-from tasks.project.recipes import plain
+from tasks.project.recipes import NAME, plain
 
-NAME = r"[a-z][a-z0-9_]{0,40}"
 BASE_KEYS = ("seed", "domain", "engine", "base", *EXAM)
 ROUND_KEYS = ("parent", "base", "seed", "recipe", "anchor", "set")
 REQUIRED = ("prompts", "generate", "judge", "evaluate")
@@ -150,18 +149,19 @@ class Builder:
                 if key in (*EXAM, "base", "domain", "engine")
                 else f"there is no such stage; {suggest(key, own)}"
             )
-            self.problems.once(f"recipes/{recipe}.yaml: stages.{key}: {problem}")
+            self.problems.once(f"{recipes.place(recipe)}.{key}: {problem}")
         blocks = plain(content.stages)
         self._check_removals(changes, blocks, path)
         return recipes.expand(blocks, f"recipe {recipe}", plain(changes), stages())
 
-    def _read_recipe(self, name: str, path: str) -> recipes.Recipe | None:
+    def _read_recipe(self, name: str, path: str) -> recipes.Recipe | recipes.Phase | None:
         try:
-            return recipes.read(self.root, name)
+            return recipes.part(self.root, name)
         except UnknownName as error:
             self.problems.add(path, str(error).partition(": ")[2])
-        except ParamsError as error:
-            self.problems.once(str(error))
+        except ParamsError:
+            for problem in recipes.problems(self.root, name):
+                self.problems.once(problem)
         return None
 
     def _check_removals(self, changes: dict[str, Any], recipe: dict[str, Any], path: str) -> None:
@@ -280,14 +280,16 @@ def recipe_stages() -> list[Stage]:
 
 
 def location(origins: Mapping[str, str], key: str, path: str) -> str:
-    """Where a value of a round is written: `recipes/sharpen.yaml: stages.…` or `rounds.r2.set.…`."""
+    """Where a value of a round is written: `recipes/sharpen.yaml: stages.…` or `rounds.r2.set.…`; in a phase of a recipe
+    `recipes/NAME.yaml: phases.PHASE.stages.…`.
+    """
     prefix = key
     while prefix and prefix not in origins:
         prefix = prefix.rpartition(".")[0]
     within = {origin for at, origin in origins.items() if at.startswith(f"{key}.")}
     origin = "set" if "set" in within else origins.get(prefix, "set")
     return (
-        f"recipes/{origin.removeprefix('recipe ')}.yaml: stages.{key}"
+        f"{recipes.place(origin.removeprefix('recipe '))}.{key}"
         if origin.startswith("recipe ")
         else f"{path}.set.{key}"
     )

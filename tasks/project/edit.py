@@ -3,7 +3,8 @@
 import io
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
-from tasks.core.errors import FlywheelError, UnknownName
+from tasks.core.errors import FlywheelError, ParamsError, UnknownName
 from tasks.core.stage import stages
 from tasks.project import pipeline, recipes
+from tasks.project.blocks import Defaults
 from tasks.project.params import FILE, Pipeline, plain, read, validate
+from tasks.project.phases import Line, Rounds, anchor_of, beside, lines
 
 STATE = ".flywheel"
 """Folder of locks and of the state of services; not under version control."""
@@ -75,37 +78,90 @@ def add_round(
     recipe: str | None = None,
     anchor: str | None = None,
     like: str | None = None,
-) -> None:
-    """Appends a round. With `like`, it copies that round's recipe, anchor and settings, which its own override.
+) -> list[str]:
+    """Appends a round, after one for each phase of its recipe; returns their names. With `like`, it copies that round's
+    recipe, anchor and settings, which its own override, and the phases copy those of that round's phases.
 
     Raises:
-        ParamsError, UnknownName, FlywheelError: when the round would be invalid; nothing is written then.
+        ParamsError, UnknownName, FlywheelError: when a round would be invalid; nothing is written then.
     """
+    added: list[str] = []
 
     def change(content: CommentedMap) -> None:
-        rounds = content.get("rounds")
-        if rounds is None:
-            rounds = content["rounds"] = CommentedMap()
-        _check_free(content, name)
-        known = [*content["bases"], *rounds]
-        if parent not in known:
-            raise UnknownName("base or round", parent, known, FILE)
-        if like is not None and like not in rounds:
-            raise UnknownName("round to copy from", like, rounds, FILE)
-        template = plain(rounds[like]) if like else {}
-        block = CommentedMap(parent=parent, base=parent if parent in content["bases"] else rounds[parent]["base"])
-        block["seed"] = max([b.get("seed", 0) for b in rounds.values()], default=0) + 1
-        for key, value in (("recipe", recipe or template.get("recipe")), ("anchor", anchor or template.get("anchor"))):
-            if value is not None:
-                block[key] = value
+        rounds, default = _rounds(content), _default_recipe(content)
+        _check_names(content, name, parent, like)
         own = _settings(settings or [], {"parent": "--parent names it", "base": "it follows from the parent"})
-        for key in {"seed", "recipe", "anchor"} & own.keys():
-            block[key] = own.pop(key)
-        if changes := recipes.merged(template.get("set") or {}, own, stages()):
-            block["set"] = _flow(CommentedMap(changes))
-        rounds[name] = _flow(block)
+        named = {"recipe": recipe or (rounds[like].get("recipe") if like else None), "anchor": anchor}
+        given = {k: v for k, v in named.items() if v is not None}
+        given |= {k: own.pop(k) for k in ("seed", "recipe", "anchor") if k in own}
+        copied = _copied(root, like, rounds, default) if like else {}
+        for line in _lines(root, name, parent, str(given.get("recipe") or default), rounds):
+            _check_free(content, line.name)
+            phase = None if line.name == name else line.recipe
+            template, values = copied.get(phase, {}), {"recipe": phase} if phase else given
+            changes = recipes.merged(template.pop("set", {}), {} if phase else own, stages())
+            rounds[line.name] = _flow(_round(line, rounds, template | values, changes))
+            added.append(line.name)
 
     edit(root, change)
+    return added
+
+
+def _rounds(content: CommentedMap) -> CommentedMap:
+    if content.get("rounds") is None:
+        content["rounds"] = CommentedMap()
+    return content["rounds"]
+
+
+def _default_recipe(content: CommentedMap) -> str:
+    return (content.get("defaults") or {}).get("recipe") or Defaults().recipe
+
+
+def _check_names(content: CommentedMap, name: str, parent: str, like: str | None) -> None:
+    _check_free(content, name)
+    known = [*content["bases"], *content["rounds"]]
+    if parent not in known:
+        raise UnknownName("base or round", parent, known, FILE)
+    if like is not None and like not in content["rounds"]:
+        raise UnknownName("round to copy from", like, content["rounds"], FILE)
+
+
+def _lines(root: Path, name: str, parent: str, recipe: str, rounds: Rounds) -> list[Line]:
+    """What a recipe writes; of one that cannot be read the round alone, for the validation to report."""
+    try:
+        return lines(name, parent, recipe, recipes.part(root, recipe), rounds)
+    except (UnknownName, ParamsError):
+        return [Line(name, name, recipe, parent, None)]
+
+
+def _copied(root: Path, like: str, rounds: Rounds, default: str) -> dict[str | None, dict[str, Any]]:
+    """`set`, and an anchor that is not its recipe's, of a round (None) and of those of its phases (`recipe.phase`)."""
+    phases = beside(like, rounds[like].get("recipe") or default, rounds)
+    names = {None: like} | {rounds[n]["recipe"]: n for n in phases}
+    return {phase: _beyond_recipe(root, like, n, rounds, default) for phase, n in names.items()}
+
+
+def _beyond_recipe(root: Path, main: str, name: str, rounds: Rounds, default: str) -> dict[str, Any]:
+    block = plain(rounds[name])
+    values = {k: block[k] for k in ("anchor", "set") if block.get(k) is not None}
+    recipe = block.get("recipe") or default
+    with suppress(FlywheelError):
+        line = Line(name, main, recipe, block["parent"], recipes.part(root, recipe).anchor)
+        if anchor_of(line, rounds) == values.get("anchor"):
+            values.pop("anchor", None)
+    return values
+
+
+def _round(line: Line, rounds: Rounds, given: dict[str, Any], changes: dict[str, Any]) -> CommentedMap:
+    """A round as it is written, with its recipe's anchor where none is `given`."""
+    block = CommentedMap(parent=line.parent, base=rounds[line.parent]["base"] if line.parent in rounds else line.parent)
+    values = {"seed": max([b.get("seed", 0) for b in rounds.values()], default=0) + 1} | given
+    if "anchor" not in given and (anchor := anchor_of(line, rounds)):
+        values["anchor"] = anchor
+    block.update({key: values[key] for key in ("seed", "recipe", "anchor") if key in values})
+    if changes:
+        block["set"] = _flow(CommentedMap(changes))
+    return block
 
 
 def _check_free(content: CommentedMap, name: str) -> None:
@@ -151,12 +207,13 @@ def _setting(setting: str) -> tuple[str, Any]:
         raise FlywheelError(f"--set {setting}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from error
 
 
-def remove_round(root: Path, name: str) -> None:
-    """Removes a round from params.yaml; its files stay.
+def remove_round(root: Path, name: str) -> list[str]:
+    """Removes a round, and those of its recipe's phases that were written with it; their files stay. Returns their names.
 
     Raises:
-        FlywheelError: when other rounds descend from it, or name it as their anchor.
+        FlywheelError: when other rounds descend from one of them, or name it as their anchor.
     """
+    removed: list[str] = []
 
     def change(content: CommentedMap) -> None:
         rounds = content.get("rounds") or {}
@@ -164,14 +221,17 @@ def remove_round(root: Path, name: str) -> None:
             if name in content["bases"]:
                 raise FlywheelError(f"{name} is a base, not a round; bases cannot be removed")
             raise UnknownName("round", name, rounds, FILE)
-        for key in ("parent", "anchor"):
-            if users := [n for n, b in rounds.items() if b.get(key) == name]:
+        removed.extend([*beside(name, rounds[name].get("recipe") or _default_recipe(content), rounds), name])
+        for gone, key in product(removed, ("parent", "anchor")):
+            if users := [n for n, b in rounds.items() if b.get(key) == gone and n not in removed]:
                 raise FlywheelError(
-                    f"{name} is the {key} of {', '.join(users)}; remove these first, or give them another {key}"
+                    f"{gone} is the {key} of {', '.join(users)}; remove these first, or give them another {key}"
                 )
-        del rounds[name]
+        for gone in removed:
+            del rounds[gone]
 
     edit(root, change)
+    return removed
 
 
 def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str] | None = None) -> None:

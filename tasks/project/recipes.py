@@ -10,23 +10,51 @@
 
 A stage's block maps members to their parameters; `strategy` defaults to the member's name. A round changes its recipe's
 settings by `set`, in nested maps or with dotted keys. Null removes a member.
+
+A method that trains several models in a round has phases. Each is a round of its own, which `flywheel round add` writes
+before the main one (tasks/project/phases.py); params.yaml names its settings as `recipe: NAME.PHASE`.
+
+    parent: second           the phase that the main round descends from; left out: the round's own parent
+    anchor: base             the main round's anchor: base, parent, grandparent or a phase; left out: none
+    phases:
+      first: {when: from_base, anchor: base, stages: {…}}
+      second: {parent: first, stages: {…}}
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field
 from ruamel.yaml import YAML, YAMLError
 
-from tasks.core.errors import ParamsError, UnknownName
+from tasks.core.errors import ParamsError, UnknownName, suggest
 from tasks.core.plugin import Params
-from tasks.core.stage import Stage
+from tasks.core.stage import ANCESTORS, Stage
+from tasks.project.problems import Problems
 
 FOLDER = Path("recipes")
+NAME = r"[a-z][a-z0-9_]{0,40}"
+"""Names of bases, rounds, members and phases."""
+RELATIVES = ("base", "parent", "grandparent")
+"""Anchors that a recipe can name without a phase."""
+
+
+class Phase(Params):
+    """A round that a recipe writes before its main one."""
+
+    when: Literal["always", "from_base"] = "always"
+    """`from_base`: only where the round that is added starts from a base."""
+    parent: str | None = None
+    """The earlier phase that it descends from; null is the parent of the round that is added."""
+    anchor: str | None = None
+    """Its anchor: `base`, `parent`, `grandparent` (of this phase), or an earlier phase; null is none."""
+    stages: dict[str, Any]
+    """Settings by stage."""
 
 
 class Recipe(Params):
@@ -40,6 +68,12 @@ class Recipe(Params):
     """The method in a few lines."""
     differs: str = ""
     """Where this one differs from the paper, and why."""
+    parent: str | None = None
+    """The phase that the main round descends from; null is the parent that `flywheel round add` names."""
+    anchor: str | None = None
+    """The main round's anchor: `base`, `parent`, `grandparent`, or a phase; null is none."""
+    phases: dict[str, Phase] = Field({}, max_length=26)
+    """Rounds that are written before the main one, in this order."""
     stages: dict[str, Any]
     """Settings by stage."""
 
@@ -55,7 +89,7 @@ class Settings:
 
 def names(root: Path) -> list[str]:
     """The names of all recipes, in alphabetical order."""
-    return sorted(p.stem for p in (root / FOLDER).glob("*.yaml"))
+    return sorted(p.stem for p in (root / FOLDER).glob("*.yaml") if "." not in p.stem)
 
 
 def read(root: Path, name: str) -> Recipe:
@@ -63,24 +97,94 @@ def read(root: Path, name: str) -> Recipe:
 
     Raises:
         UnknownName: when there is no such file.
-        ParamsError: when the file is not a recipe.
+        ParamsError: when the file is not a recipe; a line for each problem.
     """
+    recipe, wrong = _read(root, name)
+    if recipe is None or wrong:
+        raise ParamsError("\n".join(wrong))
+    return recipe
+
+
+def part(root: Path, name: str) -> Recipe | Phase:
+    """What a round's `recipe` names: a recipe, or one of its phases as `recipe.phase`.
+
+    Raises:
+        UnknownName, ParamsError: as `read`.
+    """
+    file, dot, phase = name.partition(".")
+    recipe = read(root, file if file in names(root) else name)
+    if dot and phase not in recipe.phases:
+        raise UnknownName("phase", name, [f"{file}.{known}" for known in recipe.phases], str(FOLDER))
+    return recipe.phases[phase] if dot else recipe
+
+
+def problems(root: Path, name: str) -> tuple[str, ...]:
+    """What is wrong in the file of a recipe or of a phase `recipe.phase`, each with file and key."""
+    return _read(root, name.partition(".")[0])[1]
+
+
+def place(name: str) -> str:
+    """Where the settings of a recipe or of a phase `recipe.phase` are written."""
+    file, dot, phase = name.partition(".")
+    return f"{FOLDER}/{file}.yaml: {f'phases.{phase}.' if dot else ''}stages"
+
+
+def _read(root: Path, name: str) -> tuple[Recipe | None, tuple[str, ...]]:
     path = root / FOLDER / f"{name}.yaml"
     if name not in names(root):
         raise UnknownName("recipe", name, names(root), str(FOLDER))
     stat = path.stat()
-    return _read(path, f"{FOLDER}/{name}.yaml", stat.st_mtime_ns, stat.st_size)
+    return _parsed(path, f"{FOLDER}/{name}.yaml", stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, label: str, mtime_ns: int, size: int) -> Recipe:
+def _parsed(path: Path, label: str, mtime_ns: int, size: int) -> tuple[Recipe | None, tuple[str, ...]]:
+    """The recipe of a file, and what is wrong with it."""
     try:
-        return Recipe.model_validate(plain(YAML(typ="safe").load(path.read_text(encoding="utf-8"))))
-    except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg'].lower()}" for e in error.errors()]
-        raise ParamsError(f"{label} is not a recipe: {'; '.join(lines)}") from error
+        content = plain(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except (YAMLError, ValueError, TypeError, RecursionError) as error:  # keys that are lists, and anchors in a loop
-        raise ParamsError(f"{label} is not valid YAML: {error}") from error
+        return None, (f"{label} is not valid YAML: {error}",)
+    wrong = Problems(label)
+    return _validated(content, wrong), tuple(wrong)
+
+
+def _validated(content: Any, wrong: Problems) -> Recipe | None:
+    def at(path: str) -> str:
+        return f"{wrong.file}: {path.strip('.')}" if path.strip(".") else wrong.file
+
+    raw = content.get("phases") if isinstance(content, dict) else None
+    phases = raw if isinstance(raw, dict) else {}
+    for key, problem in _wrong_names(content, phases):
+        wrong.add(at(key), problem)
+    if phases:
+        valid = {name: wrong.model(Phase, phase, f"phases.{name}", at) for name, phase in phases.items()}
+        content = content | {"phases": {name: phase for name, phase in valid.items() if phase is not None}}
+    return wrong.model(Recipe, content, "", at)  # type: ignore[no-any-return]
+
+
+def _wrong_names(content: Any, phases: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names of phases that cannot be, or that nothing needs, and parents and anchors that do not exist, as (key, problem)."""
+    order = list(phases)
+    needed = [p.get(key) for p in (*phases.values(), content) if isinstance(p, dict) for key in ("parent", "anchor")]
+    for number, (name, phase) in enumerate(phases.items()):
+        if not re.fullmatch(NAME, name) or name in ANCESTORS:
+            yield f"phases.{name}", "a name is a lower-case letter followed by letters, digits or _, and no ancestor's"
+        if name not in needed:
+            yield f"phases.{name}", "is needed by nothing; name it as the `parent` or `anchor` of what comes after it"
+        yield from _wrong_relatives(phase, f"phases.{name}.", order[:number], order)
+    yield from _wrong_relatives(content, "", order, order)
+
+
+def _wrong_relatives(part: Any, at: str, earlier: list[str], order: list[str]) -> Iterator[tuple[str, str]]:
+    for key, known in (("parent", earlier), ("anchor", [*RELATIVES, *earlier])):
+        value = part.get(key) if isinstance(part, dict) else None
+        if not isinstance(value, str) or value in known:
+            continue
+        if value in order:
+            yield f"{at}{key}", f"{value!r} does not come before it; name an earlier phase, or change their order"
+        else:
+            kind = "phase" if key == "parent" else "ancestor or phase"
+            yield f"{at}{key}", f"there is no {kind} {value!r}; {suggest(value, known)}"
 
 
 def expand(recipe: Mapping[str, Any], origin: str, changes: Mapping[str, Any], stages: Mapping[str, Stage]) -> Settings:

@@ -52,8 +52,10 @@ def of_recipe() -> dict[str, Any]:
     defs: dict[str, Any] = {}
     own = {s.name: _stage(s, defs) for s in stages().values() if s.bases == "no" and s.name not in EXAM}
     whole = Recipe.model_json_schema()
-    whole["properties"]["stages"] = _object(own, [])
-    return {"$schema": DRAFT, "$defs": defs, **whole, "title": "Flywheel recipe"}
+    defs |= whole.pop("$defs")
+    for part in (whole, defs["Phase"]):
+        part["properties"]["stages"] = {"$ref": "#/$defs/stages"}
+    return {"$schema": DRAFT, "$defs": defs | {"stages": _object(own, [])}, **whole, "title": "Flywheel recipe"}
 
 
 def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

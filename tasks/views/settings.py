@@ -63,25 +63,45 @@ def _text(value: Any) -> str:
 
 
 def show_recipes(root: Path, console: Console | None = None) -> None:
-    """Prints a line per recipe."""
-    table = Table("recipe", "what it does", box=None, pad_edge=False)
+    """Prints a line per recipe, with its phases where it has some."""
+    table = Table("recipe", "what it does", "phases", box=None, pad_edge=False)
     for name in recipes.names(root):
-        table.add_row(name, recipes.read(root, name).title)
+        recipe = recipes.read(root, name)
+        table.add_row(name, recipe.title, ", ".join(recipe.phases))
     (console or _console()).print(table)
 
 
 def show_recipe(root: Path, name: str, console: Console | None = None) -> None:
-    """Prints a recipe: title, paper, loop, differences from the paper, settings."""
-    recipe, console = recipes.read(root, name), console or _console()
+    """Prints a recipe: title, paper, loop, differences from the paper, phases, settings. A phase shows its whole recipe."""
+    recipes.part(root, name)  # raises for a phase that it does not have
+    name, console = name.partition(".")[0], console or _console()
+    recipe = recipes.read(root, name)
     console.print(Text(f"{name}: {recipe.title}", style="bold"))
     for title, text in (("Paper", recipe.paper), ("Loop", recipe.loop), ("Differs", recipe.differs)):
         if text:
-            console.print(Text(f"\n{title}", style="bold"))
-            console.print(Text(text.strip()))
-    settings = io.StringIO()
-    YAML().dump(recipe.stages, settings)
-    console.print(Text("\nSettings", style="bold"))
-    console.print(Text(settings.getvalue().rstrip()))
+            _print_part(console, title, text)
+    for phase, part in recipe.phases.items():
+        _print_part(console, f"Phase {name}.{phase}{_relatives(part)}", _yaml(part.stages))
+    _print_part(console, f"Settings{_relatives(recipe)}", _yaml(recipe.stages))
+
+
+def _relatives(part: recipes.Recipe | recipes.Phase) -> str:
+    """When a phase is written, and what a part descends from and has as its anchor."""
+    when = "only from a base" if isinstance(part, recipes.Phase) and part.when == "from_base" else ""
+    named = {"parent": part.parent, "anchor": part.anchor}
+    words = [when, *(f"{kind} {value}" for kind, value in named.items() if value)]
+    return f" ({text})" if (text := ", ".join(filter(None, words))) else ""
+
+
+def _print_part(console: Console, title: str, text: str) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
+    console.print(Text(text.strip()))
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    text = io.StringIO()
+    YAML().dump(settings, text)
+    return text.getvalue()
 
 
 def _console() -> Console:

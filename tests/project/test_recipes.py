@@ -1,6 +1,7 @@
 """Recipes: read, and expanded into the settings of a round: defaults < recipe < set, each value with where it comes from."""
 
 import random
+import shutil
 
 import projects
 import pytest
@@ -11,6 +12,7 @@ from wrong import edited
 from tasks.core.errors import ParamsError, UnknownName
 from tasks.core.stage import stages
 from tasks.project import recipes
+from tasks.project.edit import add_round
 from tasks.project.params import Block, load_params, validate
 
 SMALL = recipes.plain(projects.SMALL)
@@ -171,15 +173,16 @@ def test_a_recipe_that_was_edited_is_read_anew(root):
 
 
 @pytest.mark.parametrize("name", recipes.names(projects.HERE))
-def test_every_recipe_of_the_project_makes_a_valid_round_and_says_whose_method_it_is(name):
-    content = projects.values(projects.HERE)
-    anchor = {"anchor": "r1"} if "anchor" in (projects.HERE / f"recipes/{name}.yaml").read_text() else {}
-    content["rounds"] = {
-        "r1": {"parent": "r0", "base": "r0"},
-        "r2": {"parent": "r1", "base": "r0", "recipe": name} | anchor,
-    }
-    assert validate(content, projects.HERE).block("r2").recipe == name
-    recipe = recipes.read(projects.HERE, name)
+def test_every_recipe_of_the_project_makes_valid_rounds_and_says_whose_method_it_is(root, name):
+    """From a base, unless it needs a grandparent, and from a round."""
+    shutil.copy(projects.HERE / "params.yaml", root)
+    text, recipe = (root / f"recipes/{name}.yaml").read_text(), recipes.read(root, name)
+    anchor = "r1" if recipe.anchor is None and "anchor" in text else None
+    first = "r2" if "grandparent" in text else add_round(root, "b1", "r0", recipe=name, anchor=anchor)[-1]
+    *phases, last = add_round(root, "b2", first, recipe=name, anchor=anchor)
+    blocks = load_params(root).blocks
+    assert blocks[last].recipe == name
+    assert {blocks[n].recipe for n in phases} <= {f"{name}.{phase}" for phase in recipe.phases}
     assert "arXiv:" in recipe.paper
     assert recipe.loop
     assert recipe.differs

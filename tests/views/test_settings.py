@@ -106,6 +106,11 @@ def test_a_recipe_is_shown_with_its_paper_and_settings():
         shown(show_recipe, projects.HERE, "sharpn")
 
 
+def test_a_phase_that_a_recipe_does_not_have_is_not_shown(root):
+    with pytest.raises(UnknownName, match=r"no phase 'sharpen\.first'"):
+        shown(show_recipe, projects.HERE, "sharpen.first")
+
+
 def test_a_recipe_without_a_paper_is_shown_without_it(root):
     text = shown(show_recipe, root, "small")
     assert "Paper" not in text
