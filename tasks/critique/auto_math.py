@@ -2,32 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import polars as pl
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from tasks.core import frames, tables
-from tasks.core.ids import content_id, seed_of
+from tasks.core.ids import seed_of
 from tasks.core.stage import Ability, Result
 from tasks.critique import CritiqueCase, Critiquing
+from tasks.critique._rows import Attempt, Row, answers, critique, refinement, result
 from tasks.domains import Domain, Message
 from tasks.engines import Completion, Policy, Sampling, ask
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An answer to criticise, beside the answer that its prompt should have."""
-
-    response_id: str
-    prompt_id: str
-    problem: str
-    response: str
-    target: str
-    correct: bool
 
 
 class AutoMathCritique(Critiquing):
@@ -73,16 +57,16 @@ class AutoMathCritique(Critiquing):
         """
         attempts = self.attempts(case)
         if not attempts:
-            return _result([], [], rates([], [], []))
+            return result([], [], rates([], [], []))
         with case.models.open(self.model) as policy:
             critiques = self._criticise(policy, case.domain, attempts)
             refinements = self._refine(policy, case, attempts, critiques)
         self._keep(attempts, critiques, refinements)
-        return _result(critiques, refinements, rates(attempts, critiques, refinements))
+        return result(critiques, refinements, rates(attempts, critiques, refinements))
 
     def attempts(self, case: CritiqueCase) -> list[Attempt]:
         """The answers to criticise: wrong ones up to the limits, then correct ones, each drawn by seed."""
-        rows = _answers(case)
+        rows = answers(case)
         rows.sort(key=lambda a: (seed_of("critique", case.seed, a.response_id), a.response_id))
         wrong = _first_per_prompt([a for a in rows if not a.correct], self.per_prompt)[: self.limit]
         correct = _first_per_prompt([a for a in rows if a.correct], 1)
@@ -104,7 +88,7 @@ class AutoMathCritique(Critiquing):
         sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
         completions = ask(policy, chats, sampling, seeds)
         return [
-            _refinement(policy, case.domain, *draw, completion)
+            refinement(policy, case.domain, *draw, completion)
             for draw, completion in zip(draws, completions, strict=True)
         ]
 
@@ -134,16 +118,6 @@ def rates(attempts: Sequence[Attempt], critiques: Sequence[Row], refinements: Se
     }
 
 
-def _answers(case: CritiqueCase) -> list[Attempt]:
-    """Every answer to a prompt that has a target; equal texts of a prompt once, the first by id."""
-    answered = case.responses.filter(pl.col("answer").is_not_null() & pl.col("error").is_null())
-    targets = case.targets.select("prompt_id", "problem", "target")
-    rows = answered.join(targets, on="prompt_id").sort("id").collect()
-    rows = rows.unique(["prompt_id", "response"], keep="first", maintain_order=True)
-    columns = rows.select("id", "prompt_id", "problem", "response", "target", pl.col("answer") == pl.col("target"))
-    return [Attempt(*row) for row in columns.iter_rows()]
-
-
 def _first_per_prompt(attempts: Sequence[Attempt], count: int) -> list[Attempt]:
     """The first so many of each prompt."""
     places: Counter[str] = Counter()
@@ -155,47 +129,8 @@ def _first_per_prompt(attempts: Sequence[Attempt], count: int) -> list[Attempt]:
     return first
 
 
-def _result(critiques: Sequence[Row], refinements: Sequence[Row], metrics: dict[str, float]) -> Result:
-    rows = {"critiques": critiques, "refinements": refinements}
-    return Result({name: frames.frame(tables.TABLES[name], own) for name, own in rows.items()}, metrics)
-
-
 def _critique(policy: Policy, domain: Domain, attempt: Attempt, chat: list[Message], completion: Completion) -> Row:
     verdict = domain.critic_verdict(completion.text)
     error = completion.error or verdict.error or ("no verdict" if verdict.passed is None else None)
-    return {
-        "id": content_id("critique", attempt.response_id, policy.digest, completion.text),
-        "response_id": attempt.response_id,
-        "prompt_id": attempt.prompt_id,
-        "prompt": chat,
-        "critique": completion.text,
-        "wrong_step": None if error else verdict.wrong_step,
-        "verdict": None if error else "pass" if verdict.passed else "fail",
-        "target": attempt.target,
-        "refinements": 0,
-        "successes": 0,
-        "kept": False,
-        "model": policy.digest,
-        "error": error,
-    }
-
-
-def _refinement(
-    policy: Policy, domain: Domain, attempt: Attempt, critique: Row, sample: int, completion: Completion
-) -> Row:
-    answer = None if completion.error else domain.answer(completion.text)
-    tokens, logprob = completion.tokens, completion.logprob
-    return {
-        "id": content_id("refinement", critique["id"], sample, completion.text),
-        "critique_id": critique["id"],
-        "response_id": attempt.response_id,
-        "prompt_id": attempt.prompt_id,
-        "sample": sample,
-        "response": completion.text,
-        "answer": answer,
-        "success": None if answer is None else answer == attempt.target,
-        "mean_logprob": logprob / tokens if logprob is not None and tokens else None,
-        "hinted": True,
-        "model": policy.digest,
-        "error": completion.error or (None if answer is not None else "no answer"),
-    }
+    read = {"wrong_step": verdict.wrong_step, "verdict": "pass" if verdict.passed else "fail"} if not error else {}
+    return critique(attempt, chat, completion.text, policy.digest) | read | {"error": error}

@@ -14,6 +14,12 @@ from tasks.core import frames, tables
 from tasks.core.stage import Strategy, stage
 from tasks.core.targets import targets
 
+COLUMNS = (
+    "prompt_id", "chosen_id", "chosen", "chosen_score", "rejected_id", "rejected", "rejected_score", "source",
+)  # fmt: skip
+PLAIN = {"weight": 1.0, "smoothing": 0.0}
+"""Of a pair that counts fully and is surely the right way round."""
+
 
 @dataclass(frozen=True)
 class PairCase:
@@ -23,6 +29,8 @@ class PairCase:
     """The usable ones, with their reward as `score`, and the filter's `kept` and `rank`."""
     targets: pl.LazyFrame
     """`prompt_id`, `problem`, `response_id`, `target`: the answer that the filter likes best, where it kept one."""
+    judgments: pl.LazyFrame
+    """Of every judge, the reward's among them."""
     refinements: pl.LazyFrame
     anchor_responses: pl.LazyFrame | None = None
     """Of the round that this one names as its anchor, to the prompts of that round; None without one."""
@@ -37,7 +45,8 @@ class Pairing(Strategy):
 
     def __call__(self, case: PairCase) -> pl.LazyFrame:
         """`prompt_id, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source`, with both
-        completions as text. The stage leaves out equal texts and pairs whose scores are less than `min_margin` apart.
+        completions as text, and `weight` (1 where it is left out) and `smoothing` (0) where the method has them. The
+        stage leaves out equal texts and pairs whose scores are less than `min_margin` apart.
         """
         raise NotImplementedError
 
@@ -57,8 +66,9 @@ def pair(
     if not members:
         return frames.frame(tables.pairs)
     rated, prompt_targets = _rated(responses, judgments, filtered), targets(prompts, responses, filtered)
-    case = PairCase(rated, prompt_targets, refinements, anchor_responses, anchor_judgments)
+    case = PairCase(rated, prompt_targets, judgments, refinements, anchor_responses, anchor_judgments)
     pairs = pl.concat([_pairs(member, case, name) for name, member in members.items()])
+    pairs = _with_models(pairs, [t for t in (responses, refinements, anchor_responses) if t is not None])
     reward = judgments.filter("reward").select(judge="member").head(1)
     rows = pairs.join(prompts.select("prompt", prompt_id="id"), on="prompt_id").join(reward, how="cross")
     own = frames.ids("member", "prompt_id", "chosen_id", "rejected_id")
@@ -69,8 +79,17 @@ def pair(
 def _pairs(strategy: Pairing, case: PairCase, member: str) -> pl.LazyFrame:
     gap = pl.col("chosen_score") - pl.col("rejected_score")
     pairs = strategy(case).filter(gap >= strategy.min_margin, pl.col("chosen") != pl.col("rejected"))
-    columns = [c for c in tables.pairs.schema.names if c not in ("id", "member", "prompt", "judge")]
-    return pairs.select(*columns, member=pl.lit(member))
+    given = pairs.collect_schema()
+    plain = {name: pl.lit(value) for name, value in PLAIN.items() if name not in given}
+    return pairs.with_columns(**plain).select(*COLUMNS, *PLAIN, member=pl.lit(member))
+
+
+def _with_models(pairs: pl.LazyFrame, written: list[pl.LazyFrame]) -> pl.LazyFrame:
+    """With the digests of the weights that wrote the two completions."""
+    authors = pl.concat([table.select("id", "model") for table in written]).unique("id")
+    for side in ("chosen", "rejected"):
+        pairs = pairs.join(authors.rename({"id": f"{side}_id", "model": f"{side}_model"}), on=f"{side}_id", how="left")
+    return pairs
 
 
 def _rated(responses: pl.LazyFrame, judgments: pl.LazyFrame, filtered: pl.LazyFrame) -> pl.LazyFrame:

@@ -3,6 +3,7 @@
 import polars as pl
 
 from tasks.pair import PairCase, Pairing
+from tasks.pair._choices import with_texts
 
 
 class BestWorst(Pairing):
@@ -33,7 +34,4 @@ class BestWorst(Pairing):
         pairs = ends.filter(pl.col("chosen_score") - pl.col("rejected_score") >= self.min_margin)
         if self.min_reward is not None:
             pairs = pairs.filter(pl.col("chosen_score") >= self.min_reward)
-        for side in ("chosen", "rejected"):
-            texts = case.responses.select(pl.col("id").alias(f"{side}_id"), pl.col("response").alias(side))
-            pairs = pairs.join(texts, on=f"{side}_id")
-        return pairs.with_columns(source=pl.lit("responses"))
+        return with_texts(pairs, case.responses)

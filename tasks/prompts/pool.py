@@ -6,30 +6,22 @@ of a batch are seeded by the round's seed and the number of problems written bef
 
 import random
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import polars as pl
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from tasks.core.ids import content_id, seed_of
-from tasks.core.stage import Ability
-from tasks.domains import Message
-from tasks.engines import Policy, Request, Sampling, turns
-from tasks.prompts import FROZEN, PromptsCase, Screening
-from tasks.prompts._screen import Intake, Problem, usable
+from tasks.prompts import FROZEN, PromptsCase
+from tasks.prompts._agreement import agreement
+from tasks.prompts._screen import Problem, usable
+from tasks.prompts._writing import Draft, Writing, sample
 
 MIN_SIGNAL = 0.1
 """No level's signal counts as less: a level that was easy is sampled again now and then."""
 
 
-class FewShot(NamedTuple):
-    """A request for one new problem, and the problems that it shows."""
-
-    examples: list[Problem]
-    request: Request
-
-
-class Pool(Screening):
+class Pool(Writing):
     """Few-shot self-instruction (Self-Instruct, Wang et al. 2022, arXiv:2212.10560).
 
     The author sees problems of a pool: the domain's seeds, and what the parent's round and this one accepted. A level is
@@ -43,15 +35,10 @@ class Pool(Screening):
     our reading.
     """
 
-    needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"count": 12, "evaluation": {"heldout": 50}}
 
     model: str = "parent"
     """Which model writes: an ancestor (`parent`, `base`, `anchor`, `grandparent`) or a model of the roster."""
-    count: PositiveInt = 700
-    """How many problems to accept; writing stops as soon as there are so many."""
-    max_attempts: PositiveInt = 4
-    """Problems written at most, as a multiple of `count`."""
     seeds: PositiveInt = 175
     """Seed problems of the domain in the pool."""
     examples: NonNegativeInt = 8
@@ -62,14 +49,6 @@ class Pool(Screening):
     """Weight of each level; null gives the levels of the seeds equal weights."""
     frontier: bool = True
     """Weight levels by their learning signal, once the parent has answered problems."""
-    batch: PositiveInt = 256
-    """Problems written at a time; the next batch sees what this one added to the pool."""
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature of the author."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus that the author samples from."""
-    max_tokens: PositiveInt = 128
-    """Longest problem, in tokens."""
 
     def opened_models(self) -> frozenset[str]:
         """The author."""
@@ -82,10 +61,10 @@ class Pool(Screening):
         pool = list({p.id: p for p in (*seeds, *usable(case.prompts), *case.known)}.values())
         intake, weights = self.intake(case, pool), self.weights(case, seeds)
         with case.models.open(self.model) as policy:
-            while size := self._batch_size(intake):
+            while size := self.batch_size(intake):
                 rng = random.Random(seed_of(case.seed, "pool", len(intake.rows)))
                 sources = _by_source([*pool, *intake.accepted])
-                self._write([self._few_shot(case, rng, weights, *sources) for _ in range(size)], policy, intake)
+                self.write([self._few_shot(case, rng, weights, *sources) for _ in range(size)], policy, intake)
         return intake.table()
 
     def weights(self, case: PromptsCase, seeds: Sequence[Problem]) -> dict[int | None, float]:
@@ -96,9 +75,6 @@ class Pool(Screening):
         signals = learning_signals(case.prompts, case.responses)
         return {level: w * max(MIN_SIGNAL, signals.get(level, 1.0)) for level, w in prior.items()}
 
-    def _batch_size(self, intake: Intake) -> int:
-        return min(self.batch, self.count - len(intake.accepted), self.max_attempts * self.count - len(intake.rows))
-
     def _few_shot(
         self,
         case: PromptsCase,
@@ -106,41 +82,19 @@ class Pool(Screening):
         weights: dict[int | None, float],
         people: list[Problem],
         models: list[Problem],
-    ) -> FewShot:
+    ) -> Draft:
         level = rng.choices(list(weights), list(weights.values()))[0] if weights else None
-        from_model = _sample(rng, _of_level(models, level), self.model_examples)
-        examples = _sample(rng, _of_level(people, level), self.examples - len(from_model)) + from_model
+        from_model = sample(rng, _of_level(models, level), self.model_examples)
+        examples = sample(rng, _of_level(people, level), self.examples - len(from_model)) + from_model
         rng.shuffle(examples)
-        return FewShot(examples, self._request(case.domain.write([p.text for p in examples], level), rng))
-
-    def _request(self, messages: list[Message], rng: random.Random) -> Request:
-        sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens)
-        return Request(turns(messages), sampling, rng.getrandbits(63))
-
-    def _write(self, batch: list[FewShot], policy: Policy, intake: Intake) -> None:
-        """Has a batch written, and screens it in the order of its requests."""
-        completions = dict(policy.sample([b.request for b in batch]))
-        for index, few_shot in enumerate(batch):
-            text, error = completions[index].text, completions[index].error
-            item = None if error else intake.domain.parse(text)
-            parents = [p.id for p in few_shot.examples]
-            reason = f"failed: {error}" if error else None
-            intake.add(item, text, reason, source="model", parents=parents, model=policy.digest)
+        return Draft(examples, self.request(case.domain.write([p.text for p in examples], level), rng))
 
 
 def learning_signals(prompts: pl.LazyFrame, responses: pl.LazyFrame) -> dict[int, float]:
     """By level, the mean over prompts of 2√(p(1 − p)), in [0, 1]; p is the share of the prompt's most frequent answer among
     its responses without an error, 0 where none of them has an answer.
     """
-    valid = responses.filter(pl.col("error").is_null())
-    votes = valid.filter(pl.col("answer").is_not_null()).group_by("prompt_id", "answer").agg(votes=pl.len())
-    majority = votes.group_by("prompt_id").agg(pl.col("votes").max())
-    shares = (
-        valid.group_by("prompt_id")
-        .agg(k=pl.len())
-        .join(majority, on="prompt_id", how="left")
-        .select("prompt_id", p=pl.col("votes").fill_null(0) / pl.col("k"))
-    )
+    shares = agreement(responses).group_by("prompt_id").agg(p=pl.col("share").max().fill_null(0))
     by_level = (
         shares.join(prompts.select(pl.col("id").alias("prompt_id"), "level"), on="prompt_id")
         .drop_nulls("level")
@@ -157,7 +111,3 @@ def _by_source(pool: list[Problem]) -> tuple[list[Problem], list[Problem]]:
 
 def _of_level(pool: list[Problem], level: int | None) -> list[Problem]:
     return [p for p in pool if p.level == level] or pool
-
-
-def _sample(rng: random.Random, pool: list[Problem], count: int) -> list[Problem]:
-    return rng.sample(pool, min(count, len(pool)))

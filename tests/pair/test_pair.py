@@ -76,7 +76,7 @@ def pairs(*case, **more) -> list[tuple]:
 
 
 def test_the_best_is_chosen_over_the_worst_in_trl_columns():
-    rows = run(BestWorst(), [response("a1", 0.5), response("a2", 1.0), response("a3", 0.0)])
+    rows = run(BestWorst(), [response("a1", 0.5), response("a2", 1.0, model="m"), response("a3", 0.0, model="n")])
 
     assert rows.to_dicts() == [
         {
@@ -90,6 +90,10 @@ def test_the_best_is_chosen_over_the_worst_in_trl_columns():
             "rejected_id": "a3",
             "chosen_score": 1.0,
             "rejected_score": 0.0,
+            "chosen_model": "m",
+            "rejected_model": "n",
+            "weight": 1.0,
+            "smoothing": 0.0,
             "judge": "r",
             "source": "responses",
         }

@@ -1,0 +1,36 @@
+"""What the tuned model says against what the untuned one says."""
+
+import polars as pl
+
+from tasks.pair import PairCase, Pairing
+from tasks.pair._choices import LIKELIEST, with_texts
+
+
+class BeforeAfter(Pairing):
+    """Self-reinforcement (Tong et al. 2024, arXiv:2405.04086): on questions without labels, the answer of the fine-tuned
+    model is preferred to that of the model that it was tuned from.
+
+    Our reading: each model speaks with its likeliest answer (by mean log-probability, then the first by id), and the
+    paper's self-filtering is the reward, which must prefer the tuned model's answer too, by `min_margin`. Both models
+    answer in this round, as with `generate: {ensemble: {models: [parent, base]}}`.
+    """
+
+    after: str = "parent"
+    """Author of the chosen answers: the tuned model."""
+    before: str = "base"
+    """Author of the rejected answers: the model before tuning."""
+
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, case: PairCase) -> pl.LazyFrame:
+        """One candidate a prompt that both models answered."""
+        after, before = (self._likeliest(case, author) for author in (self.after, self.before))
+        chosen = after.select("prompt_id", chosen_id="id", chosen_score="score")
+        rejected = before.select("prompt_id", rejected_id="id", rejected_score="score")
+        return with_texts(chosen.join(rejected, on="prompt_id"), case.responses)
+
+    def _likeliest(self, case: PairCase, author: str) -> pl.LazyFrame:
+        own = case.responses.filter(pl.col("author") == author).sort(**LIKELIEST)
+        return own.unique("prompt_id", keep="first", maintain_order=True)
