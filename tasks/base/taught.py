@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SHARES = {
-    **{"solve": 0.15, "write": 0.03, "judge": 0.05, "critique": 0.04, "refine": 0.03},
-    **{"grade": 0.07, "steps": 0.05, "compare": 0.14, "together": 0.07, "truth": 0.06, "know": 0.02, "agree": 0.04},
-    **{"feedback": 0.05, "revise": 0.03, "retry": 0.02, "hint": 0.03, "refuse": 0.02, "imitate": 0.06, "mutate": 0.04},
+    **{"solve": 0.15, "write": 0.03, "judge": 0.06, "critique": 0.04, "refine": 0.03},
+    **{"grade": 0.08, "compare": 0.15, "together": 0.07, "truth": 0.06, "know": 0.02, "agree": 0.04, "feedback": 0.04},
+    **{"revise": 0.03, "retry": 0.02, "hint": 0.02, "refuse": 0.02, "imitate": 0.07, "mutate": 0.07},
 }
 """Shares of the roles. Without documents of the old ones they would be forgotten."""
 ALIKE = {
-    **dict.fromkeys(("grade", "steps", "feedback"), "judge"),
-    **dict.fromkeys(("compare", "together", "agree", "hint", "truth", "know"), "solve"),
+    **dict.fromkeys(("grade", "feedback"), "judge"),
+    **dict.fromkeys(("compare", "together", "agree", "hint", "truth", "know", "mutate"), "solve"),
     **dict.fromkeys(("revise", "retry", "refuse"), "refine"),
-    **dict.fromkeys(("imitate", "mutate"), "write"),
+    "imitate": "write",
 }
 """The role whose tag a new role's tag starts as, but for noise."""
 CLOSING = (
-    TRUE, FALSE, *(f"Score: {n}" for n in range(6)), *(f"Choice: {c}" for c in ("A", "B", "tie")), "Scores: ", "Steps: ",
+    TRUE, FALSE, *(f"Score: {n}" for n in range(6)), *(f"Choice: {c}" for c in ("A", "B", "tie")), "Scores: ",
     "Feedback: ", "Answer: unknown", "All is right.", " is wrong.", "Line ",
 )  # fmt: skip
 """What closes a document of a new role: single tokens, which weigh more in the loss."""
@@ -65,7 +65,7 @@ class Taught(Origin):
     """Folder of the base to teach, as strategy `scratch` makes it."""
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """The digest that it must have; null accepts any."""
-    documents: PositiveInt = 120_000
+    documents: PositiveInt = 104_000
     """Documents in all."""
     shares: dict[str, PositiveFloat] = SHARES
     """Weights of the roles among them; the domain must be able to write each."""

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from tasks.core.verdicts import Pass, Verdict, shield
+from tasks.core.verdicts import Form, Pass, Verdict, shield
 from tasks.domains._roles import FALSE, PREFERENCE, TRUE, Message, Roles
 
 __all__ = ["FALSE", "PREFERENCE", "TRUE", "Domain", "Item", "Message", "Roles", "Split", "Verdict", "shield"]
@@ -103,6 +103,12 @@ class Domain(Roles):
     def verdict(self, text: str) -> Verdict:
         """Reads what the judge wrote, by its closing line; a text that has none is an error, never a fail."""
         return Pass().read(text)
+
+    def read(self, form: Form, text: str) -> Verdict:
+        """Reads what a judge wrote that was asked to close with a form; as the form does, unless the domain's models close
+        otherwise.
+        """
+        return form.read(text)
 
     def critic_verdict(self, text: str) -> Verdict:
         """Reads what the critic wrote; as `verdict`, unless a domain asks its judge for another form, such as a score."""

@@ -19,6 +19,7 @@ from tasks.domains._stories import (
     in_range,
     judgment,
     of_split,
+    said_mark,
     slip,
     tell,
     work,
@@ -92,12 +93,6 @@ def _grade(domain: "Arithmetic", rng: random.Random, level: int, split: Split) -
     )
 
 
-def _steps(domain: "Arithmetic", rng: random.Random, level: int, split: Split) -> Document:
-    problem, response, lines = _checked(rng, level, split)
-    marks = " ".join(str(int(right)) for _, right in lines)
-    return domain.grade_steps(problem, response, Steps()), "\n".join([*(line for line, _ in lines), f"Steps: {marks}"])
-
-
 def _compare(domain: "Arithmetic", rng: random.Random, level: int, split: Split) -> Document:
     choice = rng.choice(("A", "B", "A", "B", "tie"))
     while True:
@@ -107,20 +102,24 @@ def _compare(domain: "Arithmetic", rng: random.Random, level: int, split: Split)
         a, b = first[-1] == truth[-1], second[-1] == truth[-1]
         if choice == ("tie" if a == b else "A" if a else "B"):
             break
-    solved = f"{work(story, truth)}, A {first[-1]}, B {second[-1]}"
     chat = domain.compare(tell(story, rng), work(story, first), work(story, second))
-    return chat, f"{solved}\nChoice: {choice}"
+    return chat, f"{_solved(story, [first, second])}\nChoice: {choice}"
 
 
 def _together(domain: "Arithmetic", rng: random.Random, level: int, split: Split) -> Document:
     story, _ = of_split(rng, split, level)
     answers = attempts(rng, story, rng.randint(2, 4), rng.choice((0.06, 0.12, 0.25)))
-    truth, ends = story.values(), [values[-1] for values in answers]
-    scores = " ".join("10" if end == truth[-1] else "1" for end in ends)
-    chat = domain.grade_together(
-        tell(story, rng), [work(story, values) for values in answers], Steps(len(answers), 1, 10, "Scores")
-    )
-    return chat, f"{work(story, truth)}, {' '.join(map(str, ends))}\nScores: {scores}"
+    scores = " ".join("10" if values[-1] == story.values()[-1] else "1" for values in answers)
+    form = Steps(len(answers), 1, 10, "Scores")
+    chat = domain.grade_together(tell(story, rng), [work(story, values) for values in answers], form)
+    return chat, f"{_solved(story, answers)}\nScores: {scores}"
+
+
+def _solved(story: Story, answers: list[list[int]]) -> str:
+    """The days worked, and each answer's end against the true one, as a judge's last line has it."""
+    *days, end = work(story, story.values()).split("\n")
+    due = story.values()[-1]
+    return "\n".join([*days, *(f"{end}, said {values[-1]}: {said_mark(due, values[-1])}" for values in answers)])
 
 
 def _truth(domain: "Arithmetic", rng: random.Random, level: int, split: Split) -> Document:
@@ -203,7 +202,6 @@ LESSONS: dict[str, Callable[["Arithmetic", random.Random, int, Split], Document]
     "truth": _truth,
     "know": _know,
     "agree": _agree,
-    "steps": _steps,
     "feedback": _feedback,
     "revise": _revise,
     "retry": _retry,

@@ -206,9 +206,10 @@ def criticism(story: Story, response: str) -> list[str]:
 def judgment(story: Story, response: str) -> list[str]:
     """A true judgment of it: every line checked, then the bare verdict."""
     checked = list(checks(story, response))
-    lines = [f"{line}, said {claim}: {_mark(due, claim)}" for line, due, claim in checked]
+    lines = [f"{line}, said {claim}: {said_mark(due, claim)}" for line, due, claim in checked]
     return [*lines, "Verdict: correct" if all(due == claim for _, due, claim in checked) else "Verdict: wrong"]
 
 
-def _mark(due: int, claim: int) -> str:
+def said_mark(due: int, claim: int) -> str:
+    """How a claimed value compares with the due one."""
     return "right" if claim == due else "too high" if claim > due else "too low"

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.core.verdicts import Form
+from tasks.core.verdicts import Form, Steps
 from tasks.domains import Domain, Item, Message, Split, Verdict, shield
 from tasks.domains._lessons import LESSONS, UNKNOWN, unclear
 from tasks.domains._marks import mark
@@ -164,8 +164,18 @@ class Arithmetic(Domain):
         return _chat("compare", problem, shield(first), shield(second))
 
     def grade_steps(self, problem: str, response: str, form: Form) -> list[Message]:
-        """Judge: check each line, then a mark for each."""
-        return _chat("steps", problem, shield(response))
+        """Judge: check each line, which is what the role `judge` does; `read` takes the marks from its lines."""
+        return self.judge(problem, response)
+
+    def read(self, form: Form, text: str) -> Verdict:
+        """As the form reads it. A `Steps` of role `judge` has a line for each step, of which the two numbers are compared."""
+        lines = [_CHECKED.fullmatch(line) for line in text.strip().split("\n")[:-1]]
+        if not isinstance(form, Steps) or form.marker != Steps().marker or not lines or not all(lines):
+            return form.read(text)
+        if self.verdict(text).error:
+            return Verdict(None, error=self.verdict(text).error)
+        grades = tuple(float(int(line[1]) == int(line[2])) for line in lines if line)
+        return form.verdict(" ".join(str(int(grade)) for grade in grades), text)
 
     def grade_together(self, problem: str, responses: Sequence[str], form: Form) -> list[Message]:
         """Judge: work the problem, copy all final answers, then points for each."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tasks.core.verdicts import Score, Steps, closing_line
 from tasks.domains import Domain
 from tasks.domains._lessons import LESSONS, claims, points, unclear
-from tasks.domains._stories import first_wrong, of_split, tell
+from tasks.domains._stories import attempt, checks, judgment, of_split, tell
 from tasks.domains.arithmetic import Arithmetic, read
 
 DOMAIN = Arithmetic()
@@ -82,13 +82,16 @@ def test_a_comparison_chooses_the_right_answer(seed, level):
 
 
 @given(DRAWS, LEVELS)
-def test_marks_of_steps_are_the_verifiers(seed, level):
-    chat, completion = DOMAIN.document(random.Random(seed), "steps", level, 0.0)
-    problem, response = parts(chat)
-    verdict = Steps(level + 1).read(completion)
-    assert verdict.error is None
-    if first_wrong(read(problem), response) is None:
-        assert set(verdict.steps) == {1.0}
+def test_marks_of_steps_are_read_from_the_judges_lines(seed, level):
+    rng = random.Random(seed)
+    story, response = attempt(rng, "train", level, rng.random() < 0.5, slips=0.3)
+    text = "\n".join(judgment(story, response))
+    verdict = DOMAIN.read(Steps(level + 1), text)
+    assert verdict.steps == tuple(float(due == claim) for _, due, claim in checks(story, response))
+    assert DOMAIN.read(Steps(level + 2), text).error
+    assert DOMAIN.read(Steps(), f"{text}\nand so on").error
+    assert DOMAIN.read(Score(0, 5), "Score: 4").score == 0.8
+    assert DOMAIN.read(Steps(2, 1, 10, "Scores"), "Scores: 10 1").steps == (1.0, 0.0)
 
 
 @given(DRAWS, LEVELS)

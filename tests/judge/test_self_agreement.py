@@ -1,0 +1,43 @@
+"""One call shows the samples and says on what they agree; answers that equal it score 1."""
+
+from asked import PROBLEM, judged
+
+from tasks.engines.fake import Fake
+from tasks.judge.self_agreement import SelfAgreement
+
+ANSWERS = ["11", "13", "11", None]
+ROWS = [{"id": str(n), "response": f"way {n}, so {a}", "answer": a} for n, a in enumerate(ANSWERS, 1)]
+
+
+def test_answers_that_equal_the_agreed_one_score_1():
+    asked = judged(SelfAgreement(), ROWS, lambda prompt, seed: "Two say 11, one says 13.\nMost agree on 11")
+    assert asked.column() == {"1": 1.0, "2": 0.0, "3": 1.0, "4": None}
+    assert asked.column("verdict") == {"1": "pass", "2": "fail", "3": "pass", "4": None}
+    assert "no answer" in asked.rows["4"]["error"]
+    [prompt] = asked.prompts
+    assert PROBLEM in prompt
+    assert all(f"way {n}, so" in prompt for n in (1, 2, 3))
+    assert "way 4" not in prompt
+
+
+def test_so_many_solutions_are_shown_whatever_the_order_of_the_rows():
+    member, says = SelfAgreement(solutions=2), lambda prompt, seed: "11"
+    asked = judged(member, ROWS, says)
+    assert asked.prompts[0].count("Solution ") == 2
+    assert judged(member, ROWS, says, order=lambda rows: rows[::-1]).prompts == asked.prompts
+
+
+def test_equal_solutions_count_as_often_as_they_were_sampled():
+    same = [{"id": n, "response": "so 11", "answer": "11"} for n in "abc"]
+    assert judged(SelfAgreement(), same, lambda prompt, seed: "11").prompts[0].count("so 11") == 3
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_for_all():
+    for more in ({"engine": Fake(error_rate=1.0)}, {}):
+        asked = judged(SelfAgreement(), ROWS, lambda prompt, seed: "  ", **more)
+        assert set(asked.column().values()) == {None}
+
+
+def test_without_answers_no_model_is_loaded():
+    asked = judged(SelfAgreement(), ROWS[3:], None, engine=Fake(down=True))
+    assert asked.column() == {"4": None}
