@@ -14,6 +14,12 @@ class Labelled(Collecting):
     """Reward from which an answer is labelled true, in the reward's own units; null takes the reward judge's verdict, and
     leaves out answers of which it said neither pass nor fail."""
 
+    kept_only: bool = False
+    """Only answers that the filter kept, such as the balanced classes of `process_outcome`."""
+
     def __call__(self, case: CollectCase) -> Rows:
         """One row for each judged response."""
-        return Rows(after_prompt(case.prompts, judged(case, self.min_reward), "responses"))
+        answers = judged(case, self.min_reward)
+        if self.kept_only:
+            answers = answers.join(case.filtered.filter("kept").select(response_id="id"), on="response_id", how="semi")
+        return Rows(after_prompt(case.prompts, answers, "responses"))

@@ -5,7 +5,8 @@ The rules, in the order in which they apply; the first that objects is the reaso
 - `judge/NAME` a judge that it must also pass (`require`) scored it too low; `no_judge/NAME` that judge has no score for
   it, because it did not run or could not be parsed;
 - the strategy's own rule on the reward (`score`);
-- `duplicate` of a better response to the same prompt; `rank` enough better ones for its prompt were kept;
+- `duplicate` of a better response to the same prompt, by text or by path (`distinct`); `rank` enough better ones for its
+  prompt were kept;
 - whatever the strategy adds.
 
 "Better" is: higher reward, then higher score of the judge `rank_by` (by default the mean log-probability), then id.
@@ -13,14 +14,19 @@ The rules, in the order in which they apply; the first that objects is the reaso
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import polars as pl
 from pydantic import NonNegativeInt, PositiveInt
 
 from tasks.core import tables
-from tasks.core.stage import Strategy, stage
+from tasks.core.roster import Models
+from tasks.core.stage import Opens, Strategy, stage
+from tasks.filter._paths import path
 
 NO_MARGIN = pl.lit(None, pl.Float64)
+NO_MODELS = Models({})
+"""For whoever calls a filter that opens none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class FilterCase:
     prompts: pl.LazyFrame
     responses: pl.LazyFrame
     judgments: pl.LazyFrame
+    models: Models = NO_MODELS
 
 
 class Filtering(Strategy):
@@ -37,6 +44,9 @@ class Filtering(Strategy):
 
     per_prompt: PositiveInt = 1
     """Most responses kept a prompt."""
+    distinct: Literal["text", "path"] = "text"
+    """What makes two responses to a prompt duplicates: equal texts, or the equal list of equations by which RFT keeps only
+    different reasoning paths (Yuan et al. 2023, arXiv:2308.01825); one without an equation is compared by its text."""
     rank_by: str | None = None
     """Judge that ranks responses of equal reward; null ranks by mean log-probability: the likeliest first."""
     require: dict[str, float] = {}
@@ -74,16 +84,18 @@ class Filtering(Strategy):
         )
 
     def best(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Keeps the `per_prompt` best different texts of each prompt; `rank` misses by places."""
+        """Keeps the `per_prompt` best different responses of each prompt; `rank` misses by places."""
         candidate = pl.col("reason").is_null()
         # hashes are sorted with the rows and not texts, and compared for all columns together
-        rows = better_first(rows.with_columns(text=pl.col("response").hash()), within="prompt_id")
-        rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
-        repeated = ~pl.struct("prompt", "text", candidate).hash().is_first_distinct()
-        rows = drop(rows, {"duplicate": (repeated, NO_MARGIN)})
+        rows = drop_duplicates(better_first(rows.with_columns(text=self.identity()), within="prompt_id"))
         so_far = candidate.cum_sum()
         place = so_far - pl.when(pl.col("prompt").diff() != 0).then(so_far - candidate).forward_fill().fill_null(0)
         return drop(rows, {"rank": (place > self.per_prompt, place - self.per_prompt)})
+
+    def identity(self) -> pl.Expr:
+        """A hash of what makes responses to a prompt duplicates, see `distinct`."""
+        response = pl.col("response")
+        return (response if self.distinct == "text" else path(response)).hash()
 
     def _scored(self, case: FilterCase) -> pl.LazyFrame:
         scores = case.judgments.select("member", "reward", "score", id="response_id")
@@ -106,10 +118,15 @@ class Filtering(Strategy):
 
 @stage(outputs=[tables.filtered])
 def filter(
-    strategy: Filtering, prompts: pl.LazyFrame, responses: pl.LazyFrame, judgments: pl.LazyFrame
+    strategy: Filtering,
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    judgments: pl.LazyFrame,
+    models: Annotated[Models, Opens("parent", "base", "anchor", "grandparent")] = NO_MODELS,
 ) -> pl.LazyFrame:
     """Every response, kept or dropped, by prompt; the kept ones of a prompt ranked from 1, the best."""
-    rows = strategy(FilterCase(prompts, responses, judgments)).with_columns(kept=pl.col("reason").is_null())
+    case = FilterCase(prompts, responses, judgments, models)
+    rows = strategy(case).with_columns(kept=pl.col("reason").is_null())
     place = pl.col("kept").cum_sum().over(pl.col("prompt_id").hash())  # hashes: a third less time than the ids take
     rows = rows.with_columns(rank=pl.when("kept").then(place).cast(pl.Int32))
     return rows.select(tables.filtered.schema.names).sort("prompt_id", "id")
@@ -123,6 +140,13 @@ def drop(rows: pl.LazyFrame, rules: Mapping[str, tuple[pl.Expr, pl.Expr]]) -> pl
         reason = pl.when(now).then(pl.lit(name)).otherwise(reason)
         margin = pl.when(now).then(missed_by).otherwise(margin)
     return rows.with_columns(reason=reason, margin=margin.cast(pl.Float64))
+
+
+def drop_duplicates(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Drops what has the `text`, a hash, of an earlier response to its prompt; `rows` are sorted by prompt, better ones first."""
+    rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
+    repeated = ~pl.struct("prompt", "text", pl.col("reason").is_null()).hash().is_first_distinct()
+    return drop(rows, {"duplicate": (repeated, NO_MARGIN)})
 
 
 def better_first(rows: pl.LazyFrame, *, within: str | None = None) -> pl.LazyFrame:

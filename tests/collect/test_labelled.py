@@ -1,5 +1,7 @@
 """Sources of right and wrong answers: which rows, with which label and tag."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 
@@ -82,3 +84,8 @@ def test_the_tag_counts_as_tokens(tiny_model, case):
                                    for tag in (None, "4 4 4")]).collect()  # fmt: skip
     plain, tagged = _with_tokens(rows, tiny_model, ["completion"])["tokens"]
     assert tagged >= plain + 3
+
+
+def test_those_that_the_filter_kept_alone(case):
+    kept = frame(tables.filtered, [{"id": name, "prompt_id": "p1", "kept": name == "wrong"} for name in ANSWERS])
+    assert labels(Labelled(kept_only=True)(replace(case, filtered=kept))) == {"wrong": False}
