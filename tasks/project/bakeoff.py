@@ -76,7 +76,7 @@ def prepare(root: Path, place: Path, names: Sequence[str], size: Size) -> None:
         if (root / link).exists() and not (place / link).is_symlink():
             (place / link).symlink_to((root / link).resolve())
     base = content["bases"][size.base]
-    exam = base["evaluate"] | {
+    exam = {
         "answers": {"splits": ["heldout"], "greedy": size.problems, "sampled": size.problems, "samples": size.samples,
                     "ks": sorted({1, size.samples})},
         "judging": {"count": size.gold},

@@ -158,13 +158,13 @@ def _measures(place: Path, name: str) -> dict[str, float]:
 
 
 def cost(place: Path, params: Pipeline, name: str) -> tuple[int, float]:
-    """Tokens that a branch generated to make its data, and the seconds of all its stages but the exam."""
+    """Tokens that a branch generated to make its data, and the seconds of all its stages but the exam, without loading."""
     tokens, seconds = 0, 0.0
     for block in params.rounds:
         if block.startswith(f"{name}_"):
             manifests = {n: m for n, m in store.manifests(place, block).items() if n not in ("evaluate", "gate")}
             tokens += sum(m.tokens.get("completion_tokens", 0) for n, m in manifests.items() if n in DATA_STAGES)
-            seconds += sum(sum(m.seconds.values()) for m in manifests.values())
+            seconds += sum(sum(s for part, s in m.seconds.items() if part != "start") for m in manifests.values())
     return tokens, seconds
 
 
