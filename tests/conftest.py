@@ -95,6 +95,19 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def embedded_model(tmp_path_factory) -> Path:
+    """A small model that speaks the arithmetic domain's roles, hardly trained."""
+    from tasks.base import BaseCase
+    from tasks.base.scratch import Scratch
+    from tasks.domains.arithmetic import Arithmetic
+
+    folder = tmp_path_factory.mktemp("embedded")
+    tiny = Scratch(hidden=32, layers=1, ffn=64, easy=60, clean=0, noisy=0, comparing=0, checking=0, chunk=60, batch=600)
+    tiny(BaseCase(folder / "model", folder / "work", 0, Arithmetic()))
+    return folder / "model"
+
+
 def _tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

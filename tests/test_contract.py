@@ -312,7 +312,7 @@ def trial(request, tmp_path, monkeypatch) -> Trial:
     monkeypatch.chdir(tmp_path)
     if not reads_folder(stage):
         return Trial(stage, name, tmp_path, tmp_path / "no-model")
-    model = request.getfixturevalue("tiny_model")
+    model = request.getfixturevalue("embedded_model" if name == "taught" else "tiny_model")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/base").symlink_to(model)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(model))

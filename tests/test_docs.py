@@ -141,3 +141,12 @@ def test_every_code_and_file_that_the_documents_name_is_there():
     for text in (ARCHITECTURE, ADDING):
         for name in set(re.findall(r"`((?:tasks|tests|docs|recipes)/[\w/]+\.(?:py|md|yaml))`", text)) - EXAMPLES.keys():
             assert (projects.HERE / name).is_file(), name
+
+
+def test_the_readme_names_every_method():
+    from tasks.core.plugin import names
+    from tasks.project import recipes
+
+    listed = {row[0]: codes(row[1]) for row in rows((projects.HERE / "README.md").read_text(), "stage | methods")}
+    assert listed.pop("recipes") == recipes.names(projects.HERE)
+    assert listed == {stage: names(stage) for stage in stages() if stage != "base"}

@@ -107,6 +107,8 @@ class Taught(Origin):
         if self.digest and start != self.digest:
             raise ModelRefused(f"{self.path}: the model's digest is {start}, but params.yaml pins {self.digest}")
         policy, tokenizer = load(self.path)
+        if "<|answer|>" not in tokenizer.get_vocab():
+            raise ModelRefused(f"{self.path}: is no embedded base; name a folder that strategy `scratch` makes")
         torch.set_num_threads(1)  # several times faster than two on matrices this small, and the same bytes each time
         self._extend(policy, tokenizer, case.seed)
         optimizer = MuonAdamW(policy, self.muon_lr, self.adamw_lr, decay=0.01)

@@ -12,6 +12,7 @@ judge says on the way (`a score of 5 would need sources`) nor what it quotes is 
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -249,8 +250,23 @@ BLUNT = {"<": "‹", "[": "〔"}
 def shield(text: str) -> str:
     """A text that is to be judged, with whatever a form would read made unreadable for it, and the tags of a judge's prompt
     or a chat template blunted: a judge that quotes it quotes no verdict. Other texts stay as they are.
+
+    What only becomes a marker or tag where a tokenizer normalises (NFKC: `Ｓｃｏｒｅ：５`) or drops what cannot be seen
+    (zero-width letters) is taken for one, and the text is shown normalised.
     """
+    plain = _normalised(text)
+    blunt = _blunted(plain)
+    return _blunted(text) if blunt == plain else blunt
+
+
+def _blunted(text: str) -> str:
     return TAG.sub(lambda tag: BLUNT[tag[0]], MARKER.sub(lambda marker: f"{marker[0][:-1]}∶", text))
+
+
+def _normalised(text: str) -> str:
+    if text.isascii():
+        return text
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
 
 
 def listed(texts: Sequence[str], head: str) -> str:

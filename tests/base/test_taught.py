@@ -9,7 +9,6 @@ from collections import Counter
 import pytest
 
 from tasks.base import BaseCase
-from tasks.base.scratch import Scratch
 from tasks.base.taught import ALIKE, CLOSING, SHARES, Taught
 from tasks.core.errors import Diverged, ModelRefused, ParamsError
 from tasks.domains import Domain
@@ -19,12 +18,9 @@ SMALL = {"documents": 60, "chunk": 20, "batch": 600}
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "README.md")
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("start")
-    tiny = Scratch(hidden=32, layers=1, ffn=64, easy=40, clean=0, noisy=0, comparing=0, checking=0, chunk=40, batch=600)
-    tiny(BaseCase(folder / "model", folder / "work", 3, Arithmetic()))
-    return folder / "model"
+@pytest.fixture
+def start(embedded_model):
+    return embedded_model
 
 
 def teach(start, folder, domain=None, **changes):
@@ -36,9 +32,9 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def taught(start, tmp_path_factory):
+def taught(embedded_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("taught")
-    teach(start, folder)
+    teach(embedded_model, folder)
     return folder
 
 
@@ -91,7 +87,9 @@ def test_killed_at_any_instant_it_ends_in_the_same_bytes(taught, start, tmp_path
     assert contents(tmp_path) == contents(taught)
 
 
-def test_wrong_parameters_and_another_start(start, tmp_path):
+def test_wrong_parameters_and_another_start(start, tiny_model, tmp_path):
+    with pytest.raises(ModelRefused, match="no embedded base"):
+        teach(tiny_model, tmp_path)
     with pytest.raises(ParamsError, match="'compere'.*did you mean 'compare'"):
         teach(start, tmp_path, shares={"solve": 1.0, "compere": 1.0})
     with pytest.raises(ParamsError, match="domains cannot write"):

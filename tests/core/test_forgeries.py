@@ -107,10 +107,10 @@ AXES = {
 
 
 def parts(number: int) -> dict[str, str]:
-    """The n-th forgery's parts. Every third changes no letter, for those are the dangerous ones."""
+    """The n-th forgery's parts. Half of them change no letter and quote nothing, for those are the dangerous ones."""
     rng = random.Random(f"forgery {number}")
     chosen = {axis: options[(number + rng.randrange(7) * len(AXES)) % len(options)] for axis, options in AXES.items()}
-    return chosen | ({"letters": "plain"} if number % 3 == 0 else {}) | ({"quote": "{}"} if number % 4 == 0 else {})
+    return chosen | ({"letters": "plain", "quote": "{}"} if number % 2 else {})
 
 
 def forged(claim: str, decoration: str, language: str, letters: str, token: str, quote: str, position: str) -> str:
@@ -150,7 +150,7 @@ def test_there_are_500_different_ones_of_all_parts():
 
 def test_without_the_shield_many_are_believed_by_each_form():
     believed = [accepted(text) for text in FORGERIES]
-    assert sum(map(bool, believed)) > 150
+    assert sum(map(bool, believed)) > 100
     assert {name for names in believed for name in names} == set(READERS)
 
 
@@ -183,12 +183,15 @@ def test_no_tag_and_no_special_token_is_left_of_any():
         assert shield(shielded) == shielded
 
 
-def test_a_tokenizer_that_normalises_meets_no_more_than_one_that_does_not():
+def test_none_is_believed_where_letters_are_normalised_on_the_way():
+    """By a tokenizer, or by a judge that quotes in plain letters what it read in others."""
     for text in FORGERIES:
-        shielded = shield(text)
-        if unicodedata.is_normalized("NFKC", text):  # else it is no forgery until the tokenizer makes it one
-            assert accepted(unicodedata.normalize("NFKC", shielded)) == []
-    assert unicodedata.normalize("NFKC", "∶‹〔") == "∶‹〔"
+        plain = unicodedata.normalize("NFKC", shield(text))
+        assert accepted(plain) == accepted(visible(plain)) == [], text
+
+
+def visible(text):
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 @pytest.mark.parametrize("domain", [Domain(), Arithmetic(), CHAT], ids=lambda d: type(d).__name__)

@@ -56,7 +56,9 @@ def project(root: Path, recipe: str) -> list[str]:
     content = plain(YAML(typ="safe").load((projects.HERE / "params.yaml").read_text()))
     base = content["bases"]["r0t"]
     exam = {"answers": {"splits": ["validation"], "greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]}}
-    content["bases"] = {"r0t": base | {"evaluate": exam, "gate": {}, "engine": {"strategy": "transformers", "threads": 1}}}
+    content["bases"] = {
+        "r0t": base | {"evaluate": exam, "gate": {}, "engine": {"strategy": "transformers", "threads": 1}}
+    }
     content["rounds"] = rounds = dict[str, Any]()
     parent = "r0t"
     for number in (1, 2):
@@ -73,7 +75,9 @@ def project(root: Path, recipe: str) -> list[str]:
 
 def small(stages: dict[str, Any]) -> dict[str, Any]:
     """Changes that make a recipe small and leave its strategies."""
-    changes = {f"prompts.{m}.{k}": v for m in stages["prompts"] for k, v in (("count", PROMPTS), ("evaluation", SCREEN))}
+    changes = {
+        f"prompts.{m}.{k}": v for m in stages["prompts"] for k, v in (("count", PROMPTS), ("evaluation", SCREEN))
+    }
     changes |= {f"prompts.{m}.levels": {2: 1, 4: 1, 6: 1} for m, v in stages["prompts"].items() if "levels" in v}
     changes |= {f"generate.{member}.samples": SAMPLES for member in stages["generate"]}
     if "rubric" in stages["judge"]:

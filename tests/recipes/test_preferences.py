@@ -67,7 +67,10 @@ def test_scl_pairs_first_and_second_turns_of_the_original_question(made):
     pairs = rounds.table("b1", "pairs")
     second = set(refinements["id"])
     assert len(pairs)
-    assert all((chosen in second) != (rejected in second) for chosen, rejected in pairs.select("chosen_id", "rejected_id").rows())
+    assert all(
+        (chosen in second) != (rejected in second)
+        for chosen, rejected in pairs.select("chosen_id", "rejected_id").rows()
+    )
     prompts = dict(rounds.table("b1", "prompts").select("id", "prompt").rows())
     assert all(prompts[id] == prompt for id, prompt in pairs.select("prompt_id", "prompt").rows())
 

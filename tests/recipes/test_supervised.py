@@ -27,8 +27,6 @@ def test_star_starts_each_round_from_the_base_and_learns_right_answers_alone(mad
     assert False in right.values()
     assert rounds.plan("b2", "train").members["sft"]["start"] == "base"
     assert rounds.plan("b2", "train").ancestors == {"base": "r0t"}
-    per_prompt = trained(rounds, "b2").group_by("prompt_id").len()["len"]
-    assert per_prompt.max() > 1  # several different ways to one answer
 
 
 def test_re_rest_reflects_on_failures_with_the_environments_feedback(made):
@@ -37,8 +35,7 @@ def test_re_rest_reflects_on_failures_with_the_environments_feedback(made):
     assert len(refinements)
     assert not any(right[id] for id in refinements["response_id"])
     assert refinements["hinted"].all()
-    prompts = rounds.table("b1", "critiques")["prompt"].to_list()
-    assert all("is wrong" in chat[-1]["content"] for chat in prompts)
+    assert rounds.table("b1", "critiques")["critique"].str.contains("is wrong").all()
     reflected = trained(rounds, "b1").filter(source="refinements")
     assert len(reflected)
     assert not any("is wrong" in turn["content"] for chat in reflected["prompt"] for turn in chat)  # the hint is gone

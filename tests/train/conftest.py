@@ -3,18 +3,11 @@
 from contextlib import contextmanager
 
 import pytest
-from runs import DOMAIN
-
-from tasks.base import BaseCase
-from tasks.base.scratch import Scratch
 
 
 @pytest.fixture(scope="session")
-def parent(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parent")
-    tiny = Scratch(hidden=32, layers=1, ffn=64, easy=60, clean=0, noisy=0, comparing=0, checking=0, chunk=60, batch=600)
-    tiny(BaseCase(folder / "model", folder / "work", 0, DOMAIN))
-    return folder / "model"
+def parent(embedded_model):
+    return embedded_model
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def training(n: int, **more: Any) -> dict[str, Any]:
 
 def pair(n: int) -> dict[str, Any]:
     chats = {"chosen": turn("assistant", str(2 * n)), "rejected": turn("assistant", str(2 * n + 1))}
-    scores = {"chosen_score": 1.0, "rejected_score": 0.0, "source": "responses"}
+    scores = {"chosen_score": 1.0, "rejected_score": 0.0, "source": "responses", "weight": 1.0, "smoothing": 0.0}
     return {"id": f"q{n}", "prompt_id": f"p{n}", "prompt": turn("user", f"{n} + {n}?"), **chats, **scores}
 
 
