@@ -183,7 +183,7 @@ class Arithmetic(Domain):
 
     def truth(self, problem: str, ideas: Sequence[str], answer: str) -> list[Message]:
         """Judge: is a final answer true, after those of other samples?"""
-        return _chat("truth", problem, " ".join(ideas) or "none", answer)
+        return _chat("truth", problem, " ".join(map(shield, ideas)) or "none", shield(answer))
 
     def knows(self, problem: str) -> list[Message]:
         """Judge: will the problem be solved?"""

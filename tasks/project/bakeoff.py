@@ -46,7 +46,8 @@ class Size(Params):
     prompts: PositiveInt = 400
     """Problems of the pool: the first of the domain's training set, the same in every round."""
     token_budget: PositiveInt = 600_000
-    """Most tokens that a round may generate before it trains, whatever for; a batch may go beyond it."""
+    """Most tokens that a round may generate before it trains, whatever for; a batch may go beyond it. The rounds of a recipe's
+    phases share it."""
     problems: PositiveInt = 350
     """Held-out problems that each round's model answers, greedily and by sampling."""
     samples: PositiveInt = 8
@@ -103,20 +104,25 @@ def branch_rounds(root: Path, recipe: str, seed: int, size: Size) -> dict[str, d
     parent = size.base
     for number in range(1, size.rounds + 1):
         name = f"{branch(recipe, seed)}_{number}"
-        for line in lines(name, parent, recipe, recipes.part(root, recipe), rounds):
+        written = lines(name, parent, recipe, recipes.part(root, recipe), rounds)
+        for line in written:
             stages = recipes.part(root, line.recipe).stages
             block = {"parent": line.parent, "base": size.base, "seed": 1000 * seed + number, "recipe": line.recipe}
             anchor = anchor_of(line, rounds)
-            rounds[line.name] = block | ({"anchor": anchor} if anchor else {}) | {"set": _changes(stages, size)}
+            rounds[line.name] = (
+                block
+                | ({"anchor": anchor} if anchor else {})
+                | {"set": _changes(stages, size.prompts, size.token_budget // len(written))}
+            )
         parent = name
     return rounds
 
 
-def _changes(stages: dict[str, Any], size: Size) -> dict[str, Any]:
+def _changes(stages: dict[str, Any], prompts: int, token_budget: int) -> dict[str, Any]:
     """The pool in the place of the recipe's own prompts, and the budget."""
     own = {f"prompts.{member}": None for member in stages.get("prompts", {}) if member != "seeds"}
-    pool = {"prompts.seeds.split": "train", "prompts.seeds.count": size.prompts}
-    return own | pool | {"engine.token_budget": size.token_budget}
+    pool = {"prompts.seeds.split": "train", "prompts.seeds.count": prompts}
+    return own | pool | {"engine.token_budget": token_budget}
 
 
 def run(place: Path, names: Sequence[str], size: Size, jobs: int, report: Callable[[str], None]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a bake-off found: a row for each recipe, the front of gain against tokens, a report in Markdown, a chart."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ def show(rows: Sequence[Result]) -> None:
         table.add_column(head, justify="right")
     for row in rows:
         table.add_row(*cells(row, row.recipe in best))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     for row in rows:
         if row.remark:

@@ -4,7 +4,7 @@ import random
 
 import projects
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tasks.core.verdicts import Score, Steps, closing_line
@@ -28,6 +28,7 @@ def parts(chat):
 @given(DRAWS, LEVELS)
 def test_the_completion_does_the_work_of_its_role(role, seed, level):
     chat, completion = DOMAIN.document(random.Random(seed), role, level, 0.0)
+    assume(completion not in chat[1]["content"])  # of one step, two stories may be equal by chance
     assert DOMAIN.mark(role, chat[1]["content"], completion, completion).passed
 
 

@@ -17,7 +17,8 @@ from tasks.project.execute import run_stage
 from tasks.project.params import load_params, plain, stages_of
 from tasks.project.phases import anchor_of, lines
 
-PROMPTS, SAMPLES = 16, 4
+SIZES = {"cream": (16, 8), "self_reinforcement": (60, 4)}
+"""Problems and samples, where 16 and 4 are too few for two rankings, or two models, to differ."""
 SCREEN = {"validation": 20, "heldout": 20, "gold": 20}
 
 
@@ -65,7 +66,7 @@ def project(root: Path, recipe: str) -> list[str]:
         for line in lines(f"b{number}", parent, recipe, recipes.part(root, recipe), rounds):
             anchor = anchor_of(line, rounds)
             block = {"parent": line.parent, "base": "r0t", "seed": number, "recipe": line.recipe}
-            changes = small(recipes.part(root, line.recipe).stages)
+            changes = small(recipes.part(root, line.recipe).stages, *SIZES.get(recipe, (16, 4)))
             rounds[line.name] = block | ({"anchor": anchor} if anchor else {}) | {"set": changes}
         parent = f"b{number}"
     YAML().dump(content, root / "params.yaml")
@@ -73,13 +74,13 @@ def project(root: Path, recipe: str) -> list[str]:
     return list(rounds)
 
 
-def small(stages: dict[str, Any]) -> dict[str, Any]:
+def small(stages: dict[str, Any], prompts: int, samples: int) -> dict[str, Any]:
     """Changes that make a recipe small and leave its strategies."""
     changes = {
-        f"prompts.{m}.{k}": v for m in stages["prompts"] for k, v in (("count", PROMPTS), ("evaluation", SCREEN))
+        f"prompts.{m}.{k}": v for m in stages["prompts"] for k, v in (("count", prompts), ("evaluation", SCREEN))
     }
     changes |= {f"prompts.{m}.levels": {2: 1, 4: 1, 6: 1} for m, v in stages["prompts"].items() if "levels" in v}
-    changes |= {f"generate.{member}.samples": SAMPLES for member in stages["generate"]}
+    changes |= {f"generate.{member}.samples": samples for member in stages["generate"]}
     if "rubric" in stages["judge"]:
         changes["judge.rubric.samples"] = 2
     return changes
