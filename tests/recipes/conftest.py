@@ -50,10 +50,7 @@ class Rounds:
 
 
 def project(root: Path, recipe: str) -> list[str]:
-    """A project whose base is the taught one, and two rounds of the recipe; their names, those of phases among them."""
-    for name in ("tasks", "recipes", "data/base", "data/taught", "data/seeds"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).symlink_to(projects.HERE / name)
+    """Gives a project the taught base, and two rounds of the recipe; their names, those of phases among them."""
     content = plain(YAML(typ="safe").load((projects.HERE / "params.yaml").read_text()))
     base = content["bases"]["r0t"]
     exam = {"answers": {"splits": ["validation"], "greedy": 14, "sampled": 7, "samples": 2, "ks": [1, 2]}}
@@ -94,6 +91,9 @@ def made(tmp_path_factory) -> Callable[[str], Rounds]:
     def make(recipe: str) -> Rounds:
         if recipe not in known:
             root = tmp_path_factory.mktemp(recipe)
+            for name in ("tasks", "recipes", "data/base", "data/taught", "data/seeds"):
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).symlink_to(projects.HERE / name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(root)
                 names = project(root, recipe)
