@@ -142,7 +142,7 @@ def _measured(judge_name: str, model: str, judge: Judging, case: JudgeCase, trut
     values = {n: measures[n].value if n in measures else None for n in ("auroc", "calibration_error", "errors")}
     return Row(
         judge_name, model, **values, position_bias=position_bias(opinions["rationale"].drop_nulls()),
-        answers=measures["auroc"].count if "auroc" in measures else 0,
+        answers=sum(row["score"] is not None for row in rows),
         tokens=int(case.models.total("completion_tokens")), seconds=seconds,
     )  # fmt: skip
 
