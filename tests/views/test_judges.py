@@ -26,14 +26,14 @@ def test_judges_are_chosen_and_changed():
 
 
 def test_judges_are_measured_against_the_verifier_on_equal_answers(made):
-    judges = chosen(["verifier", "random", "self_consistency", "shuffled", "implicit"], [])
+    judges = chosen(["verifier", "random", "self_consistency", "shuffled", "logprob"], [])
     rows = {row.judge: row for row in measure(made, "r1", judges, problems=30, samples=4)}
     assert rows["random"].answers == rows["self_consistency"].answers > 0
     assert rows["random"].tokens == 0
     assert 0 <= rows["random"].calibration_error <= 1
     assert "choices" in rows["shuffled"].remark or "multiple" in rows["shuffled"].remark
-    assert rows["implicit"].calibration_error is None, "log-probabilities are no probabilities of being right"
-    assert measure(made, "r1", judges, 30, 4)[0].answers == rows["implicit"].answers
+    assert rows["logprob"].calibration_error is None, "log-probabilities are no probabilities of being right"
+    assert measure(made, "r1", judges, 30, 4)[0].answers == rows["logprob"].answers
     table = markdown(list(rows.values()))
     assert all(f"| {name} |" in table for name in rows)
     assert table.splitlines()[0].count("|") == len(HEADS) + 1
