@@ -177,8 +177,11 @@ def bakeoff(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each.")] = 8,
     jobs: Annotated[int, typer.Option(min=1, help="Branches at a time, a process each.")] = 2,
     judges: Annotated[
-        bool, typer.Option("--judges", help="Also every judge on the answers of base and last round.")
-    ] = False,
+        int,
+        typer.Option(
+            min=0, help="Problems on whose answers every judge is measured (350: 2,800 answers); 0 leaves it out."
+        ),
+    ] = 0,
     write: Annotated[bool, typer.Option("--write", help="Write docs/bakeoff.md and its chart.")] = False,
 ) -> None:
     """Run recipes side by side from one base, on equal budgets; goes on where it was stopped. Its project, with MLflow's

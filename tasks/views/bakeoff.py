@@ -26,8 +26,6 @@ DATA_STAGES = ("prompts", "generate", "judge", "filter", "critique", "pair", "co
 VERSIONS = ("flywheel", "torch", "transformers", "trl")
 CHEAP: dict[str, dict[str, Any]] = {"win_rate": {"same": "answer", "opponents": 2}}
 """Settings of judges whose cost would be quadratic."""
-PROBLEMS = 350
-"""Problems whose answers the judges judge, eight each."""
 FEW_ROWS = 50
 LOW_AUROC = 0.6
 COLLAPSE = 0.2
@@ -64,7 +62,13 @@ class Result:
 
 
 def run(
-    root: Path, chosen: str, size: Size, jobs: int, with_judges: bool, with_report: bool, report: Callable[[str], None]
+    root: Path,
+    chosen: str,
+    size: Size,
+    jobs: int,
+    judged_problems: int,
+    with_report: bool,
+    report: Callable[[str], None],
 ) -> None:
     """Makes what is missing of a bake-off, records it in MLflow and prints the table.
 
@@ -83,24 +87,29 @@ def run(
     rows = results(place, names, size, failures)
     show(rows)
     last = f"{branch('sharpen', 1)}_{size.rounds}"
-    judged = judge_rows(place, [size.base, *([last] if "sharpen" in names else [])]) if with_judges else []
+    models = [size.base, *([last] if "sharpen" in names else [])]
+    judged = judge_rows(place, models, judged_problems) if judged_problems else []
     if with_report:
-        write(root, place, rows, judged, size, command(chosen, size))
+        write(root, place, rows, judged, size, command(chosen, size, judged_problems))
         report(f"{REPORT} and {CHART} were written.")
 
 
-def judge_rows(place: Path, models: Sequence[str]) -> list[judging.Row]:
+def judge_rows(place: Path, models: Sequence[str], problems: int) -> list[judging.Row]:
     """Every judge on the same answers of these models."""
     with chdir(place):
-        rows = [row for name in models for row in judging.measure(Path(), name, judging.all_judges(CHEAP), PROBLEMS, 8)]
+        rows = [row for name in models for row in judging.measure(Path(), name, judging.all_judges(CHEAP), problems, 8)]
     judging.show(rows)
     return rows
 
 
-def command(chosen: str, size: Size) -> str:
+def command(chosen: str, size: Size, judged_problems: int) -> str:
     """The command that made a bake-off, with what is not a default."""
     changed = {k: v for k, v in size.model_dump().items() if v != Size.model_fields[k].default and k != "gold"}
-    options = [f"--recipes {chosen}", *(f"--{k.replace('_', '-')} {v}" for k, v in changed.items()), "--judges --write"]
+    options = [
+        f"--recipes {chosen}",
+        *(f"--{k.replace('_', '-')} {v}" for k, v in changed.items()),
+        f"--judges {judged_problems} --write",
+    ]
     return f"flywheel bakeoff {' '.join(options)}"
 
 
@@ -261,10 +270,9 @@ def markdown(place: Path, rows: Sequence[Result], judged: Sequence[judging.Row],
         greedy=100 * base.get("greedy", float("nan")),
         table="\n".join(lines),
         chart=CHART.name,
-        problems=PROBLEMS,
         remarks="\n".join(remarks) or "None.",
         recipes="\n".join(titles),
-        judges=judging.markdown(judged) if judged else "They were not measured: `--judges` does it.",
+        judges=judging.markdown(judged) if judged else "They were not measured: `--judges 350` does it.",
     )
 
 
@@ -289,8 +297,8 @@ as much with fewer tokens. Tokens are those generated to make data; seconds are 
 
 ## Judges
 
-Every judge on the same sampled answers to {problems} held-out problems, eight each, of the base and of the last round of `sharpen`,
-beside the verifier. Position bias is the share of comparisons that change with the order; tokens are generated ones.
+Every judge on the same sampled answers to held-out problems, eight each, of the base and of the last round of `sharpen`, beside
+the verifier. Position bias is the share of comparisons that change with the order; tokens are generated ones.
 
 {judges}
 

@@ -102,7 +102,7 @@ def test_an_unknown_base_or_recipe_is_told(root):
     with pytest.raises(UnknownName, match="known: r0"):
         prepare(root, root / bakeoff.PLACE, ["small"], Size(base="r9"))
     with pytest.raises(UnknownName, match="'small'"):
-        views.run(root, "smal", SIZE, 1, False, False, print)
+        views.run(root, "smal", SIZE, 1, 0, False, print)
 
 
 def rates(*values: float) -> pl.DataFrame:
