@@ -183,7 +183,11 @@ def reasons(row: Result, place: Path, names: Sequence[str]) -> list[str]:
     if row.sampled is None or row.sampled.low > 0:
         return []
     found = row.measures
+    unsent = sum(
+        "token_budget" in w for name in names for m in store.manifests(place, name).values() for w in m.warnings
+    )
     checks = {
+        "the budget was spent before all its requests were sent": unsent > 0,
         "it trained nothing": found.get("trained", 1.0) == 0,
         f"only {found.get('training_rows', 0):.0f} rows and {found.get('preferences', 0):.0f} pairs to learn from": (
             found.get("training_rows", 0) + found.get("preferences", 0) < FEW_ROWS
