@@ -100,12 +100,17 @@ def _check_abilities(pipeline: Pipeline, block: Block, problems: Problems) -> No
 
 
 def _check_judges(block: Block, problems: Problems) -> None:
-    """Judges named by the reward and the filter must be members of `judge`."""
+    """Judges named by the reward, the filter and pairs must be members of `judge`."""
     judges = block.stages["judge"].members
     [(member, rule)] = block.stages["filter"].members.items()
     named = {"judge.reward": getattr(block.stages["judge"].options, "reward", None)}
     named |= {f"filter.{member}.rank_by": getattr(rule, "rank_by", None)}
+    named |= {f"filter.{member}.process": getattr(rule, "process", None)}
     named |= {f"filter.{member}.require.{n}": n for n in getattr(rule, "require", ())}
+    pairing = block.stages["pair"].members if "pair" in block.stages else {}
+    named |= {
+        f"pair.{pair}.judges.{n}": n for pair, strategy in pairing.items() for n in getattr(strategy, "judges", ())
+    }
     for path, name in named.items():
         if name is not None and name not in judges:
             problems.add(

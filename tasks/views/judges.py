@@ -130,8 +130,7 @@ def _measured(judge_name: str, model: str, judge: Judging, case: JudgeCase, trut
     """What a judge says of all answers; why not, where it cannot be asked here."""
     if missing := judge.opened_models() - case.models.names:
         return Row(judge_name, model, remark=f"no model {', '.join(sorted(missing))} here")
-    case.models.meters.clear()
-    clock = time.perf_counter()
+    tokens, clock = case.models.total("completion_tokens"), time.perf_counter()
     try:
         opinions = finite(judge(replace(case, seed=FROZEN))).collect()
     except FlywheelError as error:
@@ -143,7 +142,7 @@ def _measured(judge_name: str, model: str, judge: Judging, case: JudgeCase, trut
     return Row(
         judge_name, model, **values, position_bias=position_bias(opinions["rationale"].drop_nulls()),
         answers=sum(row["score"] is not None for row in rows),
-        tokens=int(case.models.total("completion_tokens")), seconds=seconds,
+        tokens=int(case.models.total("completion_tokens") - tokens), seconds=seconds,
     )  # fmt: skip
 
 

@@ -82,6 +82,10 @@ WRONG = {
     "rounds/r1/set={judge.verfier: }": (f"{SET}.judge.verfier", "'verifier'"),
     "rounds/r1/set={judge.reward: votes}": (f"{SET}.judge.reward", "'votes'"),
     "rounds/r1/set={filter.threshold.require: {verfier: 1}}": (f"{SET}.filter.threshold.require.verfier", "'verifier'"),
+    "rounds/r1/set={filter.strategy: process_outcome, filter.process: verfier}": (
+        f"{SET}.filter.process_outcome.process", "'verifier'",
+    ),
+    "rounds/r1/set={pair.agreed.judges: {verifier: 0, self_juge: 0.1}}": (f"{SET}.pair.agreed.judges.self_juge", "'self_judge'"),
     "rounds/r1/set={filter.threshold.rank_by: log_prob}": (f"{SET}.filter.threshold.rank_by", "'logprob'"),
     "rounds/r1/set={filter.min_reward: 0.5}": (f"{SET}.filter.min_reward", "threshold"),
     "rounds/r1/set={filter.threshold: {}, filter.top_fraction: {}}": (f"{SET}.filter", "threshold, top_fraction"),

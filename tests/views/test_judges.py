@@ -26,10 +26,11 @@ def test_judges_are_chosen_and_changed():
 
 
 def test_judges_are_measured_against_the_verifier_on_equal_answers(made):
-    judges = chosen(["verifier", "random", "self_consistency", "shuffled", "logprob"], [])
+    judges = chosen(["verifier", "random", "self_consistency", "shuffled", "logprob", "self_judge", "steps"], [])
     rows = {row.judge: row for row in measure(made, "r1", judges, problems=30, samples=4)}
     assert rows["random"].answers == rows["self_consistency"].answers > 0
     assert rows["random"].tokens == 0
+    assert rows["self_judge"].tokens == rows["steps"].tokens > 0, "each judge's own, though one model stays open"
     assert 0 <= rows["random"].calibration_error <= 1
     assert "choices" in rows["shuffled"].remark or "multiple" in rows["shuffled"].remark
     assert rows["logprob"].calibration_error is None, "log-probabilities are no probabilities of being right"
