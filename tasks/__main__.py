@@ -79,7 +79,9 @@ def campaign(
 @round_app.command("add")
 def round_add(
     name: Annotated[str, typer.Argument(help="The new round's name.")],
-    parent: Annotated[str, typer.Option("--parent", help="The round or base that it starts from.")],
+    parent: Annotated[
+        str | None, typer.Option("--parent", help="The round or base that it starts from (default: the last round).")
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", help="How it is made; `flywheel recipes` lists them (default: defaults.recipe)."),

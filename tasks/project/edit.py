@@ -72,15 +72,16 @@ def _apply(root: Path, change: Change) -> tuple[str, Pipeline]:
 def add_round(
     root: Path,
     name: str,
-    parent: str,
+    parent: str | None,
     settings: list[str] | None = None,
     *,
     recipe: str | None = None,
     anchor: str | None = None,
     like: str | None = None,
 ) -> list[str]:
-    """Appends a round, after one for each phase of its recipe; returns their names. With `like`, it copies that round's
-    recipe, anchor and settings, which its own override, and the phases copy those of that round's phases.
+    """Appends a round, after one for each phase of its recipe; returns their names. Without a `parent` it follows the last
+    round, or the first base. With `like`, it copies that round's recipe, anchor and settings, which its own override, and the
+    phases copy those of that round's phases.
 
     Raises:
         ParamsError, UnknownName, FlywheelError: when a round would be invalid; nothing is written then.
@@ -89,13 +90,14 @@ def add_round(
 
     def change(content: CommentedMap) -> None:
         rounds, default = _rounds(content), _default_recipe(content)
-        _check_names(content, name, parent, like)
+        start = parent or _last(content)
+        _check_names(content, name, start, like)
         own = assignments(settings or [], {"parent": "--parent names it", "base": "it follows from the parent"})
         named = {"recipe": recipe or (rounds[like].get("recipe") if like else None), "anchor": anchor}
         given = {k: v for k, v in named.items() if v is not None}
         given |= {k: own.pop(k) for k in ("seed", "recipe", "anchor") if k in own}
         copied = _copied(root, like, rounds, default) if like else {}
-        for line in _lines(root, name, parent, str(given.get("recipe") or default), rounds):
+        for line in _lines(root, name, start, str(given.get("recipe") or default), rounds):
             _check_free(content, line.name)
             phase = None if line.name == name else line.recipe
             template, values = copied.get(phase, {}), {"recipe": phase} if phase else given
@@ -105,6 +107,12 @@ def add_round(
 
     edit(root, change)
     return added
+
+
+def _last(content: CommentedMap) -> str:
+    """The last round that is no phase of a recipe; without rounds the first base."""
+    rounds = [n for n, block in content["rounds"].items() if "." not in str(block.get("recipe") or "")]
+    return rounds[-1] if rounds else next(iter(content["bases"]))
 
 
 def _rounds(content: CommentedMap) -> CommentedMap:

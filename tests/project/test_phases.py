@@ -307,3 +307,18 @@ def test_the_round_of_a_phase_is_no_result(root):
     assert not blocks[last].is_phase
     assert last in graph.rounds(root)
     assert not set(phases) & set(graph.rounds(root))
+
+
+def test_without_a_parent_a_round_follows_the_last_one(root):
+    write(
+        root,
+        "led",
+        {"title": "One phase", "anchor": "first", "phases": {"first": {"stages": SEEDED}}, "stages": ANCHORED},
+    )
+    assert add_round(root, "r3", None, recipe="led") == ["r3a", "r3"]
+    assert [load_params(root).block(name).parent for name in ("r3a", "r3")] == ["r2", "r2"]
+    add_round(root, "r4", None)
+    assert load_params(root).block("r4").parent == "r3", "not the round of a phase"
+    projects.rewrite(root, lambda content: content.update(rounds={}))
+    add_round(root, "r1", None)
+    assert load_params(root).block("r1").parent == "r0"
