@@ -142,7 +142,7 @@ class Arithmetic(Domain):
         return "\n".join(work(story, story.values()).split("\n")[: -(-len(story.steps) // 2)]) if story else None
 
     def another_way(self, problem: str, response: str) -> list[Message]:
-        """Solver: the problem alone, since an embedded model knows one way; the draw is another."""
+        """Solver: work the problem again after the first answer; an embedded model knows no other way."""
         return self.retry(problem, response)
 
     def retry(self, problem: str, response: str) -> list[Message]:

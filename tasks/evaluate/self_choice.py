@@ -62,14 +62,14 @@ def _weights(policy: Policy, domain: Domain, pairs: Sequence[tuple[Row, Row]], m
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, regex=PREFERENCE.regex)
     orders = [[(a, b), (b, a)] for a, b in pairs if a["response"] != b["response"]]
     shown = [domain.compare(x["problem"], x["response"], y["response"]) for order in orders for x, y in order]
-    choices = [_worth(completion) for completion in ask(policy, shown, sampling)]
+    choices = [_worth(completion, domain) for completion in ask(policy, shown, sampling)]
     weights = iter([weight(*both) for both in zip(choices[::2], choices[1::2], strict=True)])
     return [0.5 if a["response"] == b["response"] else next(weights) for a, b in pairs]
 
 
-def _worth(completion: Completion) -> float | None:
+def _worth(completion: Completion, domain: Domain) -> float | None:
     """How far a choice is for the answer that was shown second."""
-    return None if completion.error else WORTH.get(PREFERENCE.read(completion.text).choice or "")
+    return None if completion.error else WORTH.get(domain.read(PREFERENCE, completion.text).choice or "")
 
 
 def weight(forward: float | None, backward: float | None) -> float | None:

@@ -28,7 +28,8 @@ CHEAP: dict[str, dict[str, Any]] = {"win_rate": {"same": "answer", "opponents": 
 """Settings of judges whose cost would be quadratic."""
 FEW_ROWS = 50
 LOW_AUROC = 0.6
-COLLAPSE = 0.2
+LOW_ENTROPY = 0.02
+"""Mean entropy of a sampled token, in nats, below which eight samples are nearly one; the taught base has 0.08."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def reasons(row: Result, place: Path, names: Sequence[str]) -> list[str]:
         f"its reward hardly tells right from wrong (AUROC {found.get('exploration_auroc', 1):.2f})": (
             found.get("exploration_auroc", 1.0) < LOW_AUROC
         ),
-        f"answers lost their spread (entropy {found.get('entropy', 1):.3f})": found.get("entropy", 1.0) < COLLAPSE / 10,
+        f"answers lost their spread (entropy {found.get('entropy', 1):.3f})": found.get("entropy", 1.0) < LOW_ENTROPY,
     }
     return [reason for reason, holds in checks.items() if holds] or ["no monitor says why"]
 

@@ -20,7 +20,7 @@ FLOORS = {
     "together": 0.25, "truth": 0.4, "know": 0.45, "agree": 0.3, "feedback": 0.7, "revise": 0.6, "retry": 0.7,
     "hint": 0.6, "refuse": 0.9, "imitate": 0.05, "mutate": 0.0,
 }  # fmt: skip
-"""Shares of documents that each role does rightly, well below what 700 documents gave (docs/log.md). `mutate` is at chance."""
+"""Shares of documents that each role does rightly, below what more documents gave (docs/log.md). `mutate` is at chance."""
 
 
 def test_its_card_is_of_todays_recipe_and_base():

@@ -82,19 +82,18 @@ def test_a_branch_is_run_and_goes_on_where_it_was_stopped(place):
     assert set(rows["problem"]) == set(store.read(place, "phased_s1_1a", "prompts")["problem"])
 
 
-def test_a_branch_that_fails_is_a_result_and_stops_no_other(place, capfd):
+def test_a_branch_that_fails_is_a_result_and_stops_no_other(place):
+    (place / "data/plan/phased_s1_1/judge.json").unlink()
     told: list[str] = []
-    broken = place / "recipes"
-    assert broken.is_symlink()
-    failures = bakeoff.run(place, ["small"], SIZE, 1, told.append)
-    assert failures == {}
-    assert told == ["small_s1: done"]
-    [row] = views.results(place, ["small"], SIZE, failures)
+    failures = bakeoff.run(place, ["phased", "small"], SIZE, 1, told.append)
+    assert list(failures) == ["phased_s1"]
+    assert "no plan of judge@phased_s1_1" in failures["phased_s1"]
+    assert told == [f"phased_s1: {failures['phased_s1']}", "small_s1: done"]
+    row, missing = views.results(place, ["phased", "small"], SIZE, failures)
     assert (row.recipe, row.seeds, row.tokens > 0) == ("small", 1, True)
     assert "trained nothing" in row.remark
-    other = Size(**SIZE.model_dump() | {"seeds": 1})
-    [missing] = views.results(place, ["phased"], other, {"phased_s1": "Diverged: the loss is nan"})
-    assert (missing.sampled, "Diverged" in missing.remark) == (None, True)
+    assert (missing.recipe, missing.sampled) == ("phased", None)
+    assert "no plan of judge" in missing.remark
     assert "| small" in views.markdown(place, [row, missing], [], SIZE, "flywheel bakeoff")
 
 
