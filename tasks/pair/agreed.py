@@ -10,8 +10,8 @@ from tasks.pair._choices import all_pairs, opinions, with_texts
 
 
 class Agreed(Pairing):
-    """SCIR (Zhou et al. 2025, arXiv:2502.08922): of all pairs of a prompt's answers, only those that every internal judge
-    orders alike go to the preference loss.
+    """Keeps, of all pairs of a prompt's answers, those that every judge orders alike (SCIR, Zhou et al. 2025,
+    arXiv:2502.08922).
 
     SCIR trains its judges to agree and to be sure while it pairs; here they are scored once a round. Its penalty of an
     unsure judge is read as the pair's weight (our reading): the mean over judges of 2σ(gap) − 1, in (0, 1), gap the
@@ -32,7 +32,11 @@ class Agreed(Pairing):
         return True
 
     def __call__(self, case: PairCase) -> pl.LazyFrame:
-        """The surest of the pairs on which all judges agree."""
+        """The pairs of highest weight among those on which all judges agree.
+
+        Raises:
+            UnknownName: for a judge that judged none of the round's responses.
+        """
         pairs = all_pairs(case.responses, self.min_margin).with_columns(weight=pl.lit(0.0))
         for judge, scores in opinions(case, self.judges).items():
             gap = pl.col("score") - pl.col("score_other")

@@ -7,12 +7,12 @@ from tasks.pair._choices import LIKELIEST, with_texts
 
 
 class BeforeAfter(Pairing):
-    """Self-reinforcement (Tong et al. 2024, arXiv:2405.04086): on questions without labels, the answer of the fine-tuned
-    model is preferred to that of the model that it was tuned from.
+    """Prefers the answer of the tuned model to that of the model before tuning, on prompts without labels
+    (self-reinforcement, Tong et al. 2024, arXiv:2405.04086).
 
-    Our reading: each model speaks with its likeliest answer (by mean log-probability, then the first by id), and the
-    paper's self-filtering is the reward, which must prefer the tuned model's answer too, by `min_margin`. Both models
-    answer in this round, as with `generate: {ensemble: {models: [parent, base]}}`.
+    Our reading: a model's answer is its likeliest one (highest mean log-probability, then the first by id) of those
+    written without a hint. The paper's self-filtering is the reward, which must prefer the tuned model's answer too, by
+    `min_margin`. Both models answer in this round, as with `generate: {ensemble: {models: [parent, base]}}`.
     """
 
     after: str = "parent"
@@ -32,5 +32,5 @@ class BeforeAfter(Pairing):
         return with_texts(chosen.join(rejected, on="prompt_id"), case.responses)
 
     def _likeliest(self, case: PairCase, author: str) -> pl.LazyFrame:
-        own = case.responses.filter(pl.col("author") == author).sort(**LIKELIEST)
+        own = case.responses.filter(pl.col("author") == author, pl.col("hinted").ne_missing(True)).sort(**LIKELIEST)
         return own.unique("prompt_id", keep="first", maintain_order=True)

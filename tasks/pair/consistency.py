@@ -11,10 +11,11 @@ from tasks.pair.best_worst import BestWorst
 
 
 class Consistency(BestWorst):
-    """CREAM (Wang et al. 2024, arXiv:2410.12735): the pair of `best_worst`, and how sure it is the right way round. Its
-    consistency is C = (τ + 1)/2, τ Kendall's rank correlation of two judges' scores of the prompt's answers, such as the
-    implicit rewards of the model and of the one before it. The loss C·DPO(w, l) + (1 − C)·DPO(l, w) is DPO with label
-    smoothing 1 − C, which the pair carries as `smoothing`.
+    """Pairs the best with the worst, as `best_worst`, with a label smoothing of 1 − C, where C says how much two judges agree
+    on the ranking of the prompt's answers (CREAM, Wang et al. 2024, arXiv:2410.12735).
+
+    C = (τ + 1)/2 in [0, 1], τ Kendall's rank correlation of the two judges' scores, such as the implicit rewards of the
+    model and of the one before it. The loss C·DPO(w, l) + (1 − C)·DPO(l, w) is DPO with label smoothing 1 − C.
 
     τ is τ-b, which knows ties, where the published code ranks equal scores in their order (our reading). Answers that a
     judge did not score are left out. Where fewer than two are left, or a judge scores all alike, C is not defined: it
@@ -42,7 +43,8 @@ class Consistency(BestWorst):
         """The pairs of `best_worst` with `smoothing`."""
         pairs, smoothing = super().__call__(case), self.smoothing(case)
         if self.averaged:
-            return pairs.with_columns(smoothing=pl.lit(smoothing["smoothing"].mean())).drop_nulls("smoothing")
+            mean = pl.lit(smoothing["smoothing"].mean(), pl.Float64)
+            return pairs.with_columns(smoothing=mean).drop_nulls("smoothing")
         return pairs.join(smoothing.lazy(), on="prompt_id")
 
     def smoothing(self, case: PairCase) -> pl.DataFrame:

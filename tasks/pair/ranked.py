@@ -8,10 +8,10 @@ from tasks.pair._choices import all_pairs, with_texts
 
 
 class Ranked(Pairing):
-    """Every better answer against every worse one, as ranking methods take a list of answers apart: RRHF (Yuan et al. 2023,
+    """Pairs every better answer of a prompt with every worse one, as ranking losses compare a list: RRHF (Yuan et al. 2023,
     arXiv:2304.05302), and the pairwise DPO of LiPO (Liu et al. 2024, arXiv:2402.01878).
 
-    Answers whose rewards are less than `min_margin` apart are no pair, and equal texts count once. Each of a prompt's n
+    Answers whose rewards are less than `min_margin` apart are no pair. Equal texts count once. Each of a prompt's n
     pairs weighs 1/n, so that a prompt with many answers counts as much as one with two (our reading).
     """
 

@@ -6,11 +6,11 @@ from tasks.pair import PairCase, Pairing
 
 
 class Refined(Pairing):
-    """Refined against failed, one pair a criticised response: the likeliest of its successful refinements.
+    """Pairs each failed response with the likeliest of its successful refinements, which is chosen.
 
-    As the wrong→right case of SCL (Self-Correction Learning, arXiv:2410.04055): the pair's prompt is the original
-    question, so the critique is needed only to make the data. A refinement has no reward of its own. It must have the
-    target's answer, and its score is the best reward of a response with that answer (for a vote: the majority's).
+    It is the wrong→right case of self-correction learning (SCL, He et al. 2024, arXiv:2410.04055): the pair's prompt is
+    the original question, so the critique is needed only to make the data. A refinement has no reward of its own. It must
+    have the target's answer, and its score is the best reward of a response with that answer (for a vote: the majority's).
     """
 
     def per_prompt_only(self) -> bool:

@@ -8,9 +8,9 @@ from tasks.pair import PairCase, Pairing
 
 
 class TwoTurn(Pairing):
-    """Self-correction learning (SCL, He et al. 2024, arXiv:2410.04055): where the second turn of an answer is right and the
-    first was wrong, it is chosen and the first rejected; where the first was right, the reverse. Both right or both wrong
-    is no pair. The prompt is the original question, so that no second turn is needed at inference.
+    """Pairs the two turns of an answer of which one is right and one wrong, the right one chosen (self-correction learning,
+    SCL, He et al. 2024, arXiv:2410.04055). Both right or both wrong is no pair. The pair's prompt is the original question,
+    so that no second turn is needed at inference.
 
     Right is what equals the target. A turn without an answer is an error and in no pair. A second turn has no reward of its
     own: its score is the best reward of a response with the same answer, and 0, as of a vote that nobody gave, where no
@@ -28,7 +28,7 @@ class TwoTurn(Pairing):
         return True
 
     def __call__(self, case: PairCase) -> pl.LazyFrame:
-        """One candidate for each answer that turned right or wrong."""
+        """One candidate for each second turn that is right after a wrong answer, or wrong after a right one."""
         turns = self._turns(case).with_columns(
             first_right=pl.col("first_answer") == pl.col("target"),
             second_right=pl.col("second_answer") == pl.col("target"),

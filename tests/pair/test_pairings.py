@@ -1,7 +1,5 @@
 """Pairings that ask who wrote an answer, what other judges say, or what a second turn made of it."""
 
-from math import exp
-
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -12,6 +10,7 @@ from tasks.pair import Pairing, pair
 from tasks.pair.agreed import Agreed
 from tasks.pair.anchored import Anchored
 from tasks.pair.before_after import BeforeAfter
+from tasks.pair.best_worst import BestWorst
 from tasks.pair.consistency import Consistency
 from tasks.pair.ranked import Ranked
 from tasks.pair.two_turn import TwoTurn
@@ -23,7 +22,9 @@ def response(name, author="parent", logprob=-1.0, **more):
 
 
 def run(strategy, responses, rewards, refined=(), kept=None, anchor=None, **judges):
-    """Pairs; `rewards` and each of `judges` are scores by response, `kept` ranks (default: the best by reward)."""
+    """Pairs of a strategy, or of several by name; `rewards` and each of `judges` are scores by response, `kept` ranks
+    (default: the best by reward).
+    """
     prompts = [{"id": p, "problem": p, "prompt": [{"role": "user", "content": p}]} for p in "abc"]
     judgments = [
         {"id": f"{judge}{r['id']}", "response_id": r["id"], "prompt_id": r["prompt_id"], "member": judge,
@@ -45,7 +46,8 @@ def run(strategy, responses, rewards, refined=(), kept=None, anchor=None, **judg
         "refinements": refined,
     }
     given = [frames.frame(tables.TABLES[name], own) for name, own in rows.items()]
-    made = pair({strategy.strategy_name(): strategy}, *given, anchored, None).collect()
+    members = strategy if isinstance(strategy, dict) else {strategy.strategy_name(): strategy}
+    made = pair(members, *given, anchored, None).collect()
     assert (made["chosen_score"] > made["rejected_score"]).all()
     return made
 
@@ -102,6 +104,17 @@ def test_each_model_speaks_with_its_likeliest_answer():
     assert ids(run(BeforeAfter(), rows, scores)) == [("a2", "a3")]  # of b the reward prefers the untuned model's
 
 
+def test_what_a_model_answered_with_a_hint_does_not_speak_for_it():
+    rows = [
+        response("a1"),
+        response("a2", logprob=-0.1, hinted=True),
+        response("a3", "base"),
+        response("b1", hinted=True),
+    ]
+    scores = {"a1": 0.75, "a2": 1.0, "a3": 0.25, "b1": 1.0}
+    assert ids(run(BeforeAfter(), [*rows, response("b2", "base")], scores | {"b2": 0.0})) == [("a1", "a3")]
+
+
 # Ranked: of 1.0, 0.75, 0.5 and 0.5 two by two at least 0.25 apart
 
 
@@ -150,6 +163,16 @@ def test_an_answer_without_a_score_is_not_ranked():
     assert made["smoothing"].to_list() == pytest.approx([0.0, 1.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_without_a_consistency_there_is_no_pair_and_other_members_have_theirs(averaged):
+    """Of c `before` scores both alike, so τ is not defined; the order of the members does not matter."""
+    rows = [r for r in CREAM if r["prompt_id"] == "c"]
+    members = {"consistency": Consistency(judges=("implicit", "before"), averaged=averaged), "best_worst": BestWorst()}
+    for given in (members, dict(reversed(members.items()))):
+        made = run(given, rows, {"c1": 1.0, "c2": 0.0}, implicit=REWARDS, before=BEFORE)
+        assert made.select("member", "chosen_id", "smoothing").rows() == [("best_worst", "c1", 0.0)]
+
+
 def test_two_judges_that_there_are():
     with pytest.raises(UnknownName, match="'befor'.*'before'"):
         run(Consistency(judges=("implicit", "befor")), CREAM, REWARDS, implicit=REWARDS, before=BEFORE)
@@ -167,16 +190,12 @@ def agreed(scores=None, **fields):
     return run(Agreed(judges=margins, min_margin=0.1, **fields), rows, {"a1": 1.0, "a2": 0.8, "a3": 0.5}, **given)
 
 
-def sure(gap):
-    return 2 / (1 + exp(-gap)) - 1
-
-
 def test_only_pairs_that_all_judges_order_alike_weighed_by_how_sure_they_are():
     made = agreed(per_prompt=None)
     assert ids(made) == [("a1", "a2"), ("a1", "a3")]
-    weights = [(sure(1.0) + sure(0.25)) / 2, (sure(0.5) + sure(0.75)) / 2]
-    assert made["weight"].to_list() == pytest.approx(weights, abs=1e-6)
-    assert ids(agreed()) == [("a1", "a3")] and weights[1] > weights[0]
+    # 2σ(1) − 1 = 0.46212 and 2σ(0.25) − 1 = 0.12435, then 2σ(0.5) − 1 = 0.24492 and 2σ(0.75) − 1 = 0.35836
+    assert made["weight"].to_list() == pytest.approx([0.29323, 0.30164], abs=1e-5)
+    assert ids(agreed()) == [("a1", "a3")]
 
 
 def test_each_judge_has_a_margin_of_its_own():
