@@ -29,8 +29,9 @@ class Attempt:
 
 
 def usable(case: CritiqueCase) -> pl.LazyFrame:
-    """Every response with an answer; equal texts of a prompt once, the first by id."""
-    answered = case.responses.filter(pl.col("answer").is_not_null() & pl.col("error").is_null()).sort("id")
+    """Every response with an answer that was not cut off; equal texts of a prompt once, the first by id."""
+    whole = pl.col("error").is_null() & pl.col("finish_reason").ne_missing("length")
+    answered = case.responses.filter(pl.col("answer").is_not_null() & whole).sort("id")
     return answered.unique(["prompt_id", "response"], keep="first", maintain_order=True)
 
 
@@ -70,8 +71,11 @@ def critique(attempt: Attempt, chat: Sequence[Message], text: str, model: str | 
 def refinement(
     policy: Policy, domain: Domain, attempt: Attempt, critique: Row, sample: int, completion: Completion
 ) -> Row:
-    """An answer that follows a critique; a success when it is the target, null where it has no answer."""
-    answer = None if completion.error else domain.answer(completion.text)
+    """An answer that follows a critique; a success when it is the target. One that failed, was cut off or has no answer is
+    an error and neither right nor wrong.
+    """
+    error = completion.error or ("cut off" if completion.finish_reason == "length" else None)
+    answer = None if error else domain.answer(completion.text)
     tokens, logprob = completion.tokens, completion.logprob
     return {
         "id": content_id("refinement", critique["id"], sample, completion.text),
@@ -85,7 +89,7 @@ def refinement(
         "mean_logprob": logprob / tokens if logprob is not None and tokens else None,
         "hinted": True,
         "model": policy.digest,
-        "error": completion.error or (None if answer is not None else "no answer"),
+        "error": error or ("no answer" if answer is None else None),
     }
 
 

@@ -15,15 +15,15 @@ from tasks.engines import Completion, Policy, Sampling, ask
 
 
 class AutoMathCritique(Critiquing):
-    """The loop of AutoMathCritique (Xi et al. 2024, arXiv:2411.16579): each wrong answer gets one greedy critique, each
-    critique several refinements, and a critique is kept when enough of these are correct.
+    """Writes one greedy critique of each wrong answer and several refinements of each critique, and keeps a critique when
+    enough of its refinements are correct: the loop of AutoMathCritique (Xi et al. 2024, arXiv:2411.16579).
 
-    No label is needed. Correct is an answer that equals its prompt's target, the one that the filter likes best; wrong
-    is one that differs. A response without an answer is neither, and so is every one whose prompt has no target. A
-    critique that passes a wrong answer, or cannot be read, is not refined. Success is the share of a critique's
-    refinements whose answer is the target, among those that have an answer. That a critique needs a success of 0.3 is
-    our reading. So is criticising correct answers too, kept when the critique passes them: a critic that is shown wrong
-    answers alone learns to call everything wrong.
+    No label is needed. Correct is an answer that equals its prompt's target, the one that the filter likes best;
+    wrong is one that differs. A response that was cut off or has no answer is neither, and so is every one whose
+    prompt has no target. A critique that passes a wrong answer, or cannot be read, is not refined. Success is the
+    share of a critique's refinements whose answer is the target, among those that have an answer. That a critique
+    needs a success of 0.3 is our reading. So is criticising correct answers too, kept when the critique passes them:
+    a critic that is shown wrong answers alone learns to call everything wrong.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

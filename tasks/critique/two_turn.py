@@ -12,14 +12,13 @@ from tasks.engines import Sampling, ask
 
 
 class TwoTurn(Critiquing):
-    """The two turns of self-correction learning (SCL, He et al. 2024, arXiv:2410.04055): right and wrong answers alike are
-    looked over once and written again (`Domain.retry`). The pairing `two_turn` learns from those that turn right or wrong.
+    """Has every answer, right or wrong, looked over and written again in a second turn (`Domain.retry`), as self-correction
+    learning does (SCL, He et al. 2024, arXiv:2410.04055). The pairing `two_turn` learns from answers that turn right or
+    wrong.
 
     Right is what equals the target. A second turn without an answer is an error and not wrong, unlike in the published
     code. No critique is written: the row of `critiques` holds the second turn's chat and an empty text, and is never
     kept. A second turn saw its first answer, so it says `hinted`.
-
-    Metrics as in the intrinsic self-correction literature: `turned_right` and `turned_wrong`.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

@@ -1,5 +1,7 @@
 """Reflections and second turns on hand-made answers."""
 
+from contextlib import contextmanager
+
 import pytest
 
 from tasks.core import frames, roster, tables
@@ -9,6 +11,7 @@ from tasks.critique.reflect import Reflect
 from tasks.critique.two_turn import TwoTurn
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
+from tasks.engines import Completion
 from tasks.engines.fake import Fake
 
 DOMAIN = Arithmetic(easiest=1, hardest=3)
@@ -18,6 +21,18 @@ RIGHT, WRONG = "Day 1: 12+5=17\nDay 2: 17/2=8\nAnswer: 8", "Day 1: 12+5=17\nDay 
 
 class Plain(Domain):
     """Free text without a verifier."""
+
+
+class CutOff(Fake):
+    """Gives the wrong answer, cut off at `max_tokens`."""
+
+    @contextmanager
+    def open(self, model, cache=None):
+        with super().open(model, cache) as policy:
+            policy.sample = lambda requests: (
+                (n, Completion(WRONG, 9, finish_reason="length")) for n, _ in enumerate(requests)
+            )
+            yield policy
 
 
 def answer(name, text, rank=None, error=None, domain=DOMAIN):
@@ -124,6 +139,22 @@ def test_a_second_turn_without_an_answer_is_an_error_and_not_wrong(engine):
     assert result.frames["refinements"]["error"].null_count() == 0
     assert result.frames["critiques"]["refinements"].to_list() == [0, 0]
     assert result.metrics["turned_wrong/two_turn"] == 0
+
+
+@pytest.mark.parametrize("strategy", [Reflect(), TwoTurn()])
+def test_an_answer_that_was_cut_off_is_an_error_and_not_wrong(strategy):
+    result = run(strategy, [answer("a", RIGHT, 1), answer("b", WRONG)], CutOff())
+    refined = result.frames["refinements"]
+    assert len(refined) and set(refined.select("answer", "success", "error").rows()) == {(None, None, "cut off")}
+    assert set(result.frames["critiques"].select("refinements", "successes").rows()) == {(0, 0)}
+
+
+@pytest.mark.parametrize("strategy", [Reflect(), TwoTurn()])
+def test_an_answer_that_was_cut_off_is_not_answered_again(strategy):
+    cut = answer("b", WRONG)
+    cut[0]["finish_reason"] = "length"
+    result = run(strategy, [answer("a", RIGHT, 1), cut], Fake.scripted(corrects))
+    assert "b" not in result.frames["critiques"]["response_id"].to_list()
 
 
 def test_without_a_target_there_is_no_second_turn():
