@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations
+from statistics import fmean
 
 import polars as pl
 from pydantic import Field
@@ -11,13 +12,15 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class RougeConsensus(Judging):
-    """Consensus of Ensemble-Instruct (Lee et al. 2023, arXiv:2310.13961): where two answers match after normalisation
-    (lower case, without punctuation, single spaces), the one that matches is taken. Else the least ROUGE-L F of any two
-    must be above `min_rouge`, and the answer with the highest sum of ROUGE-L to the others is taken.
+    """How like a prompt's other answers an answer is, by matches or by ROUGE-L (the consensus of Ensemble-Instruct, Lee et
+    al. 2023, arXiv:2310.13961). Where two answers match after normalisation (lower case, without punctuation, single
+    spaces), the paper takes the one that matches. Else the least ROUGE-L F of any two must be above `min_rouge`, and it
+    takes the answer with the highest sum of ROUGE-L to the others.
 
     The paper has three answers. Our reading for any number, which scores all: where two match, the answers of the largest
     group of matching ones have 1 (in a tie those of each), the others 0. Else the score of an answer is its mean
-    ROUGE-L F to the others, or 0 for all where two of them have no more than `min_rouge` in common.
+    ROUGE-L F to the others, or 0 for all where two of them have no more than `min_rouge` in common. Signs and operators
+    are punctuation, so −5 matches 5: for numbers and formulas take `self_consistency`.
     """
 
     min_rouge: float = Field(0.01, ge=0, le=1)
@@ -55,7 +58,8 @@ def consensus(answers: list[str], min_rouge: float) -> list[float]:
     rouge = {(a, b): rouge_l(answers[a], answers[b]) for a, b in combinations(range(len(answers)), 2)}
     if min(rouge.values()) <= min_rouge:
         return [0.0] * len(answers)
-    return [sum(f for pair, f in rouge.items() if n in pair) / (len(answers) - 1) for n in range(len(answers))]
+    # fmean rounds once: answers with the same overlaps are equal, whatever the order of these
+    return [fmean(f for pair, f in rouge.items() if n in pair) for n in range(len(answers))]
 
 
 def rouge_l(first: str, second: str) -> float:

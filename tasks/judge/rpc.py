@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHAPES = 0.1, 100.0
 """Bounds of a Weibull shape: without them a component that narrows onto one path has an infinite likelihood."""
+SMALLEST = 1e-9
+"""Probabilities, and differences between them, below this are rounding: the mixture is not fitted to them."""
 
 
 class Mixture(NamedTuple):
@@ -25,15 +27,16 @@ class Mixture(NamedTuple):
 
 
 class Rpc(Judging):
-    """Reasoning-pruning perplexity consistency (RPC, Zhou et al. 2025, arXiv:2502.00511).
+    """Sums the probabilities of the different reasoning paths that lead to the response's answer, without the unlikely paths
+    (reasoning-pruning perplexity consistency, RPC, Zhou et al. 2025, arXiv:2502.00511).
 
     A path is a different text among a prompt's responses that have an answer, with p = exp(mean log-probability per
     token). A mixture of two Weibull distributions is fitted to the p of a prompt's paths by maximum likelihood; a path is
     dropped where the component of the lower mean is likelier, w_low·f_low(p) > w_high·f_high(p), and p is below the mean
     of all paths. Equal answers are merged: the score is Σ p over the kept paths of a response's answer.
 
-    Our reading: with fewer than `min_paths` paths, or paths that are all equally likely, five parameters cannot be
-    fitted, so nothing is dropped, and the score is plain perplexity consistency. The shapes are held to 0.1 … 100.
+    Our reading: with fewer than `min_paths` paths, or paths that are all equally likely up to rounding, five parameters
+    cannot be fitted, so nothing is dropped, and the score is plain perplexity consistency. The shapes are held to 0.1 … 100.
     """
 
     min_paths: PositiveInt = 10
@@ -59,16 +62,19 @@ class Rpc(Judging):
 
     def _kept(self, paths: pl.DataFrame) -> pl.DataFrame:
         """The paths of one prompt that are not dropped."""
-        if len(paths) < self.min_paths or paths["p"].n_unique() < 2:
+        if len(paths) < self.min_paths:
             return paths
-        p = paths["p"].to_numpy()
+        p = paths["p"].clip(SMALLEST).to_numpy()
+        if p.max() - p.min() < SMALLEST:
+            return paths
         low, high = weighted_densities(fit(sorted(p)), p)
         return paths.filter(pl.Series((low <= high) | (p >= p.mean())))
 
 
 def fit(values: Sequence[float]) -> Mixture:
-    """The mixture of two Weibull distributions that makes positive values likeliest, found by L-BFGS-B from their two
-    halves, each with the distribution of its mean and deviation.
+    """The mixture of two Weibull distributions that makes the values likeliest, found by L-BFGS-B from the values up to
+    their mean and those above it, each part with the distribution of its mean and deviation. The values are positive and
+    not all equal.
     """
     import numpy as np
     from scipy.optimize import minimize
@@ -107,7 +113,8 @@ def weighted_densities(mixture: Mixture, values: "np.ndarray") -> "np.ndarray":
     from scipy.stats import weibull_min
 
     weights, shapes, scales = (np.array(part)[:, None] for part in mixture)
-    return weights * weibull_min.pdf(values[None, :], shapes, scale=scales)
+    with np.errstate(over="ignore"):  # far above the scale the density is 0, but as a product it would be inf · 0
+        return weights * np.exp(weibull_min.logpdf(values[None, :], shapes, scale=scales))
 
 
 def _ordered(mixture: Mixture) -> Mixture:

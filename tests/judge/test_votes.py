@@ -12,7 +12,7 @@ from tasks.engines.fake import Fake
 from tasks.judge import JudgeOptions, judge
 from tasks.judge.borda import Borda
 from tasks.judge.collective import Collective
-from tasks.judge.rouge_consensus import RougeConsensus, rouge_l, words
+from tasks.judge.rouge_consensus import RougeConsensus, consensus, rouge_l, words
 from tasks.judge.rpc import Rpc, fit, weighted_densities
 from tasks.judge.self_consistency import SelfConsistency
 from tasks.judge.shortest import Shortest
@@ -103,6 +103,18 @@ def test_unlikely_paths_do_not_vote():
     assert verdicts == ["pass"] * 5 + ["fail"] * 6
 
 
+@pytest.mark.parametrize("other", [0.1 * (1 + 1e-15), 0.1 * (1 - 1e-15)])
+def test_paths_that_differ_by_rounding_are_equally_likely(other):
+    rows = samples(["8"] * 9 + ["9"], mean_logprob=[log(0.1)] * 9 + [log(other)])
+    assert run(Rpc(), rows)[0] == pytest.approx([0.9] * 9 + [0.1])
+
+
+def test_probabilities_may_vanish():
+    scores, verdicts, _ = run(Rpc(), samples(["8"] * 6 + ["9"] * 5, mean_logprob=[log(0.9)] * 6 + [-1e4] * 5))
+    assert scores == pytest.approx([5.4] * 6 + [0.0] * 5)
+    assert verdicts == ["pass"] * 6 + ["fail"] * 5
+
+
 def test_the_mixture_finds_the_components_that_made_the_data():
     from scipy.stats import weibull_min
 
@@ -185,6 +197,13 @@ def test_rouge_l_is_googles(one, other):
 
     scored = RougeScorer(["rougeL"]).score(" ".join(one), " ".join(other))["rougeL"].fmeasure
     assert rouge_l(" ".join(one), " ".join(other)) == pytest.approx(scored)
+
+
+@given(st.permutations(["a b c d e z", "a b x z", "c d e f g z", "b c d x z", "g h a z", "i x e z", "a c e g z"]))
+def test_a_consensus_does_not_depend_on_the_order_of_answers(answers):
+    scores = dict(zip(answers, consensus(answers, 0.0), strict=True))
+    assert min(scores.values()) > 0
+    assert scores == dict(zip(sorted(answers), consensus(sorted(answers), 0.0), strict=True))
 
 
 def test_words():
