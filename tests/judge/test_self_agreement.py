@@ -1,5 +1,10 @@
 """One call shows the samples and says on what they agree; answers that equal it score 1."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
 from asked import PROBLEM, judged
 
 from tasks.engines.fake import Fake
@@ -25,6 +30,36 @@ def test_so_many_solutions_are_shown_whatever_the_order_of_the_rows():
     asked = judged(member, ROWS, says)
     assert asked.prompts[0].count("Solution ") == 2
     assert judged(member, ROWS, says, order=lambda rows: rows[::-1]).prompts == asked.prompts
+
+
+def test_a_solution_is_drawn_as_often_as_it_was_sampled():
+    """Three of five samples are equal: of two that are shown 0.6 are, not all or none of them."""
+    texts, count = ["a", "a", "a", "b", "c"], 400
+    rows = [
+        {"id": f"{p}-{n}", "prompt_id": f"p{p}", "response": f"way {t}", "answer": t}
+        for p in range(count)
+        for n, t in enumerate(texts)
+    ]
+    prompts = [{"id": f"p{p}", "problem": f"Problem {p}."} for p in range(count)]
+    asked = judged(SelfAgreement(solutions=2), rows, lambda prompt, seed: "a", prompts=prompts)
+    shown = [prompt.count("way a") for prompt in asked.prompts]
+    assert sum(shown) / (2 * count) == pytest.approx(0.6, abs=0.04)
+    assert shown.count(0) / count == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_reply_that_was_cut_off_is_an_error_for_all():
+    """It may name a solution's answer on its way to the agreed one."""
+
+    class Cut(Fake):
+        @contextmanager
+        def open(self, model, cache=None):
+            with super().open(model, cache) as policy:
+                cut = lambda rs: ((n, replace(c, text="13", finish_reason="length")) for n, c in policy.sample(rs))  # noqa: E731
+                yield SimpleNamespace(digest="", sample=cut)
+
+    asked = judged(SelfAgreement(), ROWS, None, engine=Cut())
+    assert set(asked.column().values()) == {None}
+    assert "cut off" in asked.rows["1"]["error"]
 
 
 def test_equal_solutions_count_as_often_as_they_were_sampled():
