@@ -16,20 +16,20 @@ from tasks.judge.self_judge import read
 
 
 class Flawed(Asking):
-    """FAPO (Ding et al. 2025, arXiv:2510.22543): a right answer with a wrong step, a flawed positive, has its reward reduced
-    by λ. `Domain.verify` says whether an answer is right; of the right ones alone the domain's judge prompt asks whether their
-    way is.
+    """The verifier's reward, less λ for a right answer with a wrong step, a flawed positive (FAPO, Ding et al. 2025,
+    arXiv:2510.22543). `Domain.verify` says whether an answer is right; of the right ones alone the domain's judge prompt asks
+    whether their steps are.
 
-    Our reading on [0, 1]: right 1, right but flawed 1 − λ, wrong 0. The paper's rewards are 1, 1 − λ and −1, so that its λ of
-    1 puts a flawed answer half way between right and wrong, as 0.5 does here. An answer is flawed where its mean grade is
-    below ½. What cannot be verified, or is right and cannot be judged, is an error.
+    The paper's rewards are 1 for right, 1 − λ for right but flawed, −1 for wrong. The score is (reward + 1) / 2: 1, 1 − λ/2
+    and 0, so that with λ = 1 a flawed answer stands half way between right and wrong. Our reading: an answer is flawed where
+    its mean grade is below ½. What cannot be verified, or is right and cannot be judged, is an error.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     auditable: ClassVar[bool] = True
 
-    penalty: float = Field(1.0, ge=0, le=1)
-    """λ, what a flawed answer loses."""
+    penalty: float = Field(1.0, ge=0, le=2)
+    """λ, what a flawed answer loses of the paper's reward, which is from −1 to 1: 2 makes it as bad as a wrong one."""
     samples: PositiveInt = 1
     """Judgments averaged; more than one wants a temperature."""
     temperature: NonNegativeFloat = 0.0
@@ -65,4 +65,4 @@ class Flawed(Asking):
         if judged is None or judged["score"] is None:
             return judged or failure("no judgment")
         flawed = judged["score"] < 0.5
-        return judged | {"score": 1 - self.penalty * flawed, "verdict": None if flawed else "pass"}
+        return judged | {"score": 1 - self.penalty / 2 * flawed, "verdict": None if flawed else "pass"}

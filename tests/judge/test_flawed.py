@@ -11,7 +11,7 @@ SAID = {"sound 11": "Verdict: correct", "lucky 11": "Step 1: wrong\nVerdict: wro
 RESPONSES = [*SAID, "so 12", "no number"]
 
 
-@pytest.mark.parametrize(("penalty", "flawed"), [(1.0, 0.0), (0.5, 0.5), (0.25, 0.75), (0.0, 1.0)])
+@pytest.mark.parametrize(("penalty", "flawed"), [(1.0, 0.5), (2.0, 0.0), (0.5, 0.75), (0.0, 1.0)])
 def test_a_flawed_positive_loses_the_penalty(penalty, flawed):
     asked = judged(Flawed(penalty=penalty), RESPONSES, lambda prompt, seed: SAID[shown(prompt)])
     assert asked.column() == {"1": 1.0, "2": flawed, "3": None, "4": 0.0, "5": None}
@@ -24,7 +24,7 @@ def test_a_flawed_positive_loses_the_penalty(penalty, flawed):
 def test_several_judgments_are_averaged_before_an_answer_is_called_flawed():
     replies = iter([*["Verdict: wrong"] * 2, *["Verdict: correct"] * 3, "Verdict: wrong"])
     asked = judged(Flawed(samples=3, temperature=1.0), ["a 11", "b 11"], lambda prompt, seed: next(replies))
-    assert asked.column() == {"1": 0.0, "2": 1.0}
+    assert asked.column() == {"1": 0.5, "2": 1.0}
 
 
 def test_equal_answers_are_judged_once():
