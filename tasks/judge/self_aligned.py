@@ -1,6 +1,6 @@
 """How much likelier an answer is after its question than without it."""
 
-from math import exp
+from math import exp, isnan
 from statistics import fmean
 from typing import ClassVar
 
@@ -13,8 +13,10 @@ from tasks.judge._likelihood import answered_prompts, log_probabilities, opinion
 
 
 class SelfAligned(Judging):
-    """Self-aligned reward (Han et al. 2025, arXiv:2509.05489): the relative fall of the response's perplexity when it is
-    conditioned on the query, (ppl(y) − ppl(y | x)) / ppl(y), with ppl(y | x) = exp(−1/n Σ log p(y_t | x, y_<t)).
+    """The relative fall of the response's perplexity when it is conditioned on the query (self-aligned reward, Han et al.
+    2025, arXiv:2509.05489):
+
+        (ppl(y) − ppl(y | x)) / ppl(y), with ppl(y | x) = exp(−1/n Σ log p(y_t | x, y_<t)).
 
     Our reading: ppl(y) is that after the prompt's own chat with every user turn emptied, so that the chat template, and a
     system message, which says nothing of the query, are the same on both sides; and the score is clipped to [−1, 1],
@@ -55,8 +57,10 @@ def relative_fall(after: Scored, alone: Scored) -> Opinion:
     """(ppl(y) − ppl(y | x)) / ppl(y), at least −1."""
     if error := after.error or alone.error or _empty(after, alone):
         return failure(error)
-    # the ratio of perplexities in logs, and no larger than e: beyond that it is clipped anyhow, and exp might overflow
-    ratio = exp(min(fmean(alone.logprobs) - fmean(after.logprobs), 1.0))
+    log_ratio = fmean(alone.logprobs) - fmean(after.logprobs)
+    if isnan(log_ratio):
+        return failure("a log-probability is not finite")  # min and max would take it for the worst score
+    ratio = exp(min(log_ratio, 1.0))  # ppl(y | x) / ppl(y); above 2 it is clipped anyhow, and exp might overflow
     return {"score": max(-1.0, 1 - ratio), "verdict": None, "rationale": None, "error": None}
 
 

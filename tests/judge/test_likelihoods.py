@@ -1,6 +1,6 @@
 """Judges of log-probabilities: the implicit reward of two models, and what a question adds to its answer."""
 
-from math import exp, fsum
+from math import exp, fsum, log, nan
 from pathlib import Path
 
 import pytest
@@ -8,10 +8,10 @@ from asked import PROMPTS, judged
 
 from tasks.core.roster import Models, Source
 from tasks.domains import Domain
-from tasks.engines import turns
+from tasks.engines import Scored, turns
 from tasks.engines.fake import Fake
 from tasks.judge.implicit import Implicit
-from tasks.judge.self_aligned import SelfAligned, emptied
+from tasks.judge.self_aligned import SelfAligned, emptied, relative_fall
 
 CHAT = Domain().solve(PROMPTS[0]["problem"])
 ROWS = [PROMPTS[0] | {"prompt": CHAT}]
@@ -101,6 +101,27 @@ def test_the_relative_fall_of_perplexity():
     for n in range(2):
         ppl, bare = (exp(-fsum(s[n].logprobs) / len(s[n].logprobs)) for s in (given, alone))
         assert made.column()[str(n + 1)] == pytest.approx(max(-1.0, (bare - ppl) / bare), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("after", "alone", "fall"),
+    [
+        ([log(1 / 2), log(1 / 8)], [log(1 / 8), log(1 / 32)], 1 - 4 / 16),  # perplexities 4 and 16
+        ([log(1 / 6)], [log(1 / 4)], 1 - 6 / 4),
+        ([log(1 / 9)], [log(1 / 3)], -1.0),  # 1 − 9/3, clipped
+        ([-2.0], [-2.0], 0.0),
+        ([-5000.0], [-1.0], -1.0),
+    ],
+)
+def test_perplexities_worked_by_hand(after, alone, fall):
+    assert relative_fall(Scored(tuple(after)), Scored(tuple(alone)))["score"] == pytest.approx(fall)
+
+
+@pytest.mark.parametrize(("after", "alone"), [((nan,), (-1.0,)), ((-1.0,), (nan,)), ((), (-1.0,))])
+def test_log_probabilities_that_are_no_numbers_are_an_error_and_not_the_worst_score(after, alone):
+    opinion = relative_fall(Scored(after), Scored(alone))
+    assert opinion["score"] is None
+    assert opinion["error"]
 
 
 def test_the_question_is_taken_out_and_the_role_stays():
