@@ -101,7 +101,7 @@ class Filtering(Strategy):
         scores = case.judgments.select("member", "reward", "score", id="response_id")
         rows = case.responses.join(scores.filter("reward").select("id", "score"), on="id", how="left")
         if self.rank_by is None:
-            rows = rows.with_columns(tie_break="mean_logprob")
+            rows = rows.with_columns(tie_break=pl.col("mean_logprob").fill_nan(None))  # NaN would sort as the highest
         for judge, column in [(self.rank_by, "tie_break"), *((judge, f"by {judge}") for judge in self.require)]:
             if judge is not None:
                 own = scores.filter(pl.col("member") == judge).select("id", pl.col("score").alias(column))
