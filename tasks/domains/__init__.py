@@ -78,7 +78,9 @@ class Domain(Roles):
         return None
 
     def ill_posed(self, count: int, seed: int) -> list[str]:
-        """Up to `count` problems that have no answer, the same for equal arguments; a domain may have none."""
+        """Up to `count` problems that have no answer, the same for equal arguments; a larger count gives a superset. A
+        domain may have none.
+        """
         return []
 
     def refuses(self, response: str) -> bool:

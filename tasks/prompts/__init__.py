@@ -17,6 +17,8 @@ from tasks.prompts._screen import Intake, Problem, Screen, usable
 
 FROZEN = 0
 """The seed of sets that are the same in every round: the seeds of the pool and the evaluation items."""
+ILL_POSED = 1000
+"""How many of the domain's ill-posed problems no prompt may equal or overlap: at least as many as are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Screening(Strategy):
         raise NotImplementedError
 
     def intake(self, case: PromptsCase, problems: Iterable[Problem] = ()) -> Intake:
-        """An intake that rejects what is near an evaluation item, near `problems`, or near what earlier members accepted."""
+        """An intake that rejects what is near an evaluation item or an ill-posed problem, near `problems`, or near what earlier
+        members accepted.
+        """
         screen = Screen(case.domain, Fraction(str(self.max_similarity)))
         for split, count in self.evaluation.items():
             for item in case.domain.items(split, count, FROZEN):
                 screen.add_item(split, item.problem)
+        for text in case.domain.ill_posed(ILL_POSED, FROZEN):
+            screen.add_item("ill_posed", text)
         for problem in (*problems, *case.known):
             screen.add_problem(problem.id, problem.text)
         return Intake(case.domain, screen)

@@ -89,10 +89,10 @@ def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def ngrams(text: str) -> set[str]:
-    """All runs of 13 words; a shorter text is one run."""
+def ngrams(text: str) -> list[str]:
+    """All runs of 13 words in their order; a shorter text is one run, and one without words has none."""
     tokens = words(text)
-    return {" ".join(tokens[i : i + NGRAM]) for i in range(max(1, len(tokens) - NGRAM + 1))} - {""}
+    return [" ".join(tokens[i : i + NGRAM]) for i in range(max(1, len(tokens) - NGRAM + 1))] if tokens else []
 
 
 def _characters(codes: list[int]) -> str:

@@ -3,7 +3,7 @@
 A rejected problem is a row whose `error` begins with the reason's name:
 - `failed`: the engine gave nothing; `malformed`: the domain cannot read it;
 - `duplicate`: of a problem that is in use or was just accepted;
-- `contaminated`: it is an evaluation item, or near one.
+- `contaminated`: it is an evaluation item or one of the domain's ill-posed problems, or near one.
 
 What near means is the domain's choice (`Domain.near_duplicates`): `structure` compares `domain.structure` alone, for
 templates share most of their words; `rouge` also rejects ROUGE-L F above `max_similarity` (Self-Instruct, Wang et al.
@@ -78,7 +78,7 @@ class Screen:
         return None
 
     def contaminated_split(self, problem: str) -> str | None:
-        """The evaluation split that a problem is in, overlaps with, or is near to."""
+        """The evaluation split that a problem is in, overlaps with (the first run of words decides), or is near to."""
         shared = (split for run in ngrams(problem) if (split := self._item_ngrams.get(run)))
         exact = self._items.get(self.structure(problem))
         return exact or next(shared, None) or self._item_texts.near(problem)

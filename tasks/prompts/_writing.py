@@ -63,6 +63,21 @@ def screen(draft: Draft, text: str, error: str | None, author: str, intake: Inta
     intake.add(item, text, reason, source="model", parents=[p.id for p in draft.examples], model=author)
 
 
+def few_shot(
+    rng: random.Random, people: list[Problem], models: list[Problem], count: int, model_count: int
+) -> list[Problem]:
+    """Up to `count` examples in random order, at most `model_count` of them of those that models wrote."""
+    from_model = sample(rng, models, min(model_count, count))
+    examples = sample(rng, people, count - len(from_model)) + from_model
+    rng.shuffle(examples)
+    return examples
+
+
+def by_source(pool: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """The problems that people wrote, and those that models wrote."""
+    return [p for p in pool if p.source != "model"], [p for p in pool if p.source == "model"]
+
+
 def sample(rng: random.Random, pool: list[T], count: int) -> list[T]:
     """So many of a pool, or all that there are."""
     return rng.sample(pool, min(count, len(pool)))

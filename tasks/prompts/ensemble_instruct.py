@@ -12,7 +12,7 @@ from tasks.domains import Message
 from tasks.engines import Completion, Policy
 from tasks.prompts import FROZEN, PromptsCase
 from tasks.prompts._screen import Intake, Problem, usable
-from tasks.prompts._writing import Draft, Writing, sample, screen
+from tasks.prompts._writing import Draft, Writing, by_source, few_shot, screen
 
 NEEDS_INPUT = (
     "Write one new instruction that needs an input, as these do. Give only the instruction, without the input."
@@ -21,9 +21,9 @@ GIVE_INPUT = "Write an input for the last instruction. Give only the input."
 
 
 class EnsembleInstruct(Writing):
-    """Ensemble-Instruct (Lee et al. 2023, arXiv:2310.13961), which makes Self-Instruct work with smaller models: two
-    pipelines with simplified templates, one for instructions that need an input and one for those that do not. Examples
-    are of the pipeline's own kind, 24 and 10 in the released scripts, at most 4 of them written by a model.
+    """Has several models write problems in two pipelines with simple templates, one for instructions that need an input and
+    one for those that do not: Ensemble-Instruct (Lee et al. 2023, arXiv:2310.13961), a Self-Instruct for smaller models.
+    Examples are of the pipeline's own kind, 24 and 10 in the released scripts, at most 4 of them written by a model.
 
     Our reading for problems that are one text: what follows its first blank line is the input. Where an input is needed,
     the author writes the instruction first, then an input for it, and both are joined by a blank line; else it writes a
@@ -51,7 +51,7 @@ class EnsembleInstruct(Writing):
     examples_without: PositiveInt = 10
     """Problems that the author of one without an input sees."""
     model_examples: NonNegativeInt = 4
-    """How many of these a model wrote, once there are any."""
+    """Most of these that a model wrote."""
 
     def opened_models(self) -> frozenset[str]:
         """The authors."""
@@ -77,10 +77,8 @@ class EnsembleInstruct(Writing):
         whole, plain = [p for p in pool if parts(p.text)[1]], [p for p in pool if not parts(p.text)[1]]
         share = self.with_input if whole and plain else float(bool(whole))
         number = sum(rng.random() < share for _ in range(size))
-        self._write_with_input(
-            [self._examples(rng, whole, self.examples_with_input) for _ in range(number)], rng, policy, intake
-        )
-        shown = [self._examples(rng, plain, self.examples_without) for _ in range(size - number)]
+        self._write_with_input(self._examples(rng, whole, self.examples_with_input, number), rng, policy, intake)
+        shown = self._examples(rng, plain, self.examples_without, size - number)
         self.write(
             [Draft(e, self.request(case.domain.imitate([p.text for p in e]), rng)) for e in shown], policy, intake
         )
@@ -103,11 +101,10 @@ class EnsembleInstruct(Writing):
         completions = dict(policy.sample([draft.request for draft in drafts])) if drafts else {}
         return [completions[n] for n in range(len(drafts))]
 
-    def _examples(self, rng: random.Random, pool: list[Problem], count: int) -> list[Problem]:
-        from_model = sample(rng, [p for p in pool if p.source == "model"], min(self.model_examples, count))
-        examples = sample(rng, [p for p in pool if p.source != "model"], count - len(from_model)) + from_model
-        rng.shuffle(examples)
-        return examples
+    def _examples(self, rng: random.Random, pool: list[Problem], count: int, number: int) -> list[list[Problem]]:
+        """So many lists of `count` examples each."""
+        people, models = by_source(pool)
+        return [few_shot(rng, people, models, count, self.model_examples) for _ in range(number)]
 
 
 def parts(text: str) -> tuple[str, str]:

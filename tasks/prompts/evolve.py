@@ -24,13 +24,13 @@ class Original(NamedTuple):
 
 
 class Evolve(Writing):
-    """eva (Ye et al. 2024, arXiv:2411.00062): prompts are drawn in proportion to their informativeness, the best reward of
-    their answers less the mean, rewritten in depth and in breadth, and mixed with original prompts.
+    """Has a model rewrite the parent's problems in depth and in breadth, drawn in proportion to their informativeness, and
+    mixes in originals (eva, Ye et al. 2024, arXiv:2411.00062).
 
-    Our reading, for this stage sees the parent's answers and no judgments: an answer's reward is its vote share, so that
-    a prompt's informativeness is max_a p_a − Σ_a p_a² over the shares p_a of its answers. It is 0 where all answers
-    agree or all differ. Where no prompt is informative, as in a base's first round, all are drawn alike; there the
-    originals are the domain's seeds.
+    Informativeness is the best reward of a prompt's answers less the mean. Our reading, for this stage sees the parent's
+    answers and no judgments: an answer's reward is its vote share, so that it is max_a p_a − Σ_a p_a² over the shares
+    p_a of the answers, in [0, 1/4]. It is 0 where all answers agree or all differ. Where no prompt is informative, as in a
+    base's first round, all are drawn alike; there the originals are the domain's seeds.
     """
 
     example: ClassVar[dict[str, Any]] = {"count": 12, "originals": 0.0, "evaluation": {"heldout": 50}}

@@ -15,20 +15,21 @@ from tasks.core.ids import content_id, seed_of
 from tasks.prompts import FROZEN, PromptsCase
 from tasks.prompts._agreement import agreement
 from tasks.prompts._screen import Problem, usable
-from tasks.prompts._writing import Draft, Writing, sample
+from tasks.prompts._writing import Draft, Writing, by_source, few_shot
 
 MIN_SIGNAL = 0.1
 """No level's signal counts as less: a level that was easy is sampled again now and then."""
 
 
 class Pool(Writing):
-    """Few-shot self-instruction (Self-Instruct, Wang et al. 2022, arXiv:2212.10560).
+    """Has a model write problems after few-shot examples of a pool that grows with what it writes (Self-Instruct, Wang et
+    al. 2022, arXiv:2212.10560).
 
-    The author sees problems of a pool: the domain's seeds, and what the parent's round and this one accepted. A level is
-    drawn in proportion to its weight in `levels`, times its learning signal with `frontier`: the mean over the parent's
-    prompts of that level of 2√(p(1 − p)), where p is the share of the prompt's most frequent answer. A prompt's signal
-    is highest where the parent agrees with itself half of the time. A level of which it solves half the prompts always
-    and the others never has none.
+    The pool holds the domain's seeds, and what the parent's round and this one accepted. A level is drawn in proportion
+    to its weight in `levels`, times its learning signal with `frontier`: the mean over the parent's prompts of that
+    level of 2√(p(1 − p)), where p is the share of the prompt's most frequent answer. A prompt's signal is highest where
+    the parent agrees with itself half of the time. A level of which it solves half the prompts always and the others
+    never has none.
 
     2√(p(1 − p)) is the expected absolute advantage, the reward of a category in Self-Evolving Curriculum (Chen et al.
     2025, arXiv:2505.14970), with p the accuracy on a prompt. Agreement, which needs no label, in the place of accuracy is
@@ -44,7 +45,7 @@ class Pool(Writing):
     examples: NonNegativeInt = 8
     """Problems of the pool that the author sees."""
     model_examples: NonNegativeInt = 2
-    """How many of these a model wrote, once there are any."""
+    """Most of these that a model wrote."""
     levels: dict[int, PositiveFloat] | None = None
     """Weight of each level; null gives the levels of the seeds equal weights."""
     frontier: bool = True
@@ -63,7 +64,7 @@ class Pool(Writing):
         with case.models.open(self.model) as policy:
             while size := self.batch_size(intake):
                 rng = random.Random(seed_of(case.seed, "pool", len(intake.rows)))
-                sources = _by_source([*pool, *intake.accepted])
+                sources = by_source([*pool, *intake.accepted])
                 self.write([self._few_shot(case, rng, weights, *sources) for _ in range(size)], policy, intake)
         return intake.table()
 
@@ -84,9 +85,8 @@ class Pool(Writing):
         models: list[Problem],
     ) -> Draft:
         level = rng.choices(list(weights), list(weights.values()))[0] if weights else None
-        from_model = sample(rng, _of_level(models, level), self.model_examples)
-        examples = sample(rng, _of_level(people, level), self.examples - len(from_model)) + from_model
-        rng.shuffle(examples)
+        own = _of_level(people, level), _of_level(models, level)
+        examples = few_shot(rng, *own, self.examples, self.model_examples)
         return Draft(examples, self.request(case.domain.write([p.text for p in examples], level), rng))
 
 
@@ -102,11 +102,6 @@ def learning_signals(prompts: pl.LazyFrame, responses: pl.LazyFrame) -> dict[int
         .agg((2 * (pl.col("p") * (1 - pl.col("p"))).sqrt()).mean().round(6))
     )
     return dict(by_level.sort("level").collect().iter_rows())
-
-
-def _by_source(pool: list[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """What people wrote, and what models did."""
-    return [p for p in pool if p.source != "model"], [p for p in pool if p.source == "model"]
 
 
 def _of_level(pool: list[Problem], level: int | None) -> list[Problem]:

@@ -17,8 +17,8 @@ LINE = 'a line is {"problem": "…"}, with "level" and "reference" where there a
 
 
 class Seeds(Screening):
-    """The same problems in every round, as in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT (Yuan et al. 2023,
-    arXiv:2308.01825). Near-duplicates and evaluation items are rejected.
+    """Takes problems that people wrote, the same in every round, as in STaR (Zelikman et al. 2022, arXiv:2203.14465) and RFT
+    (Yuan et al. 2023, arXiv:2308.01825). Near-duplicates and evaluation items are rejected.
     """
 
     example: ClassVar[dict[str, Any]] = {"count": 12, "evaluation": {"heldout": 50}}

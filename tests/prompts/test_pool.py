@@ -50,6 +50,14 @@ def test_it_stops_as_soon_as_enough_are_accepted():
     assert good["model"].n_unique() == 1
 
 
+@pytest.mark.parametrize(("examples", "model_examples", "shown"), [(0, 2, 0), (2, 5, 2), (3, 2, 3)])
+def test_no_more_examples_are_shown_than_asked_for(examples, model_examples, shown):
+    """Also once there are more problems of models than that: the second batch draws of what the first one added."""
+    rows = run(small(count=16, max_attempts=8, examples=examples, model_examples=model_examples))
+    assert rows["error"].null_count() == 16
+    assert set(rows["parents"].list.len()) <= {*range(shown + 1)} and rows["parents"].list.len().max() == shown
+
+
 def test_it_gives_up_after_its_attempts_and_every_failure_says_why():
     rows = run(small(count=10, max_attempts=3), Fake(error_rate=0.3, garbage_rate=0.3))
 

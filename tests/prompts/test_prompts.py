@@ -8,6 +8,7 @@ from tasks.core import frames, roster, tables
 from tasks.core.ids import content_id, member_seed
 from tasks.core.stage import Result
 from tasks.domains import Domain, Item
+from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.fake import Fake
 from tasks.prompts import PromptsCase, Screening, prompts
 
@@ -122,6 +123,24 @@ def test_a_member_knows_what_those_before_it_accepted_and_draws_with_its_own_see
 
     assert [sorted(p.text for p in case.known) for case in cases] == [["a", "b"], ["a", "b"]]
     assert [case.seed for case in cases] == [member_seed(1, "spy", Spy.strategy_name()), 1]
+
+
+def test_an_ill_posed_problem_is_an_item_of_the_exam_and_no_prompt():
+    class Tricky(Free):
+        def ill_posed(self, count, seed):
+            assert seed == 0 and count >= 100  # as many as the probe asks for by default
+            return ["some minus some"]
+
+    none = frames.frame(tables.prompts), frames.frame(tables.responses)
+    member = {"one": Scripted(texts=["some minus some", "a"])}
+    rows = prompts(member, *none, roster.one(Fake(), Path("m")), Tricky(), 1).frames["prompts"].collect()
+    errors = dict(rows.select("problem", "error").rows())
+    assert errors == {"some minus some": "contaminated: it is in or near ill_posed", "a": None}
+
+
+def test_no_ill_posed_story_is_well_formed_as_a_prompt():
+    stories = Arithmetic()
+    assert [p for p in stories.ill_posed(200, 0) if stories.parse(p)] == []
 
 
 def test_a_round_whose_problems_were_all_rejected_says_so():
