@@ -23,12 +23,17 @@ class CritiqueCase:
     """What is criticised, and the models that can do it."""
 
     prompts: pl.LazyFrame
+    """The round's."""
     responses: pl.LazyFrame
+    """To those prompts, failed ones among them."""
     targets: pl.LazyFrame
     """`prompt_id`, `problem`, `response_id`, `target`: the answer that the filter likes best, where it kept one."""
     models: Models
+    """Opens the round's models by name: ancestors and those of the roster."""
     domain: Domain
+    """Writes the chats and reads the answers."""
     seed: int
+    """The round's, or the member's own where its name is not its strategy's."""
 
 
 class Critiquing(Strategy):

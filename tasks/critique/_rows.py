@@ -25,7 +25,9 @@ class Attempt:
     problem: str
     response: str
     target: str | None
+    """The answer of the prompt's best kept response; None without one."""
     correct: bool
+    """Whether the response's answer is right."""
 
 
 def usable(case: CritiqueCase) -> pl.LazyFrame:

@@ -23,11 +23,13 @@ class Item:
     """A problem of a domain. A `gold` item also carries a response and where that response first goes wrong."""
 
     problem: str
+    """Its text, as the solver sees it."""
     level: int | None = None
     """Difficulty, 1 the easiest; None where the domain has no levels."""
     reference: str | None = None
     """The right final answer, where one is known without running a verifier."""
     response: str | None = None
+    """For a gold item: an answer of known correctness."""
     wrong_step: int | None = None
     """For a gold item: number (from 1) of the first wrong step of `response`; None when it is all right."""
 

@@ -1,6 +1,6 @@
 """Instructions that no program can verify: the model's own judge says what a good answer is.
 
-A file holds one JSON object a line: `{"prompt": …}`, or self-instruct's seed tasks (Wang et al. 2023, arXiv:2212.10560),
+A file holds one JSON object a line: `{"prompt": …}`, or self-instruct's seed tasks (Wang et al. 2022, arXiv:2212.10560),
 `{"instruction": …, "instances": [{"input": …}, …]}`, of which the first instance is taken. A hash of the prompt decides
 its split, so a prompt stays in its split when others are added. There is no gold set, for nobody knows the verdicts.
 """

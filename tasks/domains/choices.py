@@ -43,7 +43,9 @@ class Question:
     """A problem taken apart."""
 
     text: str
+    """The question alone."""
     options: tuple[str, ...]
+    """Their texts, that of letter A first."""
 
     @property
     def problem(self) -> str:

@@ -24,7 +24,9 @@ class GenerateCase:
     prompts: pl.DataFrame
     """Usable ones, by id: a piece of the round's."""
     models: Models
+    """Opens the round's models by name: ancestors and those of the roster."""
     domain: Domain
+    """Reads the answers, and verifies them where it can."""
     seed: int
     """The round's, or the member's own where its name is not its strategy's."""
 

@@ -12,10 +12,10 @@ from tasks.generate._drawing import Drawing, columns, need_verifier, with_ids, w
 
 
 class Feedback(Drawing):
-    """ThinkTuning (RRV et al. 2025, arXiv:2508.07616): a teacher reads a wrong answer and gives feedback, which the student
-    has in its context when it answers again. That answer says `hinted`; trained on is the answer after the bare prompt.
+    """Has a student answer again after a teacher's feedback on its wrong answer (ThinkTuning, RRV et al. 2025,
+    arXiv:2508.07616). That answer says `hinted`; what is trained on is the answer after the bare prompt.
 
-    Our reading (we know the abstract alone): every answer that the verifier calls wrong gets one feedback and one further
+    Our reading (of the abstract alone): every answer that the verifier calls wrong gets one feedback and one further
     answer; one that failed or cannot be checked gets none. Where the feedback failed or says nothing, the further answer
     is a row with an error. Student and teacher are opened one after the other.
     """

@@ -15,9 +15,10 @@ from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdict
 
 
 class Guided(Drawing):
-    """AMPO (Yuan et al. 2025, arXiv:2510.02227): only where no own sample is right, `replaced` random ones give way to the
-    best of the teachers' traces, one of each teacher. A trace is as good as the student's mean token probability of the
-    reference answer after it: 1/|y*| Σ_t π(y*_t | x, trace, y*_<t), the trace as far as its own final answer.
+    """Replaces, where no own sample of a prompt is right, up to `replaced` random ones by the teachers' traces that the
+    student understands best, one of each teacher (AMPO, Yuan et al. 2025, arXiv:2510.02227). A trace is understood by the
+    student's mean token probability of the reference answer after it: 1/|y*| Σ_t π(y*_t | x, trace, y*_<t), the trace as
+    far as its own final answer.
 
     Only traces that the verifier passes are taken: the paper's pool holds correct ones, while the published code gives a
     teacher's trace the reward 1 whether it is right or not. So fewer may be replaced than `replaced`, and none without a

@@ -12,9 +12,9 @@ from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdict
 
 
 class Hint(Drawing):
-    """Guide (Nath et al. 2025, arXiv:2506.13923): where no sample of a prompt is right and one is wrong, as many further ones
-    are drawn with the domain's hint in the context. They say `hinted`; what is trained on is the answer after the bare
-    prompt. Guide corrects the importance ratio towards the hint-free policy: that is the trainer's.
+    """Draws as many further samples, with the domain's hint in the context, to each prompt of which no sample is right and at
+    least one is wrong (Guide, Nath et al. 2025, arXiv:2506.13923). They say `hinted`; what is trained on is the answer
+    after the bare prompt. Guide corrects the importance ratio towards the hint-free policy: that is the trainer's.
 
     An answer that failed or cannot be checked is neither right nor wrong (our reading). A prompt for which the domain has
     no hint gets no further samples.

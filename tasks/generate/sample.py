@@ -7,8 +7,8 @@ from tasks.generate._drawing import Drawing
 
 
 class Sample(Drawing):
-    """Independent samples. The seed of each is a hash of (seed, prompt id, sample): adding prompts or samples changes none
-    of the others.
+    """Draws K independent samples a prompt: repeated sampling (Brown et al. 2024, arXiv:2407.21787). The seed of each is a
+    hash of (seed, prompt id, sample): adding prompts or samples changes none of the others.
     """
 
     model: str = "parent"

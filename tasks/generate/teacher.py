@@ -10,8 +10,8 @@ from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdict
 
 
 class Teacher(Drawing):
-    """The student samples first; a teacher answers only where that shows a lack, as LLM2LLM has its teacher work from
-    what the student fails at (Lee et al. 2024, arXiv:2403.15042).
+    """Draws samples of a student, and answers of a teacher to the prompts that the student gets wrong, as LLM2LLM has its
+    teacher work from what the student fails at (Lee et al. 2024, arXiv:2403.15042).
 
     Wrong is what the domain's verifier says is wrong. An answer that failed or cannot be checked is neither right nor
     wrong. Answering the same prompt, rather than writing another like it as LLM2LLM does, is our reading.

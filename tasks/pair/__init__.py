@@ -32,9 +32,11 @@ class PairCase:
     judgments: pl.LazyFrame
     """Of every judge, the reward's among them."""
     refinements: pl.LazyFrame
+    """Of every member of `critique`, failed ones among them; they have no reward."""
     anchor_responses: pl.LazyFrame | None = None
     """Of the round that this one names as its anchor, to the prompts of that round; None without one."""
     anchor_judgments: pl.LazyFrame | None = None
+    """Of those responses, by that round's judges."""
 
 
 class Pairing(Strategy):

@@ -30,8 +30,11 @@ class PromptsCase:
     responses: pl.LazyFrame
     """The parent's."""
     models: Models
+    """Opens the round's models by name: ancestors and those of the roster."""
     domain: Domain
+    """Has the seeds and the evaluation items, writes the author's chats and reads what comes back."""
     seed: int
+    """The round's, or the member's own where its name is not its strategy's."""
     known: tuple[Problem, ...] = ()
     """What the members before this one accepted."""
 
