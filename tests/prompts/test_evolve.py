@@ -9,6 +9,7 @@ from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.fake import Fake
 from tasks.prompts import prompts
 from tasks.prompts.evolve import Evolve, informativeness
+from tasks.prompts.pool import learning_signals
 
 DOMAIN = Arithmetic()
 SMALL = {"validation": 20, "heldout": 70, "gold": 10}
@@ -41,6 +42,14 @@ def test_informativeness_is_the_best_vote_share_less_the_mean():
     assert informativeness(frames.frame(tables.responses, rows)) == pytest.approx(
         {"a": 3 / 4 - 5 / 8, "b": 0, "c": 0, "e": 1 / 2 - (1 / 4 + 1 / 16 + 1 / 16)}, abs=1e-6
     )
+
+
+def test_an_answer_that_read_a_hint_has_no_vote():
+    """Both others agree: 1 − 1. With the third it would be 2/3 − 5/9, and the signal of the level above 0."""
+    *rows, last = votes("a", "1", "1", "2")
+    responses = frames.frame(tables.responses, [*rows, last | {"hinted": True}])
+    assert informativeness(responses) == {"a": 0}
+    assert learning_signals(frames.frame(tables.prompts, [{"id": "a", "level": 2}]), responses) == {2: 0}
 
 
 def rewriter(messages, seed):

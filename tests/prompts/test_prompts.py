@@ -8,7 +8,6 @@ from tasks.core import frames, roster, tables
 from tasks.core.ids import content_id, member_seed
 from tasks.core.stage import Result
 from tasks.domains import Domain, Item
-from tasks.domains.arithmetic import Arithmetic
 from tasks.engines.fake import Fake
 from tasks.prompts import PromptsCase, Screening, prompts
 
@@ -136,11 +135,6 @@ def test_an_ill_posed_problem_is_an_item_of_the_exam_and_no_prompt():
     rows = prompts(member, *none, roster.one(Fake(), Path("m")), Tricky(), 1).frames["prompts"].collect()
     errors = dict(rows.select("problem", "error").rows())
     assert errors == {"some minus some": "contaminated: it is in or near ill_posed", "a": None}
-
-
-def test_no_ill_posed_story_is_well_formed_as_a_prompt():
-    stories = Arithmetic()
-    assert [p for p in stories.ill_posed(200, 0) if stories.parse(p)] == []
 
 
 def test_a_round_whose_problems_were_all_rejected_says_so():
