@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 
 class KTO(FineTuning):
-    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306) on rows with a label, such as `collect.labelled` gives. With
-    r = log π(y)/π_ref(y), the loss of a right answer is λ_D [1 − σ(β(r − z))], of a wrong one λ_U [1 − σ(β(z − r))], and that of
-    a step the mean over its rows. z = max(0, mean of log π/π_ref of the answers, each after another row's prompt) is taken
-    without a gradient from the rows that are at once, so a small `micro_batch` makes it noisy.
+    """Raises the likelihood of answers labelled right, and lowers that of wrong ones, without pairs: KTO (Ethayarajh et al. 2024,
+    arXiv:2402.01306) on rows with a label, such as `collect.labelled` gives. With r = log π(y)/π_ref(y), the loss of a right
+    answer is λ_D [1 − σ(β(r − z))], of a wrong one λ_U [1 − σ(β(z − r))], and that of a step Σ w loss / rows, w the row's weight:
+    a row of weight 2 counts twice. z = max(0, mean of log π/π_ref of the answers, each after another row's prompt) is taken
+    without a gradient and without weights from the rows that are at once, so a small `micro_batch` makes it noisy.
+
+    Rows with a mask are refused: TRL computes the reference's log-probabilities of whole answers, and also of each answer
+    after another prompt, when its trainer is made, before anything could take tokens out of them.
     """
 
     has_reference: ClassVar[bool] = True
-    used_columns: ClassVar[frozenset[str]] = frozenset({"training.label", "training.tag"})
+    used_columns: ClassVar[frozenset[str]] = frozenset({"training.weight", "training.label", "training.tag"})
 
     epochs: PositiveInt = 1
     """Passes over the rows."""
@@ -81,7 +85,7 @@ class KTO(FineTuning):
         from tasks.training.weighted import dataset
 
         schedule = self.schedule_of(len(case.training), self.steps, case.seed)
-        rows = dataset(case.training, "label").select_columns(["prompt", "completion", "label"])
+        rows = dataset(case.training, "label").select_columns(["prompt", "completion", "label", "weight"])
         lengths = [len(tokenizer.apply_chat_template(r["prompt"] + r["completion"])["input_ids"]) for r in rows]
         return LabelTrainer(
             policy,

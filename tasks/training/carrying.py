@@ -29,6 +29,17 @@ class Carrying:
         )
 
 
+def recorded(model: Any) -> tuple[Callable[..., Any], list[Any]]:
+    """A model that keeps what it gives, and the list of what it gave: for losses that need more of it than TRL's own."""
+    outputs: list[Any] = []
+
+    def called(**inputs: Any) -> Any:
+        outputs.append(model(**inputs))
+        return outputs[-1]
+
+    return called, outputs
+
+
 def with_columns(
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]], names: tuple[str, ...]
 ) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch  # noqa: TID253  (the file is about training; whoever trains import
 from torch.nn.functional import logsigmoid  # noqa: TID253
 from trl import DPOTrainer  # noqa: TID253
 
-from tasks.training.carrying import Carrying
+from tasks.training.carrying import Carrying, recorded
 
 
 def conservative(margins: torch.Tensor, smoothing: torch.Tensor) -> torch.Tensor:
@@ -79,13 +79,8 @@ class PairTrainer(Carrying, DPOTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """The piece's share of the loss of its step."""
         batch, rows = self.split(inputs)
-        outputs: list[Any] = []
-
-        def recorded(**given: Any) -> Any:
-            outputs.append(model(**given))
-            return outputs[-1]
-
-        super().compute_loss(recorded, batch, *args, **kwargs)  # for its metrics: its loss knows no weights
+        recording, outputs = recorded(model)
+        super().compute_loss(recording, batch, *args, **kwargs)  # for its metrics: its loss knows no weights
         piece = Piece(model, batch, rows, outputs[0].log_probs)
         pairs, tokens = self._totals
         losses = rows["weight"] * self.pair_losses(piece)

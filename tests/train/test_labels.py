@@ -15,6 +15,7 @@ from tasks.train import TrainCase
 from tasks.train.kto import KTO
 from tasks.train.nft import NFT, with_rates
 from tasks.training.negatives import NegativeTrainer, nft_terms
+from tasks.training.unpaired import kto_losses
 from tasks.training.weights import load
 
 pytestmark = pytest.mark.xdist_group("trl")
@@ -91,13 +92,22 @@ def test_the_loss_of_nft_begins_with_ratios_of_one_and_is_weighted(parent, tmp_p
     )
 
 
+def test_the_losses_of_kto_by_hand():
+    margins = torch.tensor([log(3), log(3), 0.0], requires_grad=True)  # σ(m) = 3/4
+    losses = kto_losses(margins, torch.tensor([True, False, False]), 2.0, 0.5)
+    assert losses.tolist() == pytest.approx([2 * 0.25, 0.5 * 0.75, 0.5 * 0.5], abs=1e-6)
+    losses.sum().backward()
+    assert margins.grad.tolist() == pytest.approx([-2 * 3 / 16, 0.5 * 3 / 16, 0.5 / 4], abs=1e-6)
+
+
 def test_the_loss_of_kto_is_that_of_the_paper(parent, tmp_path, in_float32):
     policy, tokenizer = load(parent)
     reference = load(parent)[0]
     torch.manual_seed(3)
     for weight in reference.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
-    rows = ROWS.head(4)
+    weights = {"00True": 1.0, "00False": 2.0, "01True": 0.0, "01False": 0.5}
+    rows = ROWS.head(4).with_columns(weight=pl.col("id").replace_strict(weights))
     strategy = KTO(beta=0.7, batch=4, epochs=1, desirable_weight=1.5, undesirable_weight=0.5)
     case = TrainCase(rows, pl.DataFrame(), parent, None, tmp_path / "model", tmp_path, 1)
     ratios = {
@@ -124,8 +134,37 @@ def test_the_loss_of_kto_is_that_of_the_paper(parent, tmp_path, in_float32):
     for name in order:
         margin = 0.7 * (ratios[name, name] - kl)
         label = name.endswith("True")
-        by_hand += (1.5 if label else 0.5) * (1 - 1 / (1 + exp(-(margin if label else -margin)))) / 4
-    assert trainer.compute_loss(trainer.model, piece).item() == pytest.approx(by_hand, abs=1e-5)
+        loss = (1.5 if label else 0.5) * (1 - 1 / (1 + exp(-(margin if label else -margin))))
+        by_hand += weights[name] * loss / 4
+    assert piece["weight"].tolist() == [weights[name] for name in order]
+    assert trainer.compute_loss(trainer.model, piece).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def label_trainer(start, folder, rows, **options):
+    policy, tokenizer = load(start)
+    return KTO(**options).label_trainer(
+        policy, None, tokenizer, TrainCase(rows, pl.DataFrame(), start, None, folder / "model", folder, 1)
+    )
+
+
+def test_with_weights_of_one_the_loss_of_kto_is_that_of_trl(parent, tmp_path, in_float32):
+    from trl import KTOTrainer
+
+    trainer = label_trainer(parent, tmp_path, ROWS.head(6), batch=6, desirable_weight=1.5, undesirable_weight=0.5)
+    [piece], _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, "cpu")
+    piece |= {"ref_logps": piece["ref_logps"] - torch.arange(6) / 4, "ref_KL_logps": piece["ref_KL_logps"] - 2}
+    ours = trainer.compute_loss(trainer.model, piece).item()
+    theirs = KTOTrainer.compute_loss(trainer, trainer.model, trainer.split(piece)[0]).item()
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    heavy = piece | {"weight": torch.full((6,), 2.0)}
+    assert trainer.compute_loss(trainer.model, heavy).item() == pytest.approx(2 * theirs, abs=1e-6)
+
+
+def test_the_last_row_of_kto_is_never_compared_with_itself(parent, tmp_path):
+    trainer = label_trainer(parent, tmp_path, ROWS.head(5), batch=2)
+    rows = trainer.train_dataset
+    own, other = rows["completion_ids"], rows["KL_completion_ids"]
+    assert list(other) == [own[1], own[0], own[3], own[2], own[3]]
 
 
 @pytest.mark.parametrize("strategy", [KTO(**QUICK, micro_batch=4), NFT(**QUICK, micro_batch=4)], ids=["kto", "nft"])
@@ -163,6 +202,7 @@ def test_kto_needs_two_rows_at_once(parent, tmp_path):
             KTO(**sizes)
 
 
-def test_a_row_of_weight_zero_teaches_nothing(parent, tmp_path):
-    train(NFT(**QUICK), parent, tmp_path, rows=ROWS.with_columns(weight=pl.lit(0.0)))
+@pytest.mark.parametrize("strategy", [KTO(**QUICK), NFT(**QUICK)], ids=["kto", "nft"])
+def test_a_row_of_weight_zero_teaches_nothing(parent, tmp_path, strategy):
+    train(strategy, parent, tmp_path, rows=ROWS.with_columns(weight=pl.lit(0.0)))
     assert largest_difference(tmp_path / "model", parent) < 1e-6

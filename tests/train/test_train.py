@@ -188,7 +188,7 @@ def test_what_each_strategy_honours():
     assert DPO.used_columns == SELM.used_columns == TReg.used_columns == pairs
     assert Combine.used_columns == SEMA.used_columns == rows
     assert MistakeTuning.used_columns == NFT.used_columns == rows | {"training.label"}
-    assert KTO.used_columns == {"training.label", "training.tag"}
+    assert KTO.used_columns == {"training.weight", "training.label", "training.tag"}
 
 
 def test_pairs_are_no_matter_to_who_does_not_learn_from_them(run):
