@@ -79,6 +79,14 @@ def test_the_future_is_chosen_where_it_is_better(future, chosen):
     assert ids(run(Anchored(future="anchor"), TODAY, SCORES | {"a5": future})) == [(chosen, "a3")]
 
 
+def test_of_equal_rewards_the_likeliest_answer_is_taken_on_both_sides():
+    """a2 of the two best; of the worst ones a4, for one without a log-probability comes last."""
+    rows = [response("a1", logprob=-2.0), response("a2", logprob=-1.0), response("a3", "base", None)]
+    rows.append(response("a4", "base", logprob=-3.0))
+    scores = {"a1": 0.75, "a2": 0.75, "a3": 0.25, "a4": 0.25}
+    assert ids(run(Anchored(), rows, scores)) == ids(run(Anchored(), rows[::-1], scores)) == [("a2", "a4")]
+
+
 def test_any_gap_is_enough_and_none_is_none():
     assert ids(run(Anchored(), TODAY[:2], {"a1": 0.51, "a2": 0.5})) == [("a1", "a2")]
     assert ids(run(Anchored(), TODAY[:2], {"a1": 0.5, "a2": 0.5})) == []
@@ -246,6 +254,11 @@ def test_a_turn_without_an_answer_or_of_another_member_is_in_no_pair():
     failed = turn("b1", None, None, error="no answer")
     assert ids(run(TwoTurn(), TURNS, EARNED, [failed, turn("a1", "9", False, "auto_math")])) == []
     assert ids(run(TwoTurn(member=None), TURNS, EARNED, [turn("a1", "9", False, "auto_math")])) == [("a1", "sa1")]
+
+
+def test_every_second_turn_of_an_answer_is_a_pair_of_its_own():
+    made = run(TwoTurn(member=None), TURNS, EARNED, [turn("b1", "8", True), turn("b1", "8", True, "other", id="t")])
+    assert ids(made) == [("sb1", "b1"), ("t", "b1")] and made["id"].is_unique().all()
 
 
 def test_an_answer_of_the_anchors_names_its_author_too():
