@@ -93,8 +93,10 @@ def opinions_frame(rows: pl.DataFrame, keys: Iterable[Hashable], opinions: dict[
 
 
 def verdict(completion: Completion, form: Form, domain: Domain) -> Verdict:
-    """What a judge's completion says by the form; the error of one that failed."""
-    return Verdict(None, error=completion.error) if completion.error else domain.read(form, completion.text)
+    """What a judge's completion says by the form; an error where it failed, or was cut off: `Steps: 1 1` may have gone on."""
+    if completion.error or completion.finish_reason == "length":
+        return Verdict(None, error=completion.error or "the judgment was cut off at max_tokens")
+    return domain.read(form, completion.text)
 
 
 def rationale(completions: Iterable[Completion]) -> str | None:

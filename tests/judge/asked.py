@@ -1,6 +1,8 @@
 """Runs one judge in its stage on answers to one problem in plain language, and keeps what it asked."""
 
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 from tasks.core import frames, roster, tables
@@ -23,6 +25,22 @@ class Primes(Domain):
         if not last.isdecimal():
             return Verdict(None, error="no number in the answer")
         return Verdict(last == reference, None if last == reference else 2)
+
+
+class Cut(Fake):
+    """Whose every completion is this text, cut off at `max_tokens`."""
+
+    text: str
+
+    @contextmanager
+    def open(self, model, cache=None):
+        with super().open(model, cache) as policy:
+
+            def sample(requests):
+                for index, completion in policy.sample(requests):
+                    yield index, replace(completion, text=self.text, finish_reason="length")
+
+            yield SimpleNamespace(digest="", sample=sample)
 
 
 @dataclass

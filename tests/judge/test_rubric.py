@@ -5,7 +5,7 @@ from itertools import count
 from types import SimpleNamespace
 
 import pytest
-from asked import judged, shown
+from asked import Cut, judged, shown
 
 from tasks.core.verdicts import Score
 from tasks.engines import Sampling
@@ -32,6 +32,10 @@ def test_what_cannot_be_read_is_an_error_and_never_a_zero():
     failed = judged(Rubric(), ["11"], None, engine=Fake(error_rate=1.0))
     assert (failed.rows["1"]["score"], failed.rows["1"]["rationale"]) == (None, None)
     assert "fake engine" in failed.rows["1"]["error"]
+
+
+def test_points_that_were_cut_off_are_an_error():
+    assert judged(Rubric(highest=10), ["11"], None, engine=Cut(text="Score: 1")).column() == {"1": None}  # of 10
 
 
 def test_other_scales_than_the_one_asked_for_are_never_mixed_in():

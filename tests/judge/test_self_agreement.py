@@ -1,11 +1,7 @@
 """One call shows the samples and says on what they agree; answers that equal it score 1."""
 
-from contextlib import contextmanager
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
-from asked import PROBLEM, judged
+from asked import PROBLEM, Cut, judged
 
 from tasks.engines.fake import Fake
 from tasks.judge.self_agreement import SelfAgreement
@@ -49,15 +45,7 @@ def test_a_solution_is_drawn_as_often_as_it_was_sampled():
 
 def test_a_reply_that_was_cut_off_is_an_error_for_all():
     """It may name a solution's answer on its way to the agreed one."""
-
-    class Cut(Fake):
-        @contextmanager
-        def open(self, model, cache=None):
-            with super().open(model, cache) as policy:
-                cut = lambda rs: ((n, replace(c, text="13", finish_reason="length")) for n, c in policy.sample(rs))  # noqa: E731
-                yield SimpleNamespace(digest="", sample=cut)
-
-    asked = judged(SelfAgreement(), ROWS, None, engine=Cut())
+    asked = judged(SelfAgreement(), ROWS, None, engine=Cut(text="13"))
     assert set(asked.column().values()) == {None}
     assert "cut off" in asked.rows["1"]["error"]
 

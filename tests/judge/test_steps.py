@@ -1,7 +1,7 @@
 """Marks for the steps of an answer: reduced by the minimum or the mean, and the first wrong step is named."""
 
 import pytest
-from asked import judged, shown
+from asked import Cut, judged, shown
 
 from tasks.judge.steps import Steps
 
@@ -35,6 +35,12 @@ def test_equal_answers_are_asked_about_once():
     asked = judged(Steps(), ["a", "b", "a"], lambda prompt, seed: "Steps: 1")
     assert len(asked.prompts) == 2
     assert set(asked.column().values()) == {1.0}
+
+
+def test_marks_that_were_cut_off_are_an_error():
+    asked = judged(Steps(), ["a"], None, engine=Cut(text="Steps: 1 1"))  # a 0 may have followed
+    assert (asked.rows["1"]["score"], asked.rows["1"]["verdict"]) == (None, None)
+    assert "cut off" in asked.rows["1"]["error"]
 
 
 def test_an_answer_that_marks_its_own_steps_is_not_believed():
