@@ -26,13 +26,13 @@ Draw = tuple[str, str, str | None, int]
 
 
 class Tools(Rubric):
-    """As `rubric`, but the judge may call a tool before it grades: the domain's verifier (Anyprefer, Zhou et al. 2025,
-    arXiv:2504.19276, whose judge has retrieval and other tools too).
+    """Points by a rubric, as `rubric` gives them, from a judge that may have the answer checked by the domain's
+    verifier first (Anyprefer, Zhou et al. 2025, arXiv:2504.19276, whose judge has retrieval and other tools too).
 
-    Our reading: a finding is what `Domain.describe` says of the verifier's verdict, whether and where the answer is wrong
-    without the right one, or why it could not be checked. It comes after the answer in a line `Tool result: …`, a marker that
-    is made unreadable in the answer, and the points stay the judge's own. A domain whose model was taught a rubric of its
-    own, as the embedded one, shows it neither offer nor finding.
+    Our reading: a finding is what `Domain.describe` says of the verifier's verdict, whether and where the answer is
+    wrong without the right one, or why it could not be checked. It comes after the answer in a line `Tool result: …`, a
+    marker that is made unreadable in the answer, and the points stay the judge's own. A domain whose model was taught a
+    rubric of its own, as the embedded one, shows it neither offer nor finding.
     """
 
     call: Literal["always", "chosen"] = "always"
@@ -59,7 +59,8 @@ class Tools(Rubric):
 
     def _checked(self, draws: Sequence[Draw], case: JudgeCase) -> list[tuple[str | None, Completion]]:
         """Findings and judgments, the finding in the judge's prompt."""
-        found = [finding(case.domain, *draw[:3]) for draw in draws]
+        by_key = findings(draws, case.domain)
+        found = [by_key[draw[:3]] for draw in draws]
         chats = [self._chat(case, d, f"{GUARD}\n{f}\n\n{self.rubric}") for d, f in zip(draws, found, strict=True)]
         return list(zip(found, self._ask(case, draws, chats, self.form.regex, "checked"), strict=True))
 
@@ -68,7 +69,8 @@ class Tools(Rubric):
         chats = [self._chat(case, draw, f"{self.rubric}\n{OFFER}") for draw in draws]
         first = self._ask(case, draws, chats, rf"({CALL}|{self.form.regex})", "offered")
         calls = [n for n, c in enumerate(first) if CALLED.match(c.text)]
-        found = {n: finding(case.domain, *draws[n][:3]) for n in calls}
+        by_key = findings([draws[n] for n in calls], case.domain)
+        found = {n: by_key[draws[n][:3]] for n in calls}
         answered = [[*chats[n], *reply(found[n], self.form.instruction)] for n in calls]
         again = self._ask(case, [draws[n] for n in calls], answered, self.form.regex, "called")
         last = dict(zip(calls, again, strict=True))
@@ -82,6 +84,11 @@ class Tools(Rubric):
     ) -> list[Completion]:
         sampling = Sampling(self.temperature, self.top_p, max_tokens=self.max_tokens, regex=regex)
         return self.completions(case, chats, sampling, [seed_of(case.seed, "tools", turn, *draw) for draw in draws])
+
+
+def findings(draws: Sequence[Draw], domain: Domain) -> dict[Key, str]:
+    """The finding on each different problem, response and reference, checked once however many judgments there are of it."""
+    return {key: finding(domain, *key) for key in dict.fromkeys(draw[:3] for draw in draws)}
 
 
 def finding(domain: Domain, problem: str, response: str, reference: str | None) -> str:

@@ -1,7 +1,7 @@
 """A rubric whose judge reads what the verifier found, after the answer and out of its reach."""
 
 import pytest
-from asked import judged, shown
+from asked import Primes, judged, shown
 
 from tasks.domains import Domain
 from tasks.judge.tools import CALL, Tools
@@ -75,6 +75,18 @@ def test_a_domain_without_a_verifier_says_so():
     assert asked.rows["1"]["score"] == 0.4
 
 
-def test_equal_answers_are_judged_once():
-    asked = judged(Tools(), ["it is 11", "it is 11"], lambda prompt, seed: "Score: 2")
-    assert len(asked.prompts) == 3
+@pytest.mark.parametrize("call", ["always", "chosen"])
+def test_equal_answers_are_judged_and_checked_once(call):
+    checked = []
+
+    class Counting(Primes):
+        def verify(self, problem, response, reference=None):
+            checked.append(response)
+            return super().verify(problem, response, reference)
+
+    def answer(asked, seed):
+        return CALL if call == "chosen" and isinstance(asked, str) else "Score: 2"
+
+    asked = judged(Tools(call=call), ["it is 11", "it is 11"], answer, domain=Counting())
+    assert len(asked.prompts) == (3 if call == "always" else 6)
+    assert checked == ["it is 11"]
