@@ -9,15 +9,15 @@ from tasks.filter import NO_MARGIN, FilterCase, Filtering, drop, drop_duplicates
 
 
 class ProcessOutcome(Filtering):
-    """PROF (Ye et al. 2025, arXiv:2509.03403): of each prompt, among correct responses those of the lowest process score are
-    dropped, among incorrect ones those of the highest, until `per_prompt` are left; the counts balance the classes.
+    """Keeps of each prompt the correct responses of the highest process score and the incorrect ones of the lowest,
+    about as many of each (PROF, Ye et al. 2025, arXiv:2509.03403). The others are dropped until `per_prompt` are left.
 
-    Correct is what reaches `min_reward`. Each class has half of the `per_prompt` places and takes what the other leaves free;
-    an odd place goes to the correct ones.
+    Correct is what reaches `min_reward`. Each class has half of the `per_prompt` places and takes what the other leaves
+    free; an odd place goes to the correct ones.
 
     Incorrect responses are kept for methods that learn from negatives (`collect.labelled`): `collect.answers` would
-    imitate them. Correct ones come first, so a prompt's target is never an incorrect one; our reading is that of a prompt
-    without a correct response nothing is kept, which has no advantage to learn from either.
+    imitate them. Correct ones come first, so a prompt's target is never an incorrect one; our reading is that of a
+    prompt without a correct response nothing is kept, which has no advantage to learn from either.
     """
 
     example: ClassVar[dict[str, Any]] = {"process": "verifier", "per_prompt": 4}

@@ -13,13 +13,13 @@ from tasks.filter._vectors import Matrix, stacked, with_vectors
 
 
 class Representation(Filtering):
-    """Prefers samples whose hidden states are far from those already kept (representation-based exploration, Tuyls et al.
-    2025, arXiv:2510.11686).
+    """Keeps responses whose hidden states are far from those already kept (representation-based exploration, Tuyls et
+    al. 2025, arXiv:2510.11686).
 
-    Our reading: candidates are the `per_prompt` best responses of each prompt that reach `min_reward`. The first by id is
-    kept, then again and again the one whose distance 1 − cosine to the nearest kept one is largest, over the whole round
-    (greedy farthest-point choice, Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5). Of equally far ones the first by id,
-    a hash of content, is taken. The authors use elliptic bonuses instead.
+    Our reading: candidates are the `per_prompt` best responses of each prompt that reach `min_reward`. The first by id
+    is kept, then again and again the one whose distance 1 − cosine to the nearest kept one is largest, over the whole
+    round (greedy farthest-point choice, Gonzalez 1985, doi:10.1016/0304-3975(85)90224-5). Of equally far ones the first
+    by id, a hash of content, is taken. The authors use elliptic bonuses instead.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"embeds"})

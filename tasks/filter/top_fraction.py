@@ -7,8 +7,8 @@ from tasks.filter import FilterCase, Filtering, better_first, drop
 
 
 class TopFraction(Filtering):
-    """Of the `per_prompt` best responses of each prompt, the best part by reward, as reward-ranked fine-tuning does
-    (RAFT, Dong et al. 2023, arXiv:2304.06767).
+    """Keeps the best part by reward of each prompt's `per_prompt` best responses, all prompts together (reward-ranked
+    fine-tuning, RAFT, Dong et al. 2023, arXiv:2304.06767).
     """
 
     fraction: float = Field(0.5, gt=0, le=1)

@@ -7,13 +7,14 @@ from tasks.judge._votes import DIGITS, elected, share, weighted_votes
 
 
 class Collective(Judging):
-    """Weighted vote of several models (RLCCF: reinforcement learning from coevolutionary collective feedback, 2025). Our
-    reading of its abstract, which says that the models vote and each is weighted by its own self-consistency:
+    """The answer's share of several models' votes, each model weighing as much as it agrees with itself (reinforcement
+    learning from coevolutionary collective feedback, RLCCF, Yuan et al. 2025, arXiv:2508.12338).
 
-    Authors are the models that a round's `generate` opened, by the name by which it opened them. An author's weight is the
-    mean, over the prompts that it answered, of the share that its own majority answer has among its answers to the prompt.
-    The score of a response is the weighted share of the votes for its answer. One sample a prompt agrees with itself
-    always, so such an author weighs 1: give every author several samples.
+    Our reading of its abstract, which says that the models vote and each is weighted by its own self-consistency:
+    authors are the models that a round's `generate` opened, by the name by which it opened them. An author's weight is
+    the mean, over the prompts that it answered, of the share that its own majority answer has among its answers to the
+    prompt. The score of a response is the weighted share of the votes for its answer. One sample a prompt agrees with
+    itself always, so such an author weighs 1: give every author several samples.
     """
 
     within: bool = False

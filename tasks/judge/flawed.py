@@ -17,12 +17,12 @@ from tasks.judge.self_judge import read
 
 class Flawed(Asking):
     """The verifier's reward, less λ for a right answer with a wrong step, a flawed positive (FAPO, Ding et al. 2025,
-    arXiv:2510.22543). `Domain.verify` says whether an answer is right; of the right ones alone the domain's judge prompt asks
-    whether their steps are.
+    arXiv:2510.22543). `Domain.verify` says whether an answer is right; of the right ones alone the domain's judge
+    prompt asks whether their steps are.
 
-    The paper's rewards are 1 for right, 1 − λ for right but flawed, −1 for wrong. The score is (reward + 1) / 2: 1, 1 − λ/2
-    and 0, so that with λ = 1 a flawed answer stands half way between right and wrong. Our reading: an answer is flawed where
-    its mean grade is below ½. What cannot be verified, or is right and cannot be judged, is an error.
+    The paper's rewards are 1 for right, 1 − λ for right but flawed, −1 for wrong. The score is (reward + 1) / 2: 1, 1 −
+    λ/2 and 0, so that with λ = 1 a flawed answer stands half way between right and wrong. Our reading: an answer is
+    flawed where its mean grade is below ½. What cannot be verified, or is right and cannot be judged, is an error.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

@@ -13,8 +13,9 @@ from tasks.judge._likelihood import answered_prompts, log_probabilities, opinion
 
 
 class Implicit(Judging):
-    """Implicit reward of a policy, β·log(π(y | x)/π_ref(y | x)), up to a constant of the prompt (DPO, Rafailov et al. 2023,
-    arXiv:2305.18290; as a judge of new responses in DICE, Chen et al. 2024, arXiv:2406.09760).
+    """How much likelier the response is under a model than under its reference: the implicit reward β·log(π(y |
+    x)/π_ref(y | x)), up to a constant of the prompt (DPO, Rafailov et al. 2023, arXiv:2305.18290; as a judge of new
+    responses in DICE, Chen et al. 2024, arXiv:2406.09760).
 
     Without a reference it is constant, and the reward β·log π(y | x). The end token counts where the model ended the
     response itself. The two models are asked one after the other, so that one alone is in memory.

@@ -19,14 +19,15 @@ Question = tuple[str, tuple[str, ...], str]
 
 
 class PTrue(Asking):
-    """P(True) (Kadavath et al. 2022, arXiv:2207.05221): after the problem, some of the prompt's other sampled answers and the
-    possible answer, the model is asked whether that is True or False. About `knowledge` it is P(IK): whether it will answer
-    the problem rightly, before it sees an answer; one probability for all of a prompt's answers.
+    """The probability that the model calls the answer true, P(True) (Kadavath et al. 2022, arXiv:2207.05221). After the
+    problem, some of the prompt's other sampled answers and the possible answer, it is asked whether that is True or
+    False. About `knowledge` it is P(IK): whether the model will answer the problem rightly, before it sees an answer;
+    one probability for all of a prompt's answers.
 
-    The score is p(True) / (p(True) + p(False)), each the product over the word's tokens after the prompt. The re-implementation
-    in semantic entropy (Farquhar et al. 2024, doi:10.1038/s41586-024-07421-0) takes log P(True): ours is a probability that
-    can be compared with how often answers are right (calibration), and what a model spends on other beginnings than these two
-    words does not lower it. `rationale` holds log P(True). No labelled shots are shown.
+    The score is p(True) / (p(True) + p(False)), each the product over the word's tokens after the prompt. The
+    re-implementation in semantic entropy (Farquhar et al. 2024, doi:10.1038/s41586-024-07421-0) takes log P(True): ours
+    is a probability that can be compared with how often answers are right (calibration), and what a model spends on
+    other beginnings than these two words does not lower it. `rationale` holds log P(True). No labelled shots are shown.
 
     Our reading of the possible answer is the response's final answer, its text where it has none; so of the brainstormed
     ones. On gold answers, which come alone, nothing is brainstormed.

@@ -38,13 +38,14 @@ class Vote(NamedTuple):
 
 
 class Principles(Asking):
-    """The model writes weighted criteria for the problem, compares the answers by them, and closes with points from 1 to 10
-    for each (SPCT, DeepSeek-GRM, Liu et al. 2025, arXiv:2504.02495). The answers are shuffled before each of k samples, and
-    an answer's points S are summed over these, which ranks finer than any one of them.
+    """Points for the prompt's answers side by side, by criteria that the model writes for the problem first (SPCT,
+    DeepSeek-GRM, Liu et al. 2025, arXiv:2504.02495). It weighs the criteria, compares the answers by them, and closes
+    with points from 1 to 10 for each. The answers are shuffled before each of k samples, and an answer's points S are
+    summed over these, which ranks finer than any one of them.
 
-    Our reading: the score is (S/k − 1)/9 with k the judgments of the answer that could be read, so it is in [0, 1], ranks as
-    the sum where all were read, and one that was lost costs an answer nothing. More than `group` different answers are
-    divided among several prompts of like size, otherwise for each sample.
+    Our reading: the score is (S/k − 1)/9 with k the judgments of the answer that could be read, so it is in [0, 1],
+    ranks as the sum where all were read, and one that was lost costs an answer nothing. More than `group` different
+    answers are divided among several prompts of like size, otherwise for each sample.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

@@ -7,7 +7,9 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class Random(Judging):
-    """A score drawn uniformly from [0, 1) by a hash of the round's seed and the response's id."""
+    """A score drawn uniformly from [0, 1), whatever the response (random rewards, Shao et al. 2025, arXiv:2506.10947).
+    It is a hash of the seed and the response's id.
+    """
 
     def per_prompt_only(self) -> bool:
         """Always."""

@@ -13,15 +13,15 @@ from tasks.judge._likelihood import answered_prompts, log_probabilities, opinion
 
 
 class SelfAligned(Judging):
-    """The relative fall of the response's perplexity when it is conditioned on the query (self-aligned reward, Han et al.
-    2025, arXiv:2509.05489):
+    """The relative fall of the response's perplexity when it is conditioned on the query (self-aligned reward, Han et
+    al. 2025, arXiv:2509.05489).
 
         (ppl(y) − ppl(y | x)) / ppl(y), with ppl(y | x) = exp(−1/n Σ log p(y_t | x, y_<t)).
 
-    Our reading: ppl(y) is that after the prompt's own chat with every user turn emptied, so that the chat template, and a
-    system message, which says nothing of the query, are the same on both sides; and the score is clipped to [−1, 1],
-    which takes the sting out of answers that the query makes far less likely (above 1 it cannot be). The end token counts
-    as one of the n where the model ended the response itself.
+    Our reading: ppl(y) is that after the prompt's own chat with every user turn emptied, so that the chat template, and
+    a system message, which says nothing of the query, are the same on both sides; and the score is clipped to [−1, 1],
+    which takes the sting out of answers that the query makes far less likely (above 1 it cannot be). The end token
+    counts as one of the n where the model ended the response itself.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"scores"})

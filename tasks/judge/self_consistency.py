@@ -6,9 +6,9 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class SelfConsistency(Judging):
-    """Vote share of the extracted answer (Wang et al. 2022, arXiv:2203.11171): equal answers over all responses that
-    succeeded, so one without an answer votes for nobody. Verdict: pass with strictly the most votes, fail with fewer
-    than another, none in a tie at the top.
+    """The share of the prompt's responses that have the same final answer (self-consistency, Wang et al. 2022,
+    arXiv:2203.11171). All responses that succeeded count, so one without an answer votes for nobody. Verdict: pass with
+    strictly the most votes, fail with fewer than another, none in a tie at the top.
     """
 
     def per_prompt_only(self) -> bool:

@@ -18,8 +18,9 @@ Pair = tuple[str, str]
 
 
 class SelfJudge(Judging):
-    """The model judges its own answer: the domain writes the judge prompt and reads the verdict (LLM-as-a-judge, Zheng et
-    al. 2023, arXiv:2306.05685; used on itself in Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020).
+    """The grade that the model gives its own answer (LLM-as-a-judge, Zheng et al. 2023, arXiv:2306.05685; used on
+    itself in Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020). The domain writes the judge prompt and reads the
+    verdict.
 
     The score is the mean of the grades that could be read, the verdict what most of them say. Equal answers to a
     problem are judged once: seeds are hashes of what is judged.

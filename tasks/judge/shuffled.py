@@ -21,13 +21,14 @@ Again = tuple[list[Message], str]
 
 
 class Shuffled(Asking):
-    """ACRE (answer-consistent reinforcement learning, arXiv:2510.10104): the model answers again with the options shuffled and
-    the same trace, and the full score is for an answer that chooses the same option both times.
+    """1 where the model chooses the same option again after the options were shuffled, else ½ (answer-consistent
+    reinforcement learning, ACRE, Huang et al. 2025, arXiv:2510.10104). It answers again after the same reasoning trace.
 
-    Our reading: the trace is what the response says before it announces its answer (`Choices.reasoning`), and the model goes on
-    writing it; where there is none, it answers the shuffled problem anew. The option that was chosen gets another letter. The score is 1 where both choose the same option and ½ where not: an answer that its trace does
-    not carry may still be right. Whether it is right, on which the paper's full reward hangs too, is for the verifier or
-    the votes to say (`require` in the filter).
+    Our reading: the trace is what the response says before it announces its answer (`Choices.reasoning`), and the model
+    goes on writing it; where there is none, it answers the shuffled problem anew. The option that was chosen gets
+    another letter. The lower score is not 0, for an answer that its trace does not carry may still be right. Whether it
+    is right, on which the paper's full reward hangs too, is for the verifier or the votes to say (`require` in the
+    filter).
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

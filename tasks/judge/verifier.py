@@ -6,9 +6,11 @@ from tasks.core.judging import OPINION, ORPHAN, JudgeCase, Judging, Opinion, gra
 
 
 class Verifier(Judging):
-    """`Domain.verify`: 1 for right, 0 for wrong, or the domain's own grade; what it cannot check is an error.
+    """Whether the domain's executable check finds the response right: 1 for right, 0 for wrong, or the domain's own
+    grade (verifiable rewards, Lambert et al. 2024, arXiv:2411.15124). What `Domain.verify` cannot check is an error.
 
-    As the reward it makes the verifiable-reward loop; beside another reward it shows how good that one is.
+    As the reward it makes a loop of reinforcement learning with verifiable rewards; beside another reward it shows how
+    good that one is.
     """
 
     def per_prompt_only(self) -> bool:

@@ -36,16 +36,16 @@ class Pair(NamedTuple):
 
 
 class WinRate(Asking):
-    """The share of its comparisons that an answer wins against the prompt's other answers, a tie counting ½ (SPO, Swamy et
-    al. 2024, arXiv:2401.04056):
+    """The share of pairwise comparisons that an answer wins against the prompt's other answers, a tie counting ½ (SPO,
+    Swamy et al. 2024, arXiv:2401.04056). A model is the judge:
 
         score(y) = 1/|O| · Σ_{o ∈ O} ½ · (w(y, o) + 1 − w(o, y)),
 
     with O the answers that y met and w(a, b) 1, ½ or 0 where the judge, shown a before b, prefers a, neither or b.
 
-    Our reading: every pair is asked in both orders, so one whose orders disagree counts half for each; a pair of which either
-    order cannot be read does not count, since what is left would have the judge's position bias. Without `opponents` n
-    different answers cost n·(n − 1) comparisons.
+    Our reading: equal answers are one, however often they were sampled; every pair is asked in both orders, so one
+    whose orders disagree counts half for each; a pair of which either order cannot be read does not count, since what
+    is left would have the judge's position bias. Without `opponents` n different answers cost n·(n − 1) comparisons.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
