@@ -1,12 +1,24 @@
 """Log-probabilities of responses under a model, for the judges that compare likelihoods."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import polars as pl
 
 from tasks.core import frames
 from tasks.core.judging import OPINION, ORPHAN, JudgeCase, Opinion
 from tasks.engines import Messages, Scored
+
+
+def after_prompts(case: JudgeCase, judge: Callable[[pl.DataFrame], Sequence[Opinion]]) -> pl.LazyFrame:
+    """A row for each response: `judge` gives an opinion of each one that has a prompt, in their order; it is not asked
+    where there is none.
+    """
+    rows = answered_prompts(case)
+    judged = rows.drop_nulls("prompt")
+    given = iter(judge(judged) if len(judged) else [])
+    every = [ORPHAN if missing else next(given) for missing in rows["prompt"].is_null()]
+    column = pl.Series("opinion", every, dtype=OPINION)
+    return rows.select("prompt_id", column, response_id="id").lazy().unnest("opinion")
 
 
 def answered_prompts(case: JudgeCase) -> pl.DataFrame:
@@ -26,14 +38,6 @@ def log_probabilities(case: JudgeCase, model: str, chats: Sequence[Messages], ro
             given = [chats[n] for n in places], [texts[n] for n in places]
             scores |= {places[n]: scored for n, scored in policy.score(*given, closed)} if places else {}
     return [scores[n] for n in range(len(rows))]
-
-
-def opinions_frame(rows: pl.DataFrame, opinions: Sequence[Opinion]) -> pl.LazyFrame:
-    """A judge's frame of `answered_prompts`: an opinion of each row that has a prompt, in their order."""
-    given = iter(opinions)
-    every = [ORPHAN if missing else next(given) for missing in rows["prompt"].is_null()]
-    column = pl.Series("opinion", every, dtype=OPINION)
-    return rows.select("prompt_id", column, response_id="id").lazy().unnest("opinion")
 
 
 def prompt_chats(rows: pl.DataFrame) -> list[Messages]:

@@ -9,7 +9,7 @@ import polars as pl
 from tasks.core.judging import JudgeCase, Judging, Opinion, failure
 from tasks.core.stage import Ability
 from tasks.engines import Messages, Scored
-from tasks.judge._likelihood import answered_prompts, log_probabilities, opinions_frame, prompt_chats
+from tasks.judge._likelihood import after_prompts, log_probabilities, prompt_chats
 
 
 class SelfAligned(Judging):
@@ -36,9 +36,7 @@ class SelfAligned(Judging):
 
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores in [−1, 1], 0 where the query changes nothing; only ranks, so no verdict."""
-        rows = answered_prompts(case)
-        judged = rows.drop_nulls("prompt")
-        return opinions_frame(rows, self._opinions(judged, case) if len(judged) else [])
+        return after_prompts(case, lambda rows: self._opinions(rows, case))
 
     def _opinions(self, rows: pl.DataFrame, case: JudgeCase) -> list[Opinion]:
         chats = prompt_chats(rows)
