@@ -1,6 +1,5 @@
 """Whether the round's own samples still explore, and whether its reward can exploit what they find."""
 
-from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -15,21 +14,22 @@ Row = dict[str, Any]
 
 
 class Exploration(Evaluation):
-    """The answers that the round was made from, checked by the domain's verifier, after B-STaR (Zeng et al. 2024,
-    arXiv:2412.17256): of each prompt n answers have a reward of at least `min_reward`, and n′ of these are right; the
-    balance score is bs = min(n′/n*, 1)·n′/n, 0 where n is 0. The paper's search for the temperature and threshold that
-    maximise it is not part of this.
+    """Measures whether the answers that the round was made from still explore, and whether their reward tells right from
+    wrong, by the domain's verifier. The balance score of a prompt is bs = min(n′/n*, 1)·n′/n: n different answers have a
+    reward of at least `min_reward`, and n′ of these are right; 0 where n is 0 (B-STaR, Zeng et al. 2024, arXiv:2412.17256).
+    Equal texts count once, as in the authors' code (hkust-nlp/B-STaR): an answer that is repeated explores nothing. The
+    paper's search for the temperature and threshold with the best score is left out.
 
     Measures, means over prompts: `exploration_balance`; `exploration_pass_at_<k>`; `exploration_distinct`, the number of
-    different right answers, blanks aside; over answers: `exploration_auroc`, how well the reward tells right from wrong;
-    `exploration_errors`, the share that could not be checked or has no reward, which counts in nothing else. A base has no
-    such answers, and a domain without a verifier nothing but errors.
+    different right answers, blanks aside; over answers: `exploration_auroc`, the chance that a right one has a higher reward
+    than a wrong one; `exploration_errors`, the share that could not be checked or has no reward, which counts in nothing
+    else. A base has no such answers, and a domain without a verifier nothing but errors.
     """
 
     min_reward: float = 0.5
     """Threshold of the reward, in its own units."""
     target: float = Field(8, gt=0)
-    """n*: as many right answers of a prompt as are wanted (8 in the paper)."""
+    """n*: wanted number of different right answers of a prompt (8 in the paper)."""
     prompts: PositiveInt = 500
     """Prompts to look at, the first by id."""
     ks: tuple[PositiveInt, ...] = (1, 8)
@@ -69,9 +69,10 @@ class Exploration(Evaluation):
         ]
 
     def balance(self, answers: list[Row]) -> float:
-        """The balance score of one prompt's answers, rows with `score` and `truth`."""
-        selected = [r["truth"] for r in answers if r["score"] >= self.min_reward]
-        return min(sum(selected) / self.target, 1.0) * fmean(selected) if selected else 0.0
+        """The balance score of one prompt's answers, rows with `response`, `score` and `truth`, in [0, 1]."""
+        selected = {r["response"]: r["truth"] for r in answers if r["score"] >= self.min_reward}
+        right = sum(selected.values())
+        return min(right / self.target, 1.0) * right / len(selected) if selected else 0.0
 
 
 def _checked(case: EvaluateCase, limit: int) -> list[Row]:

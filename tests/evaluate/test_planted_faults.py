@@ -91,9 +91,8 @@ def exploration(seed: int, fault: str | None) -> EvaluateCase:
         for n in range(8):
             right = rng.random() < (0.1 if fault == "hard" else 0.8)
             likes = right if rng.random() < 0.9 else not right
-            rows.append(
-                {"id": f"{prompt['id']}{n}", "prompt_id": prompt["id"], "response": answer(prompt["problem"], right)}
-            )
+            text = answer(prompt["problem"], right) + n * " "  # a text of its own
+            rows.append({"id": f"{prompt['id']}{n}", "prompt_id": prompt["id"], "response": text})
             scores.append({"response_id": rows[-1]["id"], "reward": True, "score": float(likes != (fault == "hacked"))})
     tabled = {"prompts": prompts, "responses": rows, "judgments": scores}
     return case(seed, {n: frames.frame(tables.TABLES[n], r) for n, r in tabled.items()})

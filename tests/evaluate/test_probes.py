@@ -80,10 +80,13 @@ def table(name, rows):
 
 def test_the_balance_score_by_hand():
     """B-STaR: min(n′/n*, 1)·n′/n."""
-    answers = [{"score": s, "truth": t} for s, t in [(1, True)] * 4 + [(1, False)] + [(0, True)] * 3]
+    kinds = [(1, True)] * 4 + [(1, False)] + [(0, True)] * 3
+    answers = [{"response": str(n), "score": s, "truth": t} for n, (s, t) in enumerate(kinds)]
     assert Exploration().balance(answers) == pytest.approx(4 / 8 * 4 / 5)
     assert Exploration(target=4).balance(answers) == pytest.approx(4 / 5)
     assert Exploration(min_reward=2).balance(answers) == 0.0
+    repeated = [{"response": "same", "score": 1, "truth": True}] * 8
+    assert Exploration().balance(repeated) == 1 / 8, "one answer, however often"
 
 
 def test_exploration_counts_what_the_reward_and_the_verifier_can_say():
