@@ -15,11 +15,14 @@ from tasks.evaluate._measures import measures_frame, proportion
 
 
 class Roles(Evaluation):
-    """Has the model play each role of the domain, greedily, on documents that the domain writes about held-out problems, and
-    marks what it says: solvers by the verifier, judges by their verdict, authors by the problem that was asked for.
+    """Measures how often the model plays each role of the domain (solver, judge, author …) as it should. It completes the
+    prompt of a document that the domain writes about a held-out problem, greedily, and the domain marks the completion:
+    solvers by the verifier, judges by their verdict, authors by the problem that was asked for. It is a measure of this
+    project, and of no paper.
 
-    Measures: `role_<name>`, a share with Wilson's interval. A later round that forgets a role shows here. For a domain that
-    writes no documents there is no measure.
+    Measures: `role_<name>`, the share of completions that passed; a completion that cannot be read fails, as a round that
+    has lost a role babbles. `roles_errors`, the share of all requests that failed or that the domain cannot mark, which
+    counts in nothing else. A domain without roles has no measures.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
@@ -47,7 +50,9 @@ class Roles(Evaluation):
                 verdict = case.domain.mark(role, chat[-1]["content"], expected, completion.text)
                 if completion.error is None and verdict.error is None:
                     marks[role].append(bool(verdict.passed))
+        marked = sum(map(len, marks.values()))
         measures = [proportion(f"role_{role}", None, passed) for role, passed in marks.items()]
+        measures.append(proportion("roles_errors", None, [n >= marked for n in range(len(documents))]))
         return Result({"measures": measures_frame(m for m in measures if m)})
 
     def _documents(self, case: EvaluateCase, role: str) -> list[tuple[list[Message], str]]:
