@@ -117,7 +117,7 @@ class Schedule:
         """
         if step >= self.trunk_steps:
             return FINAL ** ((step - self.trunk_steps) / (self.steps - self.trunk_steps))
-        return min(1.0, step / max(1, self.warmup_steps))
+        return step / self.warmup_steps if step < self.warmup_steps else 1.0
 
 
 def optimizers(

@@ -23,6 +23,8 @@ def test_the_factors_by_hand():
     assert factors[16:] == pytest.approx([1, 0.1**0.25, 0.1**0.5, 0.1**0.75], abs=1e-6)
     assert schedule.factor(20) == pytest.approx(0.1)
     assert [Schedule(4, 1, 4, None, 0.1, 0, "wsd", 0.1).factor(0)] == [1.0]  # one step, all decay
+    without_warmup = Schedule(80, 1, 4, None, 0.0, 0, "wsd", 0.2)
+    assert [without_warmup.factor(step) for step in range(17)] == [1.0] * 17, "no step is wasted at a rate of 0"
 
 
 def test_the_trainer_follows_the_schedule(parent, tmp_path):
