@@ -9,6 +9,7 @@ import torch  # noqa: TID253  (the file is about training; whoever trains import
 
 from tasks.core.models import shards
 from tasks.training.loop import WHOLE
+from tasks.training.masking import IGNORED
 from tasks.training.scoring import scoring
 
 if TYPE_CHECKING:
@@ -67,13 +68,15 @@ def set_weights(policy: Any, weights: Weights) -> None:
 
 
 def held_out_loss(trainer: "RowTrainer") -> float:
-    """The trainer's loss of its held-out rows under its policy as it is, in nats a token."""
+    """The trainer's loss of its held-out rows under its policy as it is, in nats a token; 0 where masks cover all of them."""
     rows, size, total, tokens = trainer.eval_dataset, trainer.args.per_device_train_batch_size, 0.0, 0
     with scoring(trainer, trainer.model):
         for start in range(0, len(rows), size):
             piece = [rows[n] for n in range(start, min(start + size, len(rows)))]
             batch = {n: v.to(trainer.accelerator.device) for n, v in trainer.data_collator(piece).items()}
-            count = int(batch["labels"][:, 1:].ne(-100).sum())
+            count = int(batch["labels"][:, 1:].ne(IGNORED).sum())
+            if not count:  # masks cover all of it
+                continue
             total += float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)) * count
             tokens += count
     return total / max(1, tokens)

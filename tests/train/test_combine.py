@@ -1,6 +1,7 @@
 """Checkpoints that are combined: by hand, and never worse than the last one on the rows that were held out."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
@@ -48,6 +49,21 @@ def test_the_combination_is_not_worse_and_an_interrupted_run_finds_the_same(pare
         train(strategy, parent, tmp_path / "stopped")
     assert calm.equals(train(strategy, parent, tmp_path / "stopped"))
     assert contents(tmp_path / "calm/model") == contents(tmp_path / "stopped/model")
+
+
+def test_held_out_rows_without_a_token_to_learn_do_not_count(parent, tmp_path):
+    from tasks.training.combining import held_out_loss
+    from tasks.training.weights import load
+
+    whole = pl.lit([{"start": 0, "end": 999}], dtype=ROWS.schema["mask"])
+    masked = ROWS.with_columns(mask=pl.when(pl.col("id") < "t08").then(whole))
+    policy, tokenizer = load(parent)
+
+    def loss(held_out):
+        work = tmp_path / str(len(held_out))
+        return held_out_loss(Combine(batch=4).row_trainer(policy, tokenizer, ROWS, work, 1, held_out=held_out)[0])
+
+    assert loss(masked[4:12]) == pytest.approx(loss(ROWS[8:12]), abs=1e-6)
 
 
 def test_of_a_single_row_none_is_held_out(parent, tmp_path):
