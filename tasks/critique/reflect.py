@@ -13,8 +13,8 @@ from tasks.engines import Policy, Sampling, ask
 
 
 class Reflect(Critiquing):
-    """Has each failing answer written again, once and greedily, with the environment's feedback in the context (Re-ReST,
-    Dou et al. 2024, arXiv:2406.01495). What then passes is a success, and can be added to what is trained on.
+    """Has each failing answer written again, once and greedily, with the environment's feedback in the context: Re-ReST
+    (Dou et al. 2024, arXiv:2406.01495). What then passes is a success, and can be added to what is trained on.
 
     The environment is the domain's verifier, its feedback `Domain.describe` of the verdict. Where it cannot tell, the
     target decides right and wrong, and the feedback only says that the answer is wrong (our reading). The feedback never

@@ -10,9 +10,9 @@ from tasks.generate._drawing import Drawing
 
 
 class Ensemble(Drawing):
-    """Draws `samples` answers of each of several models to every prompt (Ensemble-Instruct, Lee et al. 2023,
-    arXiv:2310.13961; RLCCF, Yuan et al. 2025, arXiv:2508.12338). `author` says whose answer a row is, so that a judge can
-    weigh models against each other.
+    """Draws `samples` answers of each of several models to every prompt, as Ensemble-Instruct (Lee et al. 2023,
+    arXiv:2310.13961) and RLCCF (Yuan et al. 2025, arXiv:2508.12338) do. `author` says whose answer a row is, so that a
+    judge can weigh models against each other.
 
     The models answer one after the other; no two are in memory together.
     """

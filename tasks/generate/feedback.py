@@ -12,7 +12,7 @@ from tasks.generate._drawing import Drawing, columns, need_verifier, with_ids, w
 
 
 class Feedback(Drawing):
-    """Has a student answer again after a teacher's feedback on its wrong answer (ThinkTuning, RRV et al. 2025,
+    """Has a student answer again after a teacher's feedback on its wrong answer, as in ThinkTuning (RRV et al. 2025,
     arXiv:2508.07616). That answer says `hinted`; what is trained on is the answer after the bare prompt.
 
     Our reading (of the abstract alone): every answer that the verifier calls wrong gets one feedback and one further

@@ -16,9 +16,9 @@ from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdict
 
 class Guided(Drawing):
     """Replaces, where no own sample of a prompt is right, up to `replaced` random ones by the teachers' traces that the
-    student understands best, one of each teacher (AMPO, Yuan et al. 2025, arXiv:2510.02227). A trace is understood by the
-    student's mean token probability of the reference answer after it: 1/|y*| Σ_t π(y*_t | x, trace, y*_<t), the trace as
-    far as its own final answer.
+    student understands best, one of each teacher: AMPO (Yuan et al. 2025, arXiv:2510.02227). A trace is understood by
+    the student's mean token probability of the reference answer after it: 1/|y*| Σ_t π(y*_t | x, trace, y*_<t), the
+    trace as far as its own final answer.
 
     Only traces that the verifier passes are taken: the paper's pool holds correct ones, while the published code gives a
     teacher's trace the reward 1 whether it is right or not. So fewer may be replaced than `replaced`, and none without a
@@ -93,5 +93,5 @@ def continued(chat: Messages, trace: str, answer: str | None, reference: str) ->
 
 
 def probability(scored: Scored) -> float | None:
-    """The mean of the tokens' probabilities; None where they could not be had."""
+    """The mean of the tokens' probabilities, in [0, 1]; None where they could not be had."""
     return fmean(map(exp, scored.logprobs)) if scored.logprobs and not scored.error else None

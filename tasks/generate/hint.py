@@ -12,9 +12,10 @@ from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdict
 
 
 class Hint(Drawing):
-    """Draws as many further samples, with the domain's hint in the context, to each prompt of which no sample is right and at
-    least one is wrong (Guide, Nath et al. 2025, arXiv:2506.13923). They say `hinted`; what is trained on is the answer
-    after the bare prompt. Guide corrects the importance ratio towards the hint-free policy: that is the trainer's.
+    """Draws `samples` further samples, with the domain's hint in the context, to each prompt of which no sample is
+    right and at least one is wrong, as Guide does (Nath et al. 2025, arXiv:2506.13923). They say `hinted`; what is
+    trained on is the answer after the bare prompt. Guide corrects the importance ratio towards the hint-free policy:
+    that is the trainer's.
 
     An answer that failed or cannot be checked is neither right nor wrong (our reading). A prompt for which the domain has
     no hint gets no further samples.

@@ -10,7 +10,7 @@ from tasks.pair._choices import all_pairs, opinions, with_texts
 
 
 class Agreed(Pairing):
-    """Keeps, of all pairs of a prompt's answers, those that every judge orders alike (SCIR, Zhou et al. 2025,
+    """Keeps, of all pairs of a prompt's answers, those that every judge orders alike, as SCIR does (Zhou et al. 2025,
     arXiv:2502.08922).
 
     SCIR trains its judges to agree and to be sure while it pairs; here they are scored once a round. Its penalty of an

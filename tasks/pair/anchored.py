@@ -8,8 +8,9 @@ from tasks.pair._choices import LIKELIEST, end, with_texts
 
 
 class Anchored(Pairing):
-    """Pairs the best answer of today's model with the worst answer of the first model (Temporal Self-Rewarding, Wang et al.
-    2025, arXiv:2508.06026): rejected answers are anchored in the past, chosen ones guided by the future. Of each prompt,
+    """Pairs the best answer of today's model with the worst answer of the first model: Temporal Self-Rewarding (Wang et
+    al. 2025, arXiv:2508.06026). Rejected answers are anchored in the past, chosen ones guided by the future. Of each
+    prompt,
 
     - chosen is the best answer of `chosen`; in the second phase that of `future`, a model trained on the first phase's
       pairs, where it scores higher;

@@ -7,8 +7,8 @@ from tasks.pair._choices import LIKELIEST, with_texts
 
 
 class BeforeAfter(Pairing):
-    """Prefers the answer of the tuned model to that of the model before tuning, on prompts without labels
-    (self-reinforcement, Tong et al. 2024, arXiv:2405.04086).
+    """Prefers the answer of the tuned model to that of the model before tuning, on prompts without labels:
+    self-reinforcement (Tong et al. 2024, arXiv:2405.04086).
 
     Our reading: a model's answer is its likeliest one (highest mean log-probability, then the first by id) of those
     written without a hint. The paper's self-filtering is the reward, which must prefer the tuned model's answer too, by

@@ -7,7 +7,7 @@ from tasks.pair._choices import with_texts
 
 
 class BestWorst(Pairing):
-    """Pairs the best answer of a prompt with its worst (Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020).
+    """Pairs the best answer of a prompt with its worst, as Self-Rewarding does (Yuan et al. 2024, arXiv:2401.10020).
 
     The chosen one is the best that the filter kept. The rejected one has the lowest reward of all usable answers; of
     equally bad ones it is the likeliest, the mistake that the model really makes, then the first by id.

@@ -11,8 +11,8 @@ from tasks.pair.best_worst import BestWorst
 
 
 class Consistency(BestWorst):
-    """Pairs the best with the worst, as `best_worst`, with a label smoothing of 1 − C, where C says how much two judges agree
-    on the ranking of the prompt's answers (CREAM, Wang et al. 2024, arXiv:2410.12735).
+    """Pairs the best with the worst, as `best_worst`, with a label smoothing of 1 − C, where C says how much two judges
+    agree on the ranking of the prompt's answers: CREAM (Wang et al. 2024, arXiv:2410.12735).
 
     C = (τ + 1)/2 in [0, 1], τ Kendall's rank correlation of the two judges' scores, such as the implicit rewards of the
     model and of the one before it. The loss C·DPO(w, l) + (1 − C)·DPO(l, w) is DPO with label smoothing 1 − C.

@@ -8,9 +8,9 @@ from tasks.pair import PairCase, Pairing
 
 
 class TwoTurn(Pairing):
-    """Pairs the two turns of an answer of which one is right and one wrong, the right one chosen (self-correction learning,
-    SCL, He et al. 2024, arXiv:2410.04055). Both right or both wrong is no pair. The pair's prompt is the original question,
-    so that no second turn is needed at inference.
+    """Pairs the two turns of an answer of which one is right and one wrong, the right one chosen: self-correction
+    learning (SCL, He et al. 2024, arXiv:2410.04055). Both right or both wrong is no pair. The pair's prompt is the
+    original question, so that no second turn is needed at inference.
 
     Right is what equals the target. A turn without an answer is an error and in no pair. A second turn has no reward of its
     own: its score is the best reward of a response with the same answer, and 0, as of a vote that nobody gave, where no

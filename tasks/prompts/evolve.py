@@ -24,8 +24,8 @@ class Original(NamedTuple):
 
 
 class Evolve(Writing):
-    """Has a model rewrite the parent's problems in depth and in breadth, drawn in proportion to their informativeness, and
-    mixes in originals (eva, Ye et al. 2024, arXiv:2411.00062).
+    """Has a model rewrite the parent's problems in depth and in breadth, drawn in proportion to their informativeness,
+    and mixes in originals, as eva does (Ye et al. 2024, arXiv:2411.00062).
 
     Informativeness is the best reward of a prompt's answers less the mean. Our reading, for this stage sees the parent's
     answers and no judgments: an answer's reward is its vote share, so that it is max_a p_a − Σ_a p_a² over the shares

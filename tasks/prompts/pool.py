@@ -22,8 +22,8 @@ MIN_SIGNAL = 0.1
 
 
 class Pool(Writing):
-    """Has a model write problems after few-shot examples of a pool that grows with what it writes (Self-Instruct, Wang et
-    al. 2022, arXiv:2212.10560).
+    """Has a model write problems after few-shot examples of a pool that grows with what it writes, as Self-Instruct
+    does (Wang et al. 2022, arXiv:2212.10560).
 
     The pool holds the domain's seeds, and what the parent's round and this one accepted. A level is drawn in proportion
     to its weight in `levels`, times its learning signal with `frontier`: the mean over the parent's prompts of that
