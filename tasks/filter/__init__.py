@@ -27,6 +27,8 @@ from tasks.filter._paths import path
 NO_MARGIN = pl.lit(None, pl.Float64)
 NO_MODELS = Models({})
 """For whoever calls a filter that opens none."""
+ROUNDING = 1e-9
+"""Added before a share of rows is rounded down: 0.29 of 100 is 28.999… as a float."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ class ProcessOutcome(Filtering):
     example: ClassVar[dict[str, Any]] = {"process": "verifier", "per_prompt": 4}
 
     process: str
-    """The judge whose score is the process score, as `steps`. A response without its score is dropped with the reason
-    `no_judge/NAME`."""
+    """The judge whose score is the process score; the paper's is the mean over the steps, as by `steps` with `by: mean`. A
+    response without its score is dropped with the reason `no_judge/NAME`."""
     min_reward: float = 0.5
     """Reward from which a response is correct, in the reward's own units."""
     per_prompt: PositiveInt = 8

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from tasks.core.stage import Ability
-from tasks.filter import FilterCase, Filtering, better_first, drop
+from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, drop
 from tasks.filter._vectors import Matrix, stacked, with_vectors
 
 
@@ -52,7 +52,7 @@ class Representation(Filtering):
         return better_first(rows.with_columns(margin=margin))
 
     def _chosen(self, rows: pl.DataFrame, vectors: dict[str, Matrix]) -> pl.DataFrame:
-        count = min(self.count or max(1, int(len(rows) * self.fraction)), len(rows))
+        count = min(self.count or max(1, int(len(rows) * self.fraction + ROUNDING)), len(rows))
         order, distances = farthest_first(stacked(vectors, rows["response"]), count) if count else ([], np.empty(0))
         kept = np.isin(np.arange(len(rows)), order)
         first = np.isin(np.arange(len(rows)), order[:1])

@@ -3,7 +3,7 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.filter import FilterCase, Filtering, better_first, drop
+from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, drop
 
 
 class TopFraction(Filtering):
@@ -18,7 +18,7 @@ class TopFraction(Filtering):
         """The margin is the distance to the reward of the last response kept."""
         rows = better_first(self.best(self.usable(case)))
         candidate, score = pl.col("reason").is_null(), pl.col("score")
-        room = (candidate.sum() * self.fraction).floor().clip(lower_bound=1)
+        room = (candidate.sum() * self.fraction + ROUNDING).floor().clip(lower_bound=1)
         rows = rows.with_columns(in_room=candidate & (candidate.cum_sum() <= room))
         rows = rows.with_columns(last=score.filter(pl.col("in_room")).min())
         rows = drop(rows, {"score": (~pl.col("in_room"), pl.col("last") - score)})

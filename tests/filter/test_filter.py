@@ -184,6 +184,12 @@ def test_the_kept_of_a_prompt_are_ranked_from_the_best():
     assert ranks == {"a0": 3, "a1": 2, "a2": 1, "a3": None, "b0": 2, "b1": 1}
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.29, 29), (0.289, 28), (0.58, 58), (0.001, 1)])
+def test_a_share_is_rounded_down_as_decimals_are(fraction, count):
+    rows = [response(f"a{n:02}") for n in range(100)]
+    assert len(kept(run(TopFraction(fraction=fraction, per_prompt=100), rows))) == count
+
+
 def test_a_log_probability_that_is_no_number_ranks_as_none():
     rows = [response("a0", logprob=float("nan")), response("a1", logprob=-9.0), response("a2", logprob=None)]
     ranks = dict(decide(Threshold(per_prompt=3), rows).select("id", "rank").iter_rows())

@@ -28,6 +28,12 @@ def test_a_share_of_the_candidates_is_kept(share, count):
     assert list(kept) == sorted("aedcb"[:count])
 
 
+def test_a_share_is_rounded_down_as_decimals_are():
+    rows = [response(f"p{n:02}", 1.0) for n in range(100)]
+    vectors = {row["id"]: (float(n), 1.0) for n, row in enumerate(rows)}
+    assert len(ranks(decide(Representation(per_prompt=100, fraction=0.29), rows, vectors))) == 29
+
+
 def test_only_candidates_above_the_reward_count():
     decisions = decide(Representation(count=9, min_reward=0.6), ROWS, VECTORS)
     assert reasons(decisions) == {"a": "score", "b": None, "c": "score", "d": None, "e": None}
