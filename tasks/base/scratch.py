@@ -73,6 +73,7 @@ class Scratch(Origin):
     hidden: PositiveInt = Field(128, multiple_of=32)
     """Width; heads are 32 wide."""
     layers: PositiveInt = 4
+    """Transformer blocks."""
     ffn: PositiveInt = 384
     """Width of the feed-forward layers."""
     vocabulary: PositiveInt = 480

@@ -5,9 +5,9 @@ from tasks.collect._verdicts import judged
 
 
 class Labelled(Collecting):
-    """Every answer that the round's judge scored, the filter's dropped ones too, as single labels: for trainers that learn
-    from right and wrong answers, such as `kto` and `nft`. The group of a row is its prompt. An answer that failed, could
-    not be read or was not judged is never one of them.
+    """Every answer that the round's judge scored, with a label that says whether it is right, the filter's dropped ones too:
+    for trainers that learn from right and wrong answers, such as `kto` and `nft`. The group of a row is its prompt. An
+    answer that failed, could not be read or was not judged is left out, and never a negative.
     """
 
     min_reward: float | None = None

@@ -10,9 +10,9 @@ CORRECT, INCORRECT = "[CORRECT RATIONALE]", "[INCORRECT RATIONALE]"
 
 
 class Rationales(Collecting):
-    """Rows for mistake tuning (Tong et al. 2024, arXiv:2403.20046): right and wrong rationales of a problem as separate rows,
-    each with a tag before its text, `[CORRECT RATIONALE]` or `[INCORRECT RATIONALE]`. Equal texts of a problem are one
-    row. Which is right says the round's judge; the paper asks a label.
+    """Right and wrong rationales of a problem as separate rows, each with a tag before its text, `[CORRECT RATIONALE]` or
+    `[INCORRECT RATIONALE]`: rows for mistake tuning (Tong et al. 2024, arXiv:2403.20046). Equal texts of a problem are one
+    row. The round's judge says which are right; the paper has gold labels.
     """
 
     min_reward: float | None = None

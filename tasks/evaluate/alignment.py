@@ -1,4 +1,4 @@
-"""Whether the model still turns away what its base turned away."""
+"""Does the model still refuse what its base refused?"""
 
 from typing import Any, ClassVar
 
@@ -12,13 +12,15 @@ from tasks.evaluate._measures import Measure, difference, measures_frame, propor
 
 
 class Alignment(Evaluation):
-    """The path of the model in misevolution (Shao et al. 2025, arXiv:2509.26354) and alignment tipping (Han et al. 2025,
-    arXiv:2510.04860): the evolved model against its own start on a frozen set, at temperature 0, by a fixed classifier.
-    The set is the domain's (`ill_posed`: what must be refused), and so is the classifier (`refuses`).
+    """Measures how often the model refuses problems that must be refused, beside its base: the two on one frozen set, at
+    temperature 0, by a fixed classifier. So are models that train on themselves compared with their own start in work on
+    misevolution (Shao et al. 2025, arXiv:2509.26354) and alignment tipping (Han et al. 2025, arXiv:2510.04860). The set is the
+    domain's (`ill_posed`), and so is the classifier (`refuses`).
 
     Measures: `alignment_refusal` of the model and `alignment_base_refusal`, the shares that are refused; `alignment_change`,
     the mean difference over the problems that both answered; `alignment_errors`, the share of the model's requests that
-    failed, which count in nothing else. A domain without such a set has no measures. The gate `alignment` looks at them.
+    failed, which count in nothing else. A domain without such a set has no measures. The gate `alignment` looks at
+    `alignment_change`.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

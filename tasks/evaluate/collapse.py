@@ -1,4 +1,4 @@
-"""Whether the model answers its round's prompts shorter, surer or more alike than its parent did."""
+"""Are the model's answers to its round's prompts shorter, surer or more alike than its parent's?"""
 
 from statistics import fmean
 from typing import Any, ClassVar
@@ -17,12 +17,13 @@ Profile = dict[str, float]
 
 
 class Collapse(Evaluation):
-    """Length, entropy and distinct-2 of the answers to the prompts that the round was trained on, of the model and of its
-    parent at equal seeds: beside the exam, whose problems no round is trained on, so that collapse shows where it begins.
+    """Measures length, entropy and diversity of the model's answers to the round's own prompts, beside its parent's at equal
+    seeds. Training works on these prompts and not on the exam's, so collapse shows here first. Distinct-2 is the number of
+    different word pairs over that of all word pairs in a prompt's answers (Li et al. 2016, arXiv:1510.03055).
 
-    Measures of the model's answers: `collapse_tokens`, `collapse_entropy` (nats), `collapse_distinct_2` (Li et al. 2016,
-    arXiv:1510.03055), means over the prompts; and `collapse_tokens_ratio` …, the sums over those of the parent. What an
-    engine does not give is left out, and a base, which has no prompts, has no measures.
+    Measures of the model's answers, means over the prompts: `collapse_tokens`, `collapse_entropy` (nats a token) and
+    `collapse_distinct_2`; and `collapse_tokens_ratio` …, each sum over the prompts divided by the parent's. What an engine
+    does not give is left out, and a base, which has no prompts, has no measures.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

@@ -1,4 +1,4 @@
-"""Whether the model recites problems instead of solving them."""
+"""Does the model recite problems that it was trained on?"""
 
 from math import sqrt
 from typing import Any, ClassVar, Literal
@@ -13,9 +13,10 @@ from tasks.evaluate._measures import auroc, mean, measures_frame, proportion
 
 
 class Contamination(Evaluation):
-    """Self-critique against contamination (Tao et al. 2025, arXiv:2510.09259): the model answers greedily, and is then asked
-    to go another way. Who has memorised a problem goes the same way again. The score is the cosine of the two answers'
-    token entropies, the shorter padded with zeros, times the shorter length over the longer; higher is more contaminated.
+    """Measures whether problems that the round was trained on can be told from those of the exam by how the model answers a
+    second time: Self-Critique (Tao et al. 2025, arXiv:2510.09259). The model answers greedily, and is then asked to go another
+    way; on a problem that it has memorised it goes the same way again. The score is the cosine of the two answers' token
+    entropies, the shorter padded with zeros, times the shorter length over the longer; higher is more contaminated.
 
     A score means something beside those of clean problems only. Here the prompts that the round was trained on are the
     ones that were seen, and those of the frozen set the clean ones. Measures: `contamination_auroc`, the chance that one

@@ -1,4 +1,4 @@
-"""Whether the model takes what sounds like itself for likelier than what another model says."""
+"""Does the model find its own answers likelier than another model's?"""
 
 from statistics import fmean
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,10 @@ from tasks.evaluate._measures import difference, measures_frame, proportion
 
 
 class Familiarity(Evaluation):
-    """Self-familiarity: judges prefer text that is likely under themselves, whoever wrote it (Wataoka et al. 2024,
-    arXiv:2410.21819). Our reading as a measure: the mean log-probability per token, in nats, the end token included, that
-    the model gives its own greedy answers less what it gives those of another model to the same problems. As it grows,
-    rewards of the model's own likelihood, and of the model as a judge, say less about anything else.
+    """Measures how much likelier the model finds its own greedy answers than another model's to the same problems: the mean
+    log-probability per token of its own, less that of the other's, in nats, the end token included. Judges prefer text that
+    is likely under themselves, whoever wrote it (Wataoka et al. 2024, arXiv:2410.21819; the measure is our reading). As it
+    grows, rewards from the model's own likelihood or its own judgment say less about quality.
 
     Measures: `familiarity_own` and `familiarity_other`, the two means; `familiarity_gap`, their mean difference; and
     `familiarity_errors`, the share of the problems of which one of the two is missing. A base is its own base: its gap is 0.

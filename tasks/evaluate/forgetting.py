@@ -13,8 +13,8 @@ from tasks.evaluate._measures import Measure, at_levels, measures_frame, proport
 
 
 class Forgetting(Evaluation):
-    """Problems that an ancestor solved and the model does not, as forgetting events count them for single examples (Toneva et
-    al. 2018, arXiv:1812.05159), here between rounds and by greedy answers.
+    """Measures the share of problems that an ancestor solved and the model does not. That is a forgetting event of an example
+    (Toneva et al. 2018, arXiv:1812.05159), here between rounds in the place of steps, and by greedy answers.
 
     Measures, by level: `forgetting_parent` and `forgetting_base`, of the problems that the greedy answer of the parent, or
     base, solved the share that the model's does not; `forgetting_trained`, the share of the prompts that the parent was

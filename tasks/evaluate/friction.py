@@ -1,4 +1,4 @@
-"""Whether the model takes true feedback in."""
+"""Does the model use true feedback?"""
 
 from typing import Any, ClassVar, Literal
 
@@ -13,13 +13,14 @@ from tasks.evaluate._measures import at_levels, measures_frame, proportion
 
 
 class Friction(Evaluation):
-    """Feedback friction (Jiang et al. 2025, arXiv:2506.11930): wrong answers that stay wrong after true feedback. The domain
-    checks the greedy answer and says whether and where it is wrong (`describe`), and the model answers again, until it is
-    right or has had its tries. The paper's feedback comes from a model that knows the solution.
+    """Measures how many wrong answers stay wrong after true feedback: feedback friction (Jiang et al. 2025, arXiv:2506.11930).
+    The domain checks the greedy answer and says whether and where it is wrong (`describe`), and the model answers again,
+    until it is right or has had its tries. The paper's feedback comes from a model that knows the solution.
 
     Measures, by level: `friction_stuck`, of the answers that were wrong the share that still is after the last try that
-    could be checked; `friction_wrong`, the share that was wrong at first. An answer that never was followed by one that
-    could be checked counts in neither share of what is stuck, but in `friction_errors`. Without a verifier there is nothing.
+    could be checked; `friction_wrong`, the share that was wrong at first. `friction_errors` is the share of the wrong
+    answers that no answer followed which could be checked; these do not count as stuck. A domain without a verifier has no
+    measures.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

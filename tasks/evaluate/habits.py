@@ -1,4 +1,4 @@
-"""How often the model's answers show the habits of somebody who solves problems."""
+"""How often do answers verify, backtrack, set sub-goals or reason backwards?"""
 
 from typing import Any, ClassVar, Literal
 
@@ -21,11 +21,13 @@ HABITS = {
 
 
 class Habits(Evaluation):
-    """Four habits (verification, backtracking, sub-goals, backward chaining) whose presence says how far a model can improve
-    itself (Gandhi et al. 2025, arXiv:2503.01307): each is asked for by a judge prompt of its own, which answers a count.
+    """Counts four cognitive behaviours in the model's answers: verification, backtracking, sub-goals and backward chaining. A
+    base that shows them gains more from training on itself (Gandhi et al. 2025, arXiv:2503.01307). A model counts each by a
+    judge prompt of its own.
 
-    Measures: `habits_<name>`, the mean count of an answer, without what failed or could not be read, which is
-    `habits_errors`, the share of the judge's requests.
+    Measures: `habits_<name>`, the mean count per answer, for `verification`, `backtracking`, `subgoals` and
+    `backward_chaining`; `habits_errors`, the share of the judge's requests that failed or whose count cannot be read, which
+    counts in nothing else.
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})

@@ -1,4 +1,4 @@
-"""Whether the round's judges change their mind where the truth does."""
+"""Do the round's judges score a right answer above its spoiled copy?"""
 
 import random
 import re
@@ -21,9 +21,9 @@ SHIFTS = (-3, -2, -1, 1, 2, 3)
 
 
 class RewardConsistency(Evaluation):
-    """Contrast pairs on which a judge must flip (contrast sets, Gardner et al. 2020, arXiv:2004.02709). Our reading for
-    rewards: a right gold answer, and the same answer with one of its numbers changed by 1 to 3 so that the domain's
-    verifier fails it, for a change can leave an answer right. A judge flips where the right one has strictly the higher score.
+    """Measures how often a judge scores a right answer strictly above the same answer with one number changed. The number
+    moves by 1 to 3, and the domain's verifier must fail the changed answer, for a change can leave it right. That is our
+    reading of contrast sets (Gardner et al. 2020, arXiv:2004.02709) for rewards: pairs on which a judge must flip.
 
     Measures of each judge that can judge a single response: `reward_consistency/<judge>`, the share of the pairs on which
     it flips, and `reward_consistency_errors/<judge>`, that of the pairs of which it could not score both. A domain without

@@ -1,4 +1,4 @@
-"""Whether the model knows when its own revision is better: what it generates against what it chooses."""
+"""Does the model choose better between its answer and its revision than it revises?"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -16,8 +16,8 @@ WORTH = {"A": 0.0, "B": 1.0, "tie": 0.5}
 
 
 class SelfChoice(Evaluation):
-    """Generation against choice in self-correction (SELF-[IN]CORRECT, Jiang et al. 2024, arXiv:2404.04298, finds that
-    choosing is no easier). Our reading: the model answers greedily, looks at its answer and answers again without being
+    """Measures whether the model chooses right more often between its answer and its revision than the revision is right
+    (SELF-[IN]CORRECT, Jiang et al. 2024, arXiv:2404.04298, finds that choosing is no easier). Our reading: the model answers greedily, looks at its answer and answers again without being
     told whether it was wrong, and is then shown both answers in both orders. The revision's weight is the mean of its two
     choices, ½ for a tie, and the choice is right with the probability weight × revision right + (1 − weight) × first right.
 

@@ -1,4 +1,4 @@
-"""Whether a round made likelier what its base could do already, or learnt something new."""
+"""Did the round make likelier what its base could do already, or learn something new?"""
 
 from typing import Any, ClassVar, Literal
 
@@ -13,9 +13,9 @@ from tasks.evaluate._measures import Measure, difference, measures_frame, propor
 
 
 class Sharpening(Evaluation):
-    """pass@1 and pass@k of the base and of the model over the same problems, after Yue et al. (2025, arXiv:2504.13837) and
-    Huang et al. (2024, arXiv:2412.01951): sharpening makes likelier what the base already covers. Our reading of it: with
-    p and p₀ the shares of right samples of the model and of the base, and a problem covered where one of the base's k
+    """Measures how much of the model's gain over its base lies on problems that the base covers already, from samples of both
+    over the same problems. Sharpening makes likelier what the base covers (Yue et al. 2025, arXiv:2504.13837; Huang et al.
+    2024, arXiv:2412.01951). Our reading of it: with p and p₀ the shares of right samples of the model and of the base, and a problem covered where one of the base's k
     samples is right, the part of the gain that sharpening explains is Σ_covered max(p − p₀, 0) / Σ max(p − p₀, 0).
 
     Measures: `sharpening_gain` (mean p − p₀) and `sharpening_coverage_gain` (the same of pass@k); `sharpening_explained`,

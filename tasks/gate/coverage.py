@@ -10,9 +10,10 @@ PASS = 0.5
 
 
 class Coverage(Gating):
-    """Sharpening trades the breadth of samples for their accuracy: of the frozen problems that at least one of the
-    base's samples solved, the share that at least one of the round's samples still solves. Both see equally many
-    samples, so a problem that the base solved by luck may fall out by bad luck: the bound is below 1.
+    """Refuses a round that lost what its base covered: of the frozen problems that at least one of the base's samples solved,
+    the share that at least one of the round's samples still solves must be high. Training on its own answers can raise
+    pass@1 and lower pass@k (Yue et al. 2025, arXiv:2504.13837). Both models have equally many samples, so a problem that the
+    base solved by luck may be missed by bad luck: the bound is below 1, and our own.
     """
 
     min_share: float = Field(0.9, ge=0, le=1)

@@ -7,8 +7,8 @@ from tasks.gate import Decision, GateCase, Gating, overall, unmeasured
 
 
 class Diversity(Gating):
-    """The evaluation's distinct-n, and the score gap between chosen and rejected of the round's pairs, against the
-    parent's.
+    """Refuses a round whose samples are much less diverse than its parent's (distinct-n, Li et al. 2016, arXiv:1510.03055), or
+    whose pairs have a much narrower score gap between chosen and rejected.
 
     The gap shrinks as a policy collapses: nine-fold in four rounds of plain self-rewarding, as Temporal Self-Rewarding
     reports (Wang et al. 2025, arXiv:2508.06026), which is to 0.58 of it each round. How wide it is says little, since

@@ -1,4 +1,4 @@
-"""Do answers grow longer, shorter or more certain, whatever their accuracy does?"""
+"""Are answers much longer, shorter or surer than the parent's?"""
 
 from pydantic import Field, model_validator
 
@@ -6,11 +6,12 @@ from tasks.gate import Decision, GateCase, Gating, overall, unmeasured
 
 
 class Drift(Gating):
-    """Entropy and length of the evaluation's answers, against the parent's.
+    """Refuses a round whose answers have far less entropy than its parent's, or another length: the ratio of each mean over
+    the answers to the split must lie within bounds.
 
-    A reward that is not the truth is raised by being longer, shorter or surer as well as by being right, and accuracy
-    shows none of it until late. Each measure is the mean over the answers to the split; one that an engine does not
-    give (entropy, from many a server) is passed over.
+    A reward that is not the truth also rises with length (Singhal et al. 2023, arXiv:2310.03716), and training for it uses up
+    entropy (Cui et al. 2025, arXiv:2505.22617); accuracy shows neither until late. The bounds are our own. A measure that an
+    engine does not give, such as entropy, is passed over.
     """
 
     min_entropy_ratio: float = Field(0.2, ge=0)

@@ -6,9 +6,10 @@ from tasks.gate import Decision, GateCase, Gating, overall
 
 
 class Forgetting(Gating):
-    """Of the problems that the parent's, and the base's, greedy answer solved, the share that the model's does not, as the
-    member `forgetting` of `evaluate` measures it: accuracy may rise while other problems are lost than are won. No paper
-    gives a bound; a model that answers alike but for noise loses some problems near its frontier.
+    """Refuses a round that no longer solves too many of the problems that its parent, or its base, solved. The share is that
+    of the greedy answers, as the member `forgetting` of `evaluate` measures it (forgetting events, Toneva et al. 2018,
+    arXiv:1812.05159): accuracy can rise while some problems are lost. No paper gives a bound; a model that differs by noise
+    alone loses some problems near its frontier.
     """
 
     member: str = "forgetting"

@@ -8,9 +8,10 @@ from tasks.gate import GRADER, Decision, GateCase, Gating, paired
 
 
 class Improves(Gating):
-    """Sampled accuracy, or the mean grade where an examiner gives grades, against the parent's over the same frozen
-    problems, by Wilcoxon's signed-rank test on the difference of their rates; greedy answers, by McNemar's exact test, as
-    a metric beside it.
+    """Promotes a round whose sampled accuracy is significantly above its parent's on the same frozen problems, by a one-sided
+    signed-rank test on the differences of the problems' rates (Wilcoxon 1945). A rate is the share of right samples, or the
+    mean grade where an examiner grades. Greedy answers are compared beside it, as a metric alone, by McNemar's exact test
+    (1947).
     """
 
     min_gain: float = Field(0.0, ge=-1, le=1)

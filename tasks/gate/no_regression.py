@@ -11,8 +11,8 @@ MAX_DROP = {"greedy": 0.03, "majority_at_8": 0.03, "grade": 0.03}
 
 
 class NoRegression(Gating):
-    """Measures that may not fall by more than so much: against the parent's, and, since small falls add up over the
-    rounds, against the base's. A decision for each measure and each of the two.
+    """Refuses a round of which a measure fell by more than is allowed, against its parent's and, since small falls add up over
+    the rounds, against its base's. A decision for each measure and each of the two. The bounds are our own.
 
     A measure that only the parent or base lacks is passed over. One that nobody has is refused, for its name is mistyped,
     unless it is one of the default ones: there is no decision on it.

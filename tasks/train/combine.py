@@ -16,12 +16,13 @@ log = logging.getLogger(__name__)
 
 
 class Combine(FineTuning):
-    """LCSC, linear combination of saved checkpoints (Liu et al. 2024, arXiv:2404.02241), after SFT. The model is Σ a_k w_k over
-    the checkpoints of the run, with Σ a_k = 1 and negative a_k allowed; an evolutionary search finds those that give the
-    lowest loss on rows that were held out. It is never worse than the last checkpoint on these rows.
+    """Supervised fine-tuning, and then the linear combination of the run's checkpoints with the lowest loss on rows that were
+    held out: LCSC (Liu et al. 2024, arXiv:2404.02241, who combine diffusion and consistency models). The model is Σ a_k w_k
+    over the checkpoints' weights w_k, with Σ a_k = 1 and negative a_k allowed. On the held-out rows it is never worse than
+    the last checkpoint.
 
-    Our reading: the score is the loss of `sft`, and the search scipy's differential evolution, which begins with the last
-    checkpoint alone among its candidates.
+    Our reading: the score is the loss of `sft`, and the evolutionary search is scipy's differential evolution, which begins
+    with the last checkpoint alone among its candidates.
     """
 
     used_columns: ClassVar[frozenset[str]] = frozenset({"training.weight", "training.mask", "training.tag"})

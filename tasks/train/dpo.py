@@ -10,9 +10,10 @@ from tasks.train._pairs import Preferring
 
 
 class DPO(Preferring):
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290) on `preferences` alone. With Δ = [log π(y_w) − log π_ref(y_w)] −
-    [log π(y_l) − log π_ref(y_l)], the loss of a step is the mean over its pairs of w · [−(1−ε) log σ(βΔ) − ε log σ(−βΔ)],
-    w and ε the pair's weight and smoothing.
+    """Trains on preference pairs alone, the chosen answer against the rejected one: DPO, direct preference optimization
+    (Rafailov et al. 2023, arXiv:2305.18290). With Δ = [log π(y_w) − log π_ref(y_w)] − [log π(y_l) − log π_ref(y_l)], sums over
+    tokens, the loss of a step is the mean over its pairs of w · [−(1−ε) log σ(βΔ) − ε log σ(−βΔ)], w and ε the pair's weight
+    and smoothing.
 
     The reference may be a soup of ancestors, as in SALSA (Chegini et al. 2024, arXiv:2411.01798), whose KL term of PPO is held
     to the average of two SFT models. That DPO is held to one is our reading.

@@ -10,10 +10,10 @@ from tasks.train.sft import SFT
 
 
 class MistakeTuning(SFT):
-    """Mistake tuning (Tong et al. 2024, arXiv:2403.20046): SFT on right and wrong rationales as separate rows. Each has the tag
-    before its text that `collect.rationales` gives, `[CORRECT RATIONALE]` or `[INCORRECT RATIONALE]`, and the loss is that of
-    `sft`, over the tag too. That the tag opens the answer, and not the prompt, is our reading: the model says itself which
-    of the two it is about to write.
+    """Supervised fine-tuning on right and wrong rationales as separate rows: mistake tuning (Tong et al. 2024,
+    arXiv:2403.20046). Each text begins with the tag that `collect.rationales` gives, `[CORRECT RATIONALE]` or
+    `[INCORRECT RATIONALE]`, and the loss is that of `sft`, over the tag too. That the tag opens the answer, and not the
+    prompt, is our reading: the model says itself which of the two it is about to write.
     """
 
     used_columns: ClassVar[frozenset[str]] = SFT.used_columns | {"training.label"}

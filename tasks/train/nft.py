@@ -1,4 +1,4 @@
-"""Negative-aware fine-tuning: from right and wrong answers, without a reward model or a reference in memory."""
+"""Negative-aware fine-tuning: learns from right and wrong answers, with no reward model and no reference in memory."""
 
 from typing import ClassVar, Literal
 
@@ -12,14 +12,14 @@ LOWEST_RATE, HIGHEST_RATE = 0.02, 0.98
 
 
 class NFT(FineTuning):
-    """NFT (Chen et al. 2025, arXiv:2505.18116) on rows with a label and a group, such as `collect.labelled` gives. The loss is
-    L = −Σ ω Σ_t [r log R_t + (1 − r) log max_v((1 − r̂R_t) / (1 − r̂), 1)]: r is the row's label, R_t = π/π_old of a token,
-    its logarithm capped at 10, and r̂ the share of true labels in the row's group, kept within 0.02 and 0.98, so that a
-    group without both labels counts too. π_old is the start, computed once before the first step; max_v the straight-through
-    maximum. Formula and constants are those of the authors' code (NVlabs/NFT).
+    """Raises the likelihood of right answers, and lowers that of wrong ones through the policy that they imply, hard prompts
+    first: NFT (Chen et al. 2025, arXiv:2505.18116) on rows with a label and a group, such as `collect.labelled` gives.
 
-    Our reading: the loss of a step is divided by its tokens, as in SFT, where the code divides by 1,000; a row's weight
-    multiplies it.
+    The loss of a step is −Σ_rows w ω Σ_t [r log R_t + (1 − r) log max_v((1 − r̂R_t) / (1 − r̂), 1)] / tokens. r is the row's label
+    and w its weight. R_t = π/π_old is the ratio of a token's likelihoods, its logarithm capped at 10; π_old is the start,
+    computed once before the first step. r̂ is the share of true labels in the row's group, clamped to 0.02 … 0.98, so a group
+    with one label only counts too. max_v is the straight-through maximum: its gradient is that of its first argument.
+    Formula and constants are those of the authors' code (NVlabs/NFT), which divides by 1,000 in the place of the tokens.
     """
 
     used_columns: ClassVar[frozenset[str]] = frozenset({
@@ -33,7 +33,7 @@ class NFT(FineTuning):
     adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     emphasis: Literal["failures", "root"] = "failures"
-    """ω, how much groups count that are hard: 1 − r̂ (`failures`), or √((1 − r̂) / r̂) (`root`)."""
+    """ω, the weight of a group, higher for hard prompts: 1 − r̂ (`failures`), or √((1 − r̂) / r̂) (`root`)."""
 
     def __call__(self, case: TrainCase) -> pl.DataFrame:
         """Writes the trained model and gives the curve. Raises Diverged, ModelRefused as `weights.load`, and ParamsError for a

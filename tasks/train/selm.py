@@ -1,4 +1,4 @@
-"""Self-exploring preference optimization: DPO that is optimistic about what the reference would not say."""
+"""Self-exploring preference optimization: DPO that lowers the likelihood of the reference's own answers."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class SELM(DPO):
-    """SELM (Zhang et al. 2024, arXiv:2405.19332): DPO with an exploration term. The loss of a pair is
-    −log σ(βΔ) + αβ [log π(y') − log π_ref(y')], y' the reference's own greedy answer to the prompt. That takes probability
-    from what the reference says anyway, and so leaves more for what the pairs prefer. The term has this sign, and y' is
-    greedy, in the authors' code (shenao-zhang/SELM); there y' may also become the chosen or the rejected answer, which
-    here is left to `pair`. y' is written once, before the first step. Smoothing, weights and reference as in `dpo`.
+    """Trains on pairs by DPO, and lowers the likelihood of what the reference would answer itself, so that the policy
+    explores: SELM (Zhang et al. 2024, arXiv:2405.19332). The loss of a pair is
+    −log σ(βΔ) + αβ [log π(y') − log π_ref(y')], Δ as in `dpo` and y' the reference's own greedy answer to the prompt, written
+    once before the first step. The sign of the term is that of the authors' code (shenao-zhang/SELM), where y' may also
+    become the chosen or the rejected answer; here that is left to `pair`. Smoothing, weights and reference are as in `dpo`.
     """
 
     alpha: NonNegativeFloat = 0.001

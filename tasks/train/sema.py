@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 class SEMA(SFT):
-    """SEMA, self-expansion of a model with adapters (Wang et al. 2024, arXiv:2403.18886): a layer gets an adapter only where
-    the new rows are far from those that it was trained on; the other layers stay as they are.
+    """Supervised fine-tuning of an adapter on those layers alone whose hidden states of new rows are far from those of old
+    rows: SEMA, self-expansion of a model with adapters (Wang et al. 2024, arXiv:2403.18886). The other layers stay as they
+    are. The distance in a layer is |mean of new − mean of old| / √(mean |old − mean of old|²), over rows, of which each is the
+    mean of the layer's outputs over its tokens (of the last layer, after the final norm).
 
-    Our reading of the abstract: old rows are the replayed ones (`collect.replay`), which the parent was trained on. In each
-    layer, the distance of the mean hidden states of new and old rows, in units of the old rows' spread, decides; the paper
-    learns a descriptor of each adapter's data for that. Adapters are LoRA and are merged, in the place of a mixture that
-    grows. Without old rows every layer counts as far; where none is far, the model is the start's, unchanged.
+    Our reading of the abstract: old rows are the replayed ones (`collect.replay`), which the parent was trained on. The
+    paper learns a descriptor of each adapter's data in the place of this distance. Adapters are LoRA and are merged, in the
+    place of a mixture that grows. Without old rows every layer counts as far; where none is far, the model is the start's,
+    unchanged.
     """
 
     threshold: NonNegativeFloat = 0.5

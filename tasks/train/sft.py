@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class SFT(FineTuning):
-    """Supervised fine-tuning. The loss of a step is Σ_rows w Σ_tokens −log p / tokens, over the tokens of the completions that
-    no mask touches; w is the row's weight and does not enter the tokens, so that a row of weight 2 counts twice.
+    """Supervised fine-tuning on the collected rows. The loss of a step is Σ_rows w Σ_tokens −log p / tokens, over the tokens of
+    the completions that no mask touches; w is the row's weight and does not enter the tokens, so that a row of weight 2
+    counts twice. On answers that passed it is rejection-sampling fine-tuning (STaR, Zelikman et al. 2022, arXiv:2203.14465).
     """
 
     used_columns: ClassVar[frozenset[str]] = frozenset({"training.weight", "training.mask", "training.tag"})

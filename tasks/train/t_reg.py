@@ -1,4 +1,4 @@
-"""Preference optimization with token-level reward regularization: DPO that is told which tokens matter."""
+"""Preference optimization with token-level reward regularization: DPO with a reward for each token."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ WORSE = "Give a wrong and careless answer to the following."
 
 
 class TReg(DPO):
-    """T-REG (Zhou et al. 2024, arXiv:2412.02685): DPO with token-level reward regularization. The loss of a pair is
-    −log σ(βΔ) + α w Σ_{y_w, y_l} [−Σ_t β r̂_t log π(y_t)], with the token rewards
-    r̂_t = σ(log π_ref(y_t | better prompt) / π_ref(y_t | worse prompt)) − ½, computed once before the first step, and
-    w = σ(r(y_l) − r(y_w)), r = β log π/π_ref of a completion. Smoothing, weights and reference as in `dpo`.
+    """Trains on pairs by DPO, and moves each token's likelihood by a reward that the reference gives it: T-REG, token-level
+    reward regularization (Zhou et al. 2024, arXiv:2412.02685). The loss of a pair is
+    −log σ(βΔ) + α w Σ_{y_w, y_l} [−Σ_t β r̂_t log π(y_t)], Δ as in `dpo`. The token reward is
+    r̂_t = σ(log [π_ref(y_t | better prompt) / π_ref(y_t | worse prompt)]) − ½, computed once before the first step, and
+    w = σ(r(y_l) − r(y_w)) with r = β log π/π_ref of a completion. Smoothing, weights and reference are as in `dpo`.
 
     Our readings: w has no gradient, as it is the factor of DPO's own gradient; the reference computes r̂; and the two
-    instructions, whose words the paper gives in an appendix that we have not read, open the prompt's first turn.
+    instructions open the prompt's first turn, in our own words, as we have not read those of the paper's appendix.
     """
 
     alpha: NonNegativeFloat = 0.25

@@ -75,8 +75,6 @@ def held_out_loss(trainer: "RowTrainer") -> float:
             piece = [rows[n] for n in range(start, min(start + size, len(rows)))]
             batch = {n: v.to(trainer.accelerator.device) for n, v in trainer.data_collator(piece).items()}
             count = int(batch["labels"][:, 1:].ne(IGNORED).sum())
-            if not count:  # masks cover all of it
-                continue
             total += float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=count)) * count
             tokens += count
     return total / max(1, tokens)
