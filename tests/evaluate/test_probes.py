@@ -24,6 +24,7 @@ from tasks.evaluate.friction import Friction
 from tasks.evaluate.habits import Habits
 from tasks.evaluate.habits import read as read_count
 from tasks.evaluate.reward_consistency import RewardConsistency, consistency_measures, spoiled
+from tasks.evaluate.roles import Roles
 from tasks.evaluate.self_choice import SelfChoice, choice_measures, weight
 from tasks.evaluate.sharpening import sharpening_measures
 from tasks.judge.self_judge import SelfJudge
@@ -217,6 +218,17 @@ def test_a_count_that_cannot_be_read_is_an_error_and_not_0():
     assert measured == {"habits_verification": 1.0, "habits_errors": 0.75}
     with pytest.raises(ValidationError, match="counter"):
         Habits(counter="parent")
+
+
+# roles
+
+
+def test_a_role_that_is_babbled_is_lost_and_a_request_that_failed_is_an_error():
+    babbled = values(Roles(problems=2, roles=("solve", "judge"))(case(model=Fake.scripted(lambda *_: "hm"))))
+    assert babbled == {"role_solve": 0.0, "role_judge": 0.0, "roles_errors": 0.0}
+    failing = Fake.scripted(lambda *_: "hm", error_rate=1.0)
+    assert values(Roles(problems=2)(case(model=failing))) == {"roles_errors": 1.0}
+    assert values(Roles()(case(Domain(), model=Fake(down=True)))) == {}
 
 
 # self_choice
