@@ -110,7 +110,7 @@ def test_help_names_every_command(flywheel):
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["rnu", "r2"], "'rnu'"), (["run"], "round"), (["run", "r1", "r2"], "r2"), (["round", "add", "r3"], "--parent"),
+    [(["rnu", "r2"], "'rnu'"), (["run"], "round"), (["run", "r1", "r2"], "r2"), (["round", "add"], "name"),
      (["campaign", "--rounds", "0"], "--rounds"), (["campaign", "--rounds", "many"], "--rounds"), (["stage", "judge"], "round"),
      (["run", "r2", "--dry"], "--dry"), (["sql", "select 1", "--format", "xml"], "'xml'"), (["recipe", "shw"], "'shw'")],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from tasks.core.plan import Plan
 from tasks.core.plugin import Params
 from tasks.project import pipeline, plan, recipes
 from tasks.project.edit import STATE
+from tasks.project.estimate import rows_for_each
 from tasks.project.params import FILE, load_params, plain, read, stages_of
 from tasks.project.phases import anchor_of, lines
 
@@ -47,7 +48,9 @@ class Size(Params):
     """Problems of the pool: the first of the domain's training set, the same in every round."""
     token_budget: PositiveInt = 600_000
     """Most tokens that a round may generate before it trains, whatever for; a batch may go beyond it. The rounds of a recipe's
-    phases share it."""
+    phases share it, and answers take at most half of it: a recipe that draws many takes fewer of the prompts."""
+    answer_tokens: PositiveInt = 30
+    """Tokens of an answer, about: those of the embedded bases have 25 to 35."""
     problems: PositiveInt = 350
     """Held-out problems that each round's model answers, greedily and by sampling."""
     samples: PositiveInt = 8
@@ -112,16 +115,17 @@ def branch_rounds(root: Path, recipe: str, seed: int, size: Size) -> dict[str, d
             rounds[line.name] = (
                 block
                 | ({"anchor": anchor} if anchor else {})
-                | {"set": _changes(stages, size.prompts, size.token_budget // len(written))}
+                | {"set": _changes(stages, size, size.token_budget // len(written))}
             )
         parent = name
     return rounds
 
 
-def _changes(stages: dict[str, Any], prompts: int, token_budget: int) -> dict[str, Any]:
+def _changes(stages: dict[str, Any], size: Size, token_budget: int) -> dict[str, Any]:
     """The pool in the place of the recipe's own prompts, and the budget."""
     own = {f"prompts.{member}": None for member in stages.get("prompts", {}) if member != "seeds"}
-    pool = {"prompts.seeds.split": "train", "prompts.seeds.count": prompts}
+    affordable = token_budget // (2 * size.answer_tokens * rows_for_each("generate", stages))
+    pool = {"prompts.seeds.split": "train", "prompts.seeds.count": max(1, min(size.prompts, affordable))}
     return own | pool | {"engine.token_budget": token_budget}
 
 

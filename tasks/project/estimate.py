@@ -111,11 +111,13 @@ def _items(stage: Stage, number: dict[str, float], values: dict[str, Any]) -> fl
         if field in number:
             return number[field]
     read = {i.name for i in stage.inputs if not i.ancestor and not i.optional} & {"prompts", "responses"}
-    answers = _rows(values, "generate") if "responses" in read else 1
-    return _rows(values, "prompts") * min(answers, number.get("likeliest", answers)) if read else 0
+    answers = rows_for_each("generate", values) if "responses" in read else 1
+    return rows_for_each("prompts", values) * min(answers, number.get("likeliest", answers)) if read else 0
 
 
-def _rows(values: dict[str, Any], name: str) -> int:
-    """Rows that the members of a stage make together per row that they read: `count`, or `samples`."""
-    rows = [prod(int(m.get(k) or 1) for k in ("count", "samples")) for m in _members(stages()[name], values.get(name))]
+def rows_for_each(name: str, values: dict[str, Any]) -> int:
+    """Rows that the members of stage `name` make together for each row that they read: `count`, or `samples` of each of its
+    `models`."""
+    members = _members(stages()[name], values.get(name))
+    rows = [prod(int(m.get(k) or 1) for k in ("count", "samples")) * len(m.get("models") or [None]) for m in members]
     return sum(rows) or 1

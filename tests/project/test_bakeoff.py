@@ -60,6 +60,21 @@ def test_all_branches_start_from_one_base_on_the_same_prompts_and_budgets(place)
     assert blocks["r0"].engine.token_budget is None, "the exam has no budget"
 
 
+def test_a_recipe_that_draws_many_answers_takes_fewer_prompts(root):
+    """Answers come first: where they take the whole budget, nothing is judged and nothing trained."""
+    size = SIZE.model_copy(update={"prompts": 200, "token_budget": 60_000, "answer_tokens": 30})
+    names = ("temporal_self_rewarding", "self_rewarding")
+    counts = {
+        name: block["set"]["prompts.seeds.count"]
+        for recipe in names
+        for name, block in branch_rounds(root, recipe, 1, size).items()
+    }
+    # 4 answers of each prompt; 4 of the parent, the base and the future model, in half of the budget
+    assert counts["self_rewarding_s1_1"] == 200
+    assert counts["temporal_self_rewarding_s1_1a"] == 30_000 // (2 * 30 * 8)
+    assert counts["temporal_self_rewarding_s1_1"] == 30_000 // (2 * 30 * 12)
+
+
 def test_each_seed_draws_otherwise(root):
     one, two = (branch_rounds(root, "small", seed, SIZE) for seed in (1, 2))
     assert not {b["seed"] for b in one.values()} & {b["seed"] for b in two.values()}
