@@ -12,10 +12,11 @@ from tasks.filter._vectors import Matrix, stacked, with_vectors
 
 
 class Novelty(Filtering):
-    """Keeps each prompt's responses with the majority's answer that are least like the others (EVOL-RL, Zhou et al.
-    2025, arXiv:2509.15194: the majority drives selection, novelty keeps it from collapsing). Of each prompt, u = 1 −
-    (½·mean cosine to the others of its group + ½·max cosine to all others), cosines clipped to [0, 1] and u min–max
-    scaled within the group, majority or minority. A sample of the majority scores ½ + ½u, one of the minority −1 + ½u.
+    """Keeps each prompt's responses with the majority's answer that are least like the others: EVOL-RL (Zhou et al.
+    2025, arXiv:2509.15194), where the majority drives selection and novelty keeps it from collapsing. Of each prompt, u
+    = 1 − (½·mean cosine to the others of its group + ½·max cosine to all others), cosines clipped to [0, 1] and u
+    min–max scaled within the group, majority or minority. A sample of the majority scores ½ + ½u, one of the minority
+    −1 + ½u.
 
     As in the authors' code a group's only sample takes the mean over all others and has the scaled u 1, and equally
     novel ones have ½. What is unparsable, −1 there, is dropped here by its own rule (`format`) and no neighbour of

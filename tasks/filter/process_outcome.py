@@ -10,7 +10,7 @@ from tasks.filter import NO_MARGIN, FilterCase, Filtering, drop, drop_duplicates
 
 class ProcessOutcome(Filtering):
     """Keeps of each prompt the correct responses of the highest process score and the incorrect ones of the lowest,
-    about as many of each (PROF, Ye et al. 2025, arXiv:2509.03403). The others are dropped until `per_prompt` are left.
+    about as many of each: PROF (Ye et al. 2025, arXiv:2509.03403). The others are dropped until `per_prompt` are left.
 
     Correct is what reaches `min_reward`. Each class has half of the `per_prompt` places and takes what the other leaves
     free; an odd place goes to the correct ones.

@@ -13,7 +13,7 @@ from tasks.filter._vectors import Matrix, stacked, with_vectors
 
 
 class Representation(Filtering):
-    """Keeps responses whose hidden states are far from those already kept (representation-based exploration, Tuyls et
+    """Keeps responses whose hidden states are far from those already kept: representation-based exploration (Tuyls et
     al. 2025, arXiv:2510.11686).
 
     Our reading: candidates are the `per_prompt` best responses of each prompt that reach `min_reward`. The first by id

@@ -7,8 +7,8 @@ from tasks.filter import FilterCase, Filtering, better_first, drop
 
 
 class Threshold(Filtering):
-    """Keeps each prompt's best responses whose reward reaches a threshold: rejection sampling (RFT, Yuan et al. 2023,
-    arXiv:2308.01825; ReST-EM, Singh et al. 2023, arXiv:2312.06585).
+    """Keeps each prompt's best responses whose reward reaches a threshold: rejection sampling, as in RFT (Yuan et al.
+    2023, arXiv:2308.01825) and ReST-EM (Singh et al. 2023, arXiv:2312.06585).
 
     With self-consistency as the reward and its defaults: of each prompt whose majority has at least 40 % of the votes,
     the likeliest response with the majority's answer.

@@ -7,8 +7,8 @@ from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, drop
 
 
 class TopFraction(Filtering):
-    """Keeps the best part by reward of each prompt's `per_prompt` best responses, all prompts together (reward-ranked
-    fine-tuning, RAFT, Dong et al. 2023, arXiv:2304.06767).
+    """Keeps the best part by reward of each prompt's `per_prompt` best responses, all prompts together: RAFT,
+    reward-ranked fine-tuning (Dong et al. 2023, arXiv:2304.06767).
     """
 
     fraction: float = Field(0.5, gt=0, le=1)

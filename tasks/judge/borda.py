@@ -8,7 +8,7 @@ from tasks.judge._votes import elected, share, weighted_votes
 
 
 class Borda(Judging):
-    """The answer's share of the prompt's votes, the surest response weighing most (Borda voting by self-certainty, Kang
+    """The answer's share of the prompt's votes, the surest response weighing most: Borda voting by self-certainty (Kang
     et al. 2025, arXiv:2502.18581).
 
     The N responses to a prompt that have an answer and a self-certainty are ranked by the latter, r = 1 the surest, and

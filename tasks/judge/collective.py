@@ -7,8 +7,8 @@ from tasks.judge._votes import DIGITS, elected, share, weighted_votes
 
 
 class Collective(Judging):
-    """The answer's share of several models' votes, each model weighing as much as it agrees with itself (reinforcement
-    learning from coevolutionary collective feedback, RLCCF, Yuan et al. 2025, arXiv:2508.12338).
+    """The answer's share of several models' votes, each model weighing as much as it agrees with itself: RLCCF,
+    reinforcement learning from coevolutionary collective feedback (Yuan et al. 2025, arXiv:2508.12338).
 
     Our reading of its abstract, which says that the models vote and each is weighted by its own self-consistency:
     authors are the models that a round's `generate` opened, by the name by which it opened them. An author's weight is

@@ -16,7 +16,7 @@ from tasks.judge.self_judge import read
 
 
 class Flawed(Asking):
-    """The verifier's reward, less λ for a right answer with a wrong step, a flawed positive (FAPO, Ding et al. 2025,
+    """The verifier's reward, less λ for a right answer with a wrong step, a flawed positive: FAPO (Ding et al. 2025,
     arXiv:2510.22543). `Domain.verify` says whether an answer is right; of the right ones alone the domain's judge
     prompt asks whether their steps are.
 

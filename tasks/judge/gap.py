@@ -9,8 +9,8 @@ from tasks.judge.self_judge import SelfJudge
 
 
 class Gap(SelfJudge):
-    """How much better the answer is graded than the prompt's likeliest one (the quality gap of PIT, Wang et al. 2023,
-    arXiv:2310.00898, whose reward model rates an answer against a reference answer to the same problem).
+    """How much better the answer is graded than the prompt's likeliest one: the quality gap of PIT (Wang et al. 2023,
+    arXiv:2310.00898), whose reward model rates an answer against a reference answer to the same problem.
 
     Our reading: both are graded by the domain's judge prompt, as by `self_judge`, and the reference is the prompt's
     likeliest answer. The score is ½ + ½·(grade of the answer − grade of the reference): ½ for the reference itself,

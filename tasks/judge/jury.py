@@ -12,7 +12,7 @@ from tasks.judge.self_judge import Pair, SelfJudge
 
 
 class Jury(SelfJudge):
-    """The mean grade that a panel of other models gives the answer (PoLL, Verga et al. 2024, arXiv:2404.18796; with one
+    """The mean grade that a panel of other models gives the answer: PoLL (Verga et al. 2024, arXiv:2404.18796; with one
     juror, LLM-as-a-judge, Zheng et al. 2023, arXiv:2306.05685). Jurors are prompted and parsed like `self_judge`;
     scores are averaged and verdicts voted on over all jurors' judgments: average pooling, and majority voting without
     their tie-break.

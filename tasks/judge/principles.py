@@ -38,8 +38,8 @@ class Vote(NamedTuple):
 
 
 class Principles(Asking):
-    """Points for the prompt's answers side by side, by criteria that the model writes for the problem first (SPCT,
-    DeepSeek-GRM, Liu et al. 2025, arXiv:2504.02495). It weighs the criteria, compares the answers by them, and closes
+    """Points for the prompt's answers side by side, by criteria that the model writes for the problem first: SPCT, of
+    DeepSeek-GRM (Liu et al. 2025, arXiv:2504.02495). It weighs the criteria, compares the answers by them, and closes
     with points from 1 to 10 for each. The answers are shuffled before each of k samples, and an answer's points S are
     summed over these, which ranks finer than any one of them.
 

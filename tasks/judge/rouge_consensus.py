@@ -12,8 +12,8 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class RougeConsensus(Judging):
-    """How like a prompt's other answers an answer is, by matches or by ROUGE-L (the consensus of Ensemble-Instruct, Lee et
-    al. 2023, arXiv:2310.13961). Where two answers match after normalisation (lower case, without punctuation, single
+    """How like a prompt's other answers an answer is, by matches or by ROUGE-L: the consensus of Ensemble-Instruct (Lee
+    et al. 2023, arXiv:2310.13961). Where two answers match after normalisation (lower case, without punctuation, single
     spaces), the paper takes the one that matches. Else the least ROUGE-L F of any two must be above `min_rouge`, and it
     takes the answer with the highest sum of ROUGE-L to the others.
 

@@ -27,8 +27,8 @@ class Mixture(NamedTuple):
 
 
 class Rpc(Judging):
-    """Sums the probabilities of the different reasoning paths that lead to the response's answer, without the unlikely paths
-    (reasoning-pruning perplexity consistency, RPC, Zhou et al. 2025, arXiv:2502.00511).
+    """Sums the probabilities of the different reasoning paths that lead to the response's answer, without the unlikely
+    ones: RPC, reasoning-pruning perplexity consistency (Zhou et al. 2025, arXiv:2502.00511).
 
     A path is a different text among a prompt's responses that have an answer, with p = exp(mean log-probability per
     token). A mixture of two Weibull distributions is fitted to the p of a prompt's paths by maximum likelihood; a path is

@@ -24,8 +24,8 @@ Justify your total in at most 100 words."""
 
 class Rubric(Asking):
     """A model grades each answer by an additive rubric of five criteria, justifies the total briefly and closes with
-    `Score: n` (Self-Rewarding, Yuan et al. 2024, arXiv:2401.10020). The score is the mean over the judgments that could be
-    read of n / `highest`; it neither passes nor fails.
+    `Score: n`, as in Self-Rewarding (Yuan et al. 2024, arXiv:2401.10020). The score is the mean over the judgments that
+    could be read of n / `highest`; it neither passes nor fails.
 
     Equal answers to a problem are judged once: seeds are hashes of what is judged. A domain whose model was taught a rubric
     of its own, as the embedded one, asks by that.

@@ -18,9 +18,9 @@ Question = tuple[str, tuple[str, ...]]
 
 
 class SelfAgreement(Asking):
-    """1 where the response's answer is the one on which the model, shown several of its solutions, says that most agree, else
-    0 (Self-Agreement, Lin et al. 2023, arXiv:2311.08154). One greedy call shows the question and k sampled solutions, of
-    which the model extracts each answer, takes the most agreed one and prints it.
+    """1 where the response's answer is the one on which the model, shown several of its solutions, says that most
+    agree, else 0: Self-Agreement (Lin et al. 2023, arXiv:2311.08154). One greedy call shows the question and k sampled
+    solutions, of which the model extracts each answer, takes the most agreed one and prints it.
 
     Shown are responses that have an answer, in an order drawn by the seed and their ids; where there are more than
     `solutions`, the first. Equal texts count as often as they were sampled.

@@ -13,8 +13,8 @@ from tasks.judge._likelihood import after_prompts, log_probabilities, prompt_cha
 
 
 class SelfAligned(Judging):
-    """The relative fall of the response's perplexity when it is conditioned on the query (self-aligned reward, Han et
-    al. 2025, arXiv:2509.05489).
+    """The relative fall of the response's perplexity when it is conditioned on the query: the self-aligned reward (Han
+    et al. 2025, arXiv:2509.05489).
 
         (ppl(y) − ppl(y | x)) / ppl(y), with ppl(y | x) = exp(−1/n Σ log p(y_t | x, y_<t)).
 

@@ -6,8 +6,8 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class SelfCertainty(Judging):
-    """How far from uniform the model's next-token distributions were: the mean over the response's tokens of the
-    Kullback–Leibler divergence KL(uniform ‖ p), in nats (self-certainty, Kang et al. 2025, arXiv:2502.18581). With n
+    """Self-certainty, how far from uniform the model's next-token distributions were: the mean over the response's
+    tokens of the Kullback–Leibler divergence KL(uniform ‖ p), in nats (Kang et al. 2025, arXiv:2502.18581). With n
     tokens and a vocabulary of V:
 
         −1/(nV) Σ_i Σ_v log(V·p(v | x, y_<i))

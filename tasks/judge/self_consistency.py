@@ -6,7 +6,7 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class SelfConsistency(Judging):
-    """The share of the prompt's responses that have the same final answer (self-consistency, Wang et al. 2022,
+    """The share of the prompt's responses that have the same final answer: self-consistency (Wang et al. 2022,
     arXiv:2203.11171). All responses that succeeded count, so one without an answer votes for nobody. Verdict: pass with
     strictly the most votes, fail with fewer than another, none in a tie at the top.
     """

@@ -6,9 +6,9 @@ from tasks.core.judging import JudgeCase, Judging, opinion
 
 
 class Shortest(Judging):
-    """The share of the prompt's answers that are no shorter than this one, itself included (first finish search,
-    Agarwal et al. 2025, arXiv:2505.18149). The paper takes, of several samples that are drawn at the same time, the one
-    that ends first.
+    """The share of the prompt's answers that are no shorter than this one, itself included: first finish search
+    (Agarwal et al. 2025, arXiv:2505.18149). The paper takes, of several samples that are drawn at the same time, the
+    one that ends first.
 
     Our reading, which ranks all: the score is the share of answers that end no earlier. Answers end in the order of
     their tokens; those that were cut off end together, after all others. So the shortest finished answer has 1, and of

@@ -21,8 +21,8 @@ Again = tuple[list[Message], str]
 
 
 class Shuffled(Asking):
-    """1 where the model chooses the same option again after the options were shuffled, else ½ (answer-consistent
-    reinforcement learning, ACRE, Huang et al. 2025, arXiv:2510.10104). It answers again after the same reasoning trace.
+    """1 where the model chooses the same option again after the options were shuffled, else ½: ACRE, answer-consistent
+    reinforcement learning (Huang et al. 2025, arXiv:2510.10104). It answers again after the same reasoning trace.
 
     Our reading: the trace is what the response says before it announces its answer (`Choices.reasoning`), and the model
     goes on writing it; where there is none, it answers the shuffled problem anew. The option that was chosen gets

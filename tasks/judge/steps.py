@@ -19,7 +19,7 @@ from tasks.judge._asking import Asking, Key, by_content, verdict
 
 class Steps(Asking):
     """The least or the mean of the marks, 1 or 0, that a model gives to the answer's steps: the policy as its own
-    process reward model (Self-PRM, Feng et al. 2025, arXiv:2505.11227). Each step is marked given those before it. The
+    process reward model, Self-PRM (Feng et al. 2025, arXiv:2505.11227). Each step is marked given those before it. The
     minimum is how process reward models are usually reduced (Wang et al. 2023, arXiv:2312.08935).
 
     Our reading: one judgment marks all steps and closes with `Steps: 1 0 1`; how many steps there are is the judge's

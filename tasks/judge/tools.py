@@ -27,7 +27,7 @@ Draw = tuple[str, str, str | None, int]
 
 class Tools(Rubric):
     """Points by a rubric, as `rubric` gives them, from a judge that may have the answer checked by the domain's
-    verifier first (Anyprefer, Zhou et al. 2025, arXiv:2504.19276, whose judge has retrieval and other tools too).
+    verifier first, as in Anyprefer (Zhou et al. 2025, arXiv:2504.19276), whose judge has retrieval and other tools too.
 
     Our reading: a finding is what `Domain.describe` says of the verifier's verdict, whether and where the answer is
     wrong without the right one, or why it could not be checked. It comes after the answer in a line `Tool result: …`, a

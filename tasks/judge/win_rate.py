@@ -36,8 +36,8 @@ class Pair(NamedTuple):
 
 
 class WinRate(Asking):
-    """The share of pairwise comparisons that an answer wins against the prompt's other answers, a tie counting ½ (SPO,
-    Swamy et al. 2024, arXiv:2401.04056). A model is the judge:
+    """The share of pairwise comparisons that an answer wins against the prompt's other answers, a tie counting ½: the
+    win rate of SPO (Swamy et al. 2024, arXiv:2401.04056). A model is the judge:
 
         score(y) = 1/|O| · Σ_{o ∈ O} ½ · (w(y, o) + 1 − w(o, y)),
 
