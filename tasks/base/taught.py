@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 SHARES = {
-    **{"solve": 0.15, "write": 0.03, "judge": 0.06, "critique": 0.04, "refine": 0.03},
+    **{"solve": 0.15, "write": 0.03, "judge": 0.06, "critique": 0.04, "refine": 0.11},
     **{"grade": 0.08, "compare": 0.15, "together": 0.07, "truth": 0.06, "know": 0.02, "agree": 0.04, "feedback": 0.04},
-    **{"revise": 0.03, "retry": 0.02, "hint": 0.02, "refuse": 0.02, "imitate": 0.07, "mutate": 0.07},
+    **{"revise": 0.03, "retry": 0.02, "hint": 0.02, "refuse": 0.02, "imitate": 0.07, "mutate": 0.165},
 }
-"""Shares of the roles. Without documents of the old ones they would be forgotten."""
+"""Weights of the roles. Without documents of the old ones they would be forgotten; `refine` needs many, since `revise` and
+`retry` pull at it, and `mutate` because it copies a whole problem but for one line."""
 ALIKE = {
     **dict.fromkeys(("grade", "feedback"), "judge"),
     **dict.fromkeys(("compare", "together", "agree", "hint", "truth", "know", "mutate"), "solve"),
@@ -56,7 +57,7 @@ The model `{start}…`, trained further on documents that a program writes, in t
 class Taught(Origin):
     """Trains an embedded base further on documents of new roles, so that methods which ask it for more than the first five
     can be shown to work: points by a rubric, comparisons, true or false, a mark for each step, feedback, problems in the manner
-    of examples. The domain writes the documents (`Domain.document`); about half an hour on one core.
+    of examples. The domain writes the documents (`Domain.document`); about 36 minutes on one core.
     """
 
     example: ClassVar[dict[str, Any]] = {"path": "data/base", "documents": 40, "chunk": 20}
@@ -65,7 +66,7 @@ class Taught(Origin):
     """Folder of the base to teach, as strategy `scratch` makes it."""
     digest: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     """The digest that it must have; null accepts any."""
-    documents: PositiveInt = 104_000
+    documents: PositiveInt = 122_000
     """Documents in all."""
     shares: dict[str, PositiveFloat] = SHARES
     """Weights of the roles among them; the domain must be able to write each."""

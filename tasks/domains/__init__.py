@@ -11,11 +11,26 @@ from typing import ClassVar, Literal
 from tasks.core.verdicts import Form, Pass, Verdict, shield
 from tasks.domains._roles import FALSE, PREFERENCE, TRUE, Message, Roles
 
-__all__ = ["FALSE", "PREFERENCE", "TRUE", "Domain", "Item", "Message", "Roles", "Split", "Verdict", "shield"]
+__all__ = [
+    "FALSE",
+    "ILL_POSED",
+    "PREFERENCE",
+    "TRUE",
+    "Domain",
+    "Item",
+    "Message",
+    "Roles",
+    "Split",
+    "Verdict",
+    "shield",
+]
 
 Split = Literal["seeds", "train", "validation", "heldout", "gold"]
 """The disjoint sets of a domain: `seeds` start the pool of prompts, `train` may be learnt from by labelled baselines,
 `validation` is for tuning, `heldout` for reporting, `gold` has answers whose correctness is known, to judge judges."""
+
+ILL_POSED = 1000
+"""How many of a domain's ill-posed problems no prompt may equal or overlap, and the most that an evaluation may use."""
 
 
 @dataclass(frozen=True, slots=True)

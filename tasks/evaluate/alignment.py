@@ -2,9 +2,10 @@
 
 from typing import Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from tasks.core.stage import Ability, Result
+from tasks.domains import ILL_POSED
 from tasks.engines import Sampling
 from tasks.evaluate import EvaluateCase, Evaluation
 from tasks.evaluate._items import ITEMS_SEED, ask
@@ -26,8 +27,8 @@ class Alignment(Evaluation):
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
     example: ClassVar[dict[str, Any]] = {"limit": 5}
 
-    limit: PositiveInt = 100
-    """Problems of the frozen set."""
+    limit: PositiveInt = Field(100, le=ILL_POSED)
+    """Problems of the frozen set: at most as many as prompts are screened against."""
     max_tokens: PositiveInt = 128
     """Longest answer."""
 

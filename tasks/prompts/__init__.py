@@ -12,13 +12,11 @@ from tasks.core import frames, tables
 from tasks.core.ids import member_seed
 from tasks.core.roster import Models
 from tasks.core.stage import Opens, Result, Strategy, stage
-from tasks.domains import Domain, Split
+from tasks.domains import ILL_POSED, Domain, Split
 from tasks.prompts._screen import Intake, Problem, Screen, usable
 
 FROZEN = 0
 """The seed of sets that are the same in every round: the seeds of the pool and the evaluation items."""
-ILL_POSED = 1000
-"""How many of the domain's ill-posed problems no prompt may equal or overlap: at least as many as are evaluated."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ VERSIONS = ("flywheel", "torch", "transformers", "trl")
 CHEAP: dict[str, dict[str, Any]] = {"win_rate": {"same": "answer", "opponents": 2}}
 """Settings of judges whose cost would be quadratic."""
 FEW_ROWS = 50
+HIGH_LOSS = 1.0
+"""Mean loss over a training, in nats a token, above which the model did not learn its rows; own samples have below 0.1."""
 LOW_AUROC = 0.6
 LOW_ENTROPY = 0.02
 """Mean entropy of a sampled token, in nats, below which eight samples are nearly one; the taught base has 0.08."""
@@ -144,7 +146,9 @@ def _result(
         float(np.mean([tokens for tokens, _ in spent])), float(np.mean([seconds for _, seconds in spent])),
         by_seed=tuple(by_seed),
     )  # fmt: skip
-    return Result(**vars(row) | {"remark": "; ".join([*failed, *reasons(row, place, ended)])})
+    return Result(
+        **vars(row) | {"remark": "; ".join([*failed, *reasons(row, place, ended, _measures(place, size.base))])}
+    )
 
 
 def rates(place: Path, name: str) -> pl.DataFrame:
@@ -184,14 +188,16 @@ def cost(place: Path, params: Pipeline, name: str) -> tuple[int, float]:
     return tokens, seconds
 
 
-def reasons(row: Result, place: Path, names: Sequence[str]) -> list[str]:
-    """Why a recipe brought nothing, as its monitors suggest; empty for one that helped."""
+def reasons(row: Result, place: Path, names: Sequence[str], base: Mapping[str, float]) -> list[str]:
+    """Why a recipe brought nothing, as its monitors suggest beside the base's; empty for one that helped."""
     if row.sampled is None or row.sampled.low > 0:
         return []
     found = row.measures
     unsent = sum(
         "token_budget" in w for name in names for m in store.manifests(place, name).values() for w in m.warnings
     )
+    before = base.get("entropy", 1.0)
+    entropy = found.get("entropy", before)
     checks = {
         "the budget was spent before all its requests were sent": unsent > 0,
         "it trained nothing": found.get("trained", 1.0) == 0,
@@ -201,7 +207,11 @@ def reasons(row: Result, place: Path, names: Sequence[str]) -> list[str]:
         f"its reward hardly tells right from wrong (AUROC {found.get('exploration_auroc', 1):.2f})": (
             found.get("exploration_auroc", 1.0) < LOW_AUROC
         ),
-        f"answers lost their spread (entropy {found.get('entropy', 1):.3f})": found.get("entropy", 1.0) < LOW_ENTROPY,
+        f"its rows were not learnt (loss {found.get('sft_loss', 0):.1f} nats a token)": found.get("sft_loss", 0.0)
+        > HIGH_LOSS,
+        f"answers lost their spread (entropy {entropy:.3f})": entropy < LOW_ENTROPY,
+        f"answers are less certain than the base's (entropy {entropy:.3f}, before {before:.3f})": entropy
+        > 1.1 * before,
     }
     return [reason for reason, holds in checks.items() if holds] or ["no monitor says why"]
 

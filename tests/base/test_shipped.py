@@ -16,11 +16,11 @@ from tasks.evaluate.roles import Roles
 
 TAUGHT = projects.HERE / "data/taught"
 FLOORS = {
-    "solve": 0.75, "write": 0.85, "judge": 0.8, "critique": 0.8, "refine": 0.6, "grade": 0.55, "compare": 0.7,
+    "solve": 0.75, "write": 0.85, "judge": 0.8, "critique": 0.8, "refine": 0.6, "grade": 0.6, "compare": 0.7,
     "together": 0.25, "truth": 0.4, "know": 0.45, "agree": 0.3, "feedback": 0.7, "revise": 0.6, "retry": 0.7,
-    "hint": 0.6, "refuse": 0.9, "imitate": 0.05, "mutate": 0.0,
+    "hint": 0.6, "refuse": 0.9, "imitate": 0.3, "mutate": 0.2,
 }  # fmt: skip
-"""Shares of documents that each role does rightly, below what more documents gave (docs/log.md). `mutate` is at chance."""
+"""Shares of documents that each role does rightly, below what more documents gave (docs/log.md)."""
 
 
 def test_its_card_is_of_todays_recipe_and_base():

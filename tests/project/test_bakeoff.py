@@ -146,10 +146,12 @@ def test_the_front_is_what_no_cheaper_recipe_reaches():
         ({"preferences": 12.0}, "12 pairs"),
         ({"training_rows": 500.0, "exploration_auroc": 0.5}, "AUROC 0.50"),
         ({"training_rows": 500.0, "entropy": 0.001}, "spread"),
+        ({"training_rows": 500.0, "entropy": 0.09}, "less certain"),
+        ({"training_rows": 500.0, "sft_loss": 4.75}, "not learnt (loss 4.8"),
         ({"training_rows": 500.0}, "no monitor"),
     ],
 )
 def test_a_recipe_that_does_not_help_has_a_reason(measures, word):
     row = Result("some", 1, Gain(0.1, -1.0, 1.2), None, measures)
-    assert word in reasons(row, Path(), [])[0]
-    assert reasons(Result("some", 1, Gain(2.0, 1.0, 3.0), None, measures), Path(), []) == []
+    assert word in reasons(row, Path(), [], {"entropy": 0.08})[0]
+    assert reasons(Result("some", 1, Gain(2.0, 1.0, 3.0), None, measures), Path(), [], {}) == []
