@@ -471,7 +471,7 @@ def test_a_second_run_of_the_same_round(made):
 def test_polars_memory_is_parted_before_polars_is_there():
     code = """
 import os, sys, types
-from tasks import __main__ as cli
+from tasks.commands import rounds as cli
 def run_stage(*_):
     assert "polars" not in sys.modules
     print(os.environ["_RJEM_MALLOC_CONF"])

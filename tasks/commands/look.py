@@ -1,0 +1,68 @@
+"""Commands that only read."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tasks.commands import ROOT
+
+app = typer.Typer()
+
+
+@app.command(rich_help_panel="Look")
+def sql(
+    query: Annotated[
+        str | None, typer.Argument(help='A query, such as "select * from metrics"; `show tables` lists the views.')
+    ] = None,
+    format: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--format", help="How rows are printed.")
+    ] = "table",
+    out: Annotated[Path | None, typer.Option("--out", help="Write the rows to this Parquet file instead.")] = None,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the query read files outside the project, and addresses.")
+    ] = False,
+    write_views: Annotated[
+        Path | None, typer.Option("--write-views", help="Make a small .duckdb file of views for other clients.")
+    ] = None,
+) -> None:
+    """Query the tables of all rounds with SQL (DuckDB)."""
+    from tasks.core.errors import FlywheelError
+    from tasks.views import catalog
+
+    if not query and not write_views:
+        raise FlywheelError('name a query, as in `flywheel sql "show tables"`, or --write-views FILE')
+    if write_views:
+        catalog.write_views(ROOT, write_views)
+        typer.echo(f"{write_views}: views of all rounds")
+    if query:
+        catalog.show(ROOT, query, format, out, allow_files)
+
+
+@app.command(rich_help_panel="Look")
+def trace(
+    id: Annotated[str, typer.Argument(help="The id of a row of any table, such as a training row or a pair.")],
+    round: Annotated[
+        str | None, typer.Option("--round", help="Its round, where several have a row of that id.")
+    ] = None,
+) -> None:
+    """The lineage of a row: its responses, their verdicts, their prompts, the models that wrote them."""
+    from tasks.views.trace import show
+
+    show(ROOT, id, round)
+
+
+@app.command(rich_help_panel="Look")
+def report() -> None:
+    """The table of the rounds: accuracy by level, judges, rows, tokens, seconds."""
+    from tasks.views.report import show
+
+    show(ROOT)
+
+
+@app.command(rich_help_panel="Look")
+def doctor() -> None:
+    """Check packages, engines, devices, memory and results; say what is broken and how to fix it."""
+    from tasks.views.doctor import show
+
+    raise typer.Exit(show(ROOT))

@@ -1,0 +1,190 @@
+"""Commands that add and run rounds."""
+
+import gc
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tasks.commands import ROOT, Name, Settings
+
+app = typer.Typer()
+round_app = typer.Typer(no_args_is_help=True, help="Add, show, list and remove rounds of params.yaml.")
+base_app = typer.Typer(no_args_is_help=True, help="Add bases: the models that rounds start from.")
+recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: published methods as settings of the stages.")
+app.add_typer(round_app, name="round")
+app.add_typer(base_app, name="base")
+app.add_typer(recipe_app, name="recipe")
+
+GARBAGE = 100_000, 50, 1000
+"""Of a stage's garbage collector: importing transformers makes millions of objects and no garbage, and collecting took a
+quarter of the start-up."""
+ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count() or 1},muzzy_decay_ms:0"}
+"""jemalloc options, set before polars is imported. By default there are four arenas per core, and freed memory is returned
+late; with these, a stage's peak memory is a sixth lower, at the same speed (benchmarks/chain.py)."""
+
+
+@app.command(rich_help_panel="Rounds")
+def run(
+    round: Name,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run: stages, requests, estimated tokens.")
+    ] = False,
+) -> None:
+    """Bring a round up to date: itself, the rounds that it descends from, and its anchors."""
+    from tasks.project import graph
+
+    stale = graph.stale(ROOT, round)
+    if dry_run:
+        from tasks.project.estimate import show
+
+        show(ROOT, round, stale)
+    elif not stale:
+        typer.echo(f"{round} is up to date; nothing to do.")
+    else:
+        from flows.round import run_round
+
+        run_round(round)
+
+
+@app.command(rich_help_panel="Rounds")
+def campaign(
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds in the campaign.")] = 3,
+) -> None:
+    """Run rounds one after the other; append the missing ones to params.yaml, each from the champion."""
+    from flows.campaign import run_campaign
+
+    run_campaign(rounds)
+
+
+@round_app.command("add")
+def round_add(
+    name: Annotated[str, typer.Argument(help="The new round's name.")],
+    parent: Annotated[
+        str | None, typer.Option("--parent", help="The round or base that it starts from (default: the last round).")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="How it is made; `flywheel recipes` lists them (default: defaults.recipe)."),
+    ] = None,
+    anchor: Annotated[
+        str | None,
+        typer.Option(
+            "--anchor", help="Another base or round whose model or tables its strategies use (default: the recipe's)."
+        ),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option("--like", help="A round whose recipe, anchor and settings it copies.")
+    ] = None,
+    set_: Settings = None,
+) -> None:
+    """Append a round to params.yaml, after those of its recipe's phases, which --set and --anchor leave alone; comments stay."""
+    from tasks.project.edit import add_round
+
+    added = add_round(ROOT, name, parent, set_, recipe=recipe, anchor=anchor, like=like)
+    typer.echo(
+        f"params.yaml has {', '.join(added)} now; `flywheel run {name}` runs it, `flywheel round show {name}` shows its values."
+    )
+
+
+@round_app.command("show")
+def round_show(name: Name) -> None:
+    """Every setting of a round or base with its origin: set, recipe, base, or the strategy's default."""
+    from tasks.views.settings import show_round
+
+    show_round(ROOT, name)
+
+
+@round_app.command("list")
+def round_list() -> None:
+    """The bases and rounds as a tree, with the state of each."""
+    from tasks.views.report import show_tree
+
+    show_tree(ROOT)
+
+
+@round_app.command("remove")
+def round_remove(name: Name) -> None:
+    """Remove a round and those of its phases from params.yaml, unless others descend from it. Its data stay."""
+    from tasks.project.edit import remove_round
+
+    removed = remove_round(ROOT, name)
+    folders = [f"data/round={n}" for n in removed if (ROOT / f"data/round={n}").exists()]
+    data = f"; its files are still in {', '.join(folders)}" if folders else ""
+    typer.echo(f"params.yaml no longer has {', '.join(removed)}{data}.")
+
+
+@base_app.command("add")
+def base_add(
+    name: Annotated[str, typer.Argument(help="The new base's name.")],
+    hub: Annotated[str | None, typer.Option("--hub", help="ID@REVISION of a model of the Hugging Face hub.")] = None,
+    local: Annotated[Path | None, typer.Option("--local", help="A folder with a safetensors model.")] = None,
+    set_: Settings = None,
+) -> None:
+    """Append a base to params.yaml: a pinned model of the hub, or a local folder."""
+    from tasks.project.edit import add_base
+
+    add_base(ROOT, name, _base_block(hub, local), set_)
+    typer.echo(
+        f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it."
+    )
+
+
+def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
+    from tasks.core.errors import FlywheelError
+
+    if (hub is None) == (local is None):
+        raise FlywheelError("name one of --hub ID@REVISION and --local DIR")
+    if local is not None:
+        from tasks.core.models import check, digest
+
+        check(local)
+        return {"strategy": "local", "path": str(local), "digest": digest(local)}
+    repo, at, revision = str(hub).partition("@")
+    if not at:
+        raise FlywheelError(f"--hub {hub}: pin a revision, as in --hub {repo}@<40 hexadecimal digits of a commit>")
+    return {"strategy": "hub", "repo": repo, "revision": revision}
+
+
+@app.command(rich_help_panel="Rounds")
+def recipes() -> None:
+    """List the recipes: the methods by which a round can be made."""
+    from tasks.views.settings import show_recipes
+
+    show_recipes(ROOT)
+
+
+@recipe_app.command("show")
+def recipe_show(name: Annotated[str, typer.Argument(help="A recipe, such as sharpen.")]) -> None:
+    """A recipe: what it does, its paper, its phases, its settings."""
+    from tasks.views.settings import show_recipe
+
+    show_recipe(ROOT, name)
+
+
+@app.command(rich_help_panel="Rounds")
+def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
+    """Run one stage of one round in this process: the command that DVC and the flows execute."""
+    gc.set_threshold(*GARBAGE)
+    os.environ |= {**ALLOCATOR, **os.environ}
+    from tasks.core.plan import edited_sources
+    from tasks.project.execute import run_stage
+
+    for file in edited_sources(ROOT):
+        typer.secho(
+            f"warning: {file} was edited since the plan was made; the stage runs as planned before", fg="yellow"
+        )
+    manifest = run_stage(ROOT, round, name)
+    rows = ", ".join(f"{n} {o.rows}" if o.kind == "table" else n for n, o in manifest.outputs.items() if o.rows != 0)
+    for warning in manifest.warnings:
+        typer.secho(f"warning: {name}@{round}: {warning}", fg="yellow")
+    typer.echo(f"{name}@{round}: {rows or 'nothing'} in {sum(manifest.seconds.values()):.1f} s")
+
+
+@app.command(rich_help_panel="Rounds")
+def promote(round: Name) -> None:
+    """Move the registered model's alias to a round, forward or back."""
+    from tasks.views.record import promote as move
+
+    typer.echo(move(ROOT, round))
