@@ -468,7 +468,7 @@ def test_a_second_run_of_the_same_round(made):
     assert first.wait() == 0
 
 
-def test_polars_memory_is_parted_before_polars_is_there():
+def test_polars_memory_is_parted_before_polars_is_there(tmp_path):
     code = """
 import os, sys, types
 from tasks.commands import rounds as cli
@@ -481,5 +481,7 @@ cli.stage("judge", "r1")
 """
     for given, used in ({}, f"narenas:{os.cpu_count()},muzzy_decay_ms:0"), ({"_RJEM_MALLOC_CONF": "a:1"}, "a:1"):
         env = {k: v for k, v in os.environ.items() if k != "_RJEM_MALLOC_CONF"} | given
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == used
