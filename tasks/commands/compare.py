@@ -1,5 +1,6 @@
 """Commands that set rounds, recipes and judges side by side."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,3 +56,31 @@ def judges(
 
     chosen = views.chosen(judge, set_ or [])
     views.show([row for name in rounds for row in views.measure(ROOT, name, chosen, problems, samples)])
+
+
+@app.command(rich_help_panel="Compare")
+def diff(
+    old: Annotated[str, typer.Argument(help="A round or base, such as r1; r1@REVISION is its data of a git revision.")],
+    new: Annotated[str, typer.Argument(help="Another one, or the same without a revision.")],
+    table: Annotated[str | None, typer.Option("--table", help="Only this table, with more examples.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file instead.")] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(
+            "--sql", help='Query the differences: "from diff_responses where change = \'changed\'"; or "show tables".'
+        ),
+    ] = None,
+) -> None:
+    """What differs between two rounds: settings, rows by table and reason, majority answers, verdicts, pairs, and the items of
+    the exam that were won and lost.
+    """
+    from tasks.core.errors import FlywheelError
+    from tasks.views import diff as views
+
+    if sql is None:
+        views.show(ROOT, old, new, table, as_json, html)
+    elif table or html:
+        raise FlywheelError("--sql prints the rows of a query; leave out --table and --html")
+    else:
+        views.query(ROOT, old, new, sql, as_json)
