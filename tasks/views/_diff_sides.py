@@ -193,15 +193,11 @@ def _fetch_missing(repo: Any, label: str, sha: str, digests: dict[str, str]) -> 
     missing = [path for path, digest in digests.items() if not _is_cached(repo, digest)]
     if not missing:
         return
-    reason = "the remote does not have it either"
+    reason = "the remote does not have it either" if repo.config["core"].get("remote") else "there is no remote"
     try:
         repo.fetch(targets=missing, revs=[sha], workspace=False)
     except DvcException as error:
-        reason = (
-            f"the remote did not give it ({str(error).splitlines()[0]})"
-            if repo.config["core"].get("remote")
-            else "there is no remote"
-        )
+        reason = f"the remote did not give it ({str(error).splitlines()[0]})"
     if lost := [path for path in missing if not _is_cached(repo, digests[path])]:
         raise StoreError(
             f"{label}: {_listed(lost)} of that revision is not in DVC's cache, and {reason}; where it still is, `dvc push` "
