@@ -113,8 +113,9 @@ def run(root: Path, script: str) -> str:
 def test_the_commands_of_the_documents(project, script):
     printed = run(project, script.replace("flywheel run b1\n", UNTIL_FILTER))
     if "trace" in script:
-        steps = [line.split()[0] for line in printed.splitlines()]
-        assert set(steps) == {"training", "prompts", "responses", "judgments", "filtered", "rounds"}
+        rows = {match[1] for match in re.finditer(r"(\w+) r\d [0-9a-f]{16}", printed)}
+        assert rows == {"training", "prompts", "responses", "judgments", "filtered"}
+        assert "model of the base r0" in printed
     assert len(re.findall("^0 rows", printed, re.MULTILINE)) == script.count("from decisions")  # no gate has run
 
 

@@ -41,15 +41,19 @@ def sql(
 
 @app.command(rich_help_panel="Look")
 def trace(
-    id: Annotated[str, typer.Argument(help="The id of a row of any table, such as a training row or a pair.")],
+    id: Annotated[str, typer.Argument(help="The id of a row of any table, or the first digits of it.")],
     round: Annotated[
         str | None, typer.Option("--round", help="Its round, where several have a row of that id.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every column of every row as JSON.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Cut no text and leave out no row.")] = False,
 ) -> None:
-    """The lineage of a row: its responses, their verdicts, their prompts, the models that wrote them."""
+    """The lineage of a row both ways: answers, verdicts, prompts and models that it was made from, and the training rows, rounds
+    and models that it went into.
+    """
     from tasks.views.trace import show
 
-    show(ROOT, id, round)
+    show(ROOT, id, round, as_json, full)
 
 
 @app.command(rich_help_panel="Look")

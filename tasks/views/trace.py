@@ -1,104 +1,305 @@
-"""The lineage of a row, by the ids of parents that rows carry."""
+"""Traces a row both ways: what it was made from, and the rows, rounds and models that it went into.
+
+A terminal shows a line of each text and a few rows of each kind; a pipe or file gets them whole.
+"""
 
 import json
-from collections import deque
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
+from rich.console import Console, Group
+from rich.text import Text
+from rich.tree import Tree
 
-from tasks.core.errors import FlywheelError, UnknownName
-from tasks.core.tables import TABLES
+from tasks.core import store
+from tasks.core.plugin import load
+from tasks.views._lineage import Key, Lineage, Step, walk
 from tasks.views.catalog import connect, consistently
 
-Step = tuple[str, dict[str, Any]]
+MAX_ROWS = 8
+"""Rows of one kind that a terminal shows below a row."""
+DIGITS = 16
+"""Of a model's digest that the tree shows."""
+UNLIMITED = 1_000_000
+"""Columns of a pipe: no text is wrapped or cut."""
+FACTS = {
+    "prompts": ("source", "level", "reference", "member"),
+    "responses": ("answer", "sample", "tokens", "finish_reason", "hinted", "author", "member"),
+    "judgments": ("member", "score", "verdict", "reward"),
+    "filtered": ("kept", "rank", "reason", "margin", "score"),
+    "critiques": ("verdict", "wrong_step", "target", "successes", "refinements", "kept", "member"),
+    "refinements": ("answer", "success", "sample", "member"),
+    "pairs": ("source", "chosen_score", "rejected_score", "judge", "weight", "smoothing", "member"),
+    "training": ("source", "label", "reward", "weight", "tag", "tokens", "member"),
+    "preferences": ("source", "weight", "smoothing", "tokens", "member"),
+    "evals": ("split", "mode", "sample", "level", "answer", "correct", "score", "item"),
+    "audits": ("judge", "truth", "true_step", "verdict", "wrong_step", "score", "item"),
+}
+"""What is printed of a row beside its id, in this order."""
+PLAIN = {("hinted", False), ("author", "parent"), ("weight", 1.0), ("smoothing", 0.0), ("finish_reason", "stop")}
+"""What goes without saying."""
+TEXTS = ("problem", "response", "critique", "rationale", "completion", "chosen", "rejected", "error")
+ROLES = {
+    "id": "replayed from",
+    "chosen_id": "chosen",
+    "rejected_id": "rejected",
+    "parents": "example",
+}
+ROLES_DOWN = {"id": "replayed", "chosen_id": "as chosen", "rejected_id": "as rejected", "parents": "written after it"}
+Row = tuple[str, dict[str, Any]]
 """(table name, row)."""
-Ancestors = dict[str, list[str | None]]
-"""Round → its parent and anchor."""
 
 
-def show(root: Path, id: str, round: str | None = None) -> None:
-    """Prints the lineage of a row, a line per row: table, round, values as JSON."""
-    for table, row in consistently(root, lambda: trace(connect(root), id, round)):
-        values = {k: v for k, v in row.items() if v is not None and k != "round"}
-        print(table, row["round"], json.dumps(values, ensure_ascii=False, default=str))
+@dataclass(frozen=True)
+class Trained:
+    """What a round's training did with rows of the lineage."""
+
+    round: str
+    strategy: str | None
+    """None where the round has not trained yet."""
+    model: str | None
+    learnt: bool
+    """Whether its model was trained on one of them at least."""
+    descendants: list[str]
+    """Rounds whose models descend from it."""
 
 
-def trace(con: duckdb.DuckDBPyConnection, id: str, round: str | None = None) -> list[Step]:
-    """The lineage of a row, nearest first.
+class Trace:
+    """The lineage of a row, both ways."""
 
-    From a training row, pair or preference to its responses, their prompt and the example prompts of its author, with
-    every verdict on a response, the filter's decision, and the round whose model wrote it. Equal texts have equal ids in
-    every round, so an id is looked up in its row's own round first, then in the ancestors.
+    def __init__(self, con: duckdb.DuckDBPyConnection, id: str, round: str | None = None) -> None:
+        self.lineage = Lineage(con)
+        start = self.lineage.find(id, round)
+        self.made_from = self.lineage.made_from(start)
+        self.went_into = self.lineage.went_into(start)
+
+    @property
+    def subject(self) -> Key:
+        """The row that is traced."""
+        return self.made_from[0].key
+
+    @cached_property
+    def authors(self) -> dict[str, list[str]]:
+        """The rounds whose model has a digest."""
+        authors: dict[str, list[str]] = {}
+        for name, row in self.lineage.rounds.items():
+            if row["model"]:
+                authors.setdefault(row["model"], []).append(name)
+        return authors
+
+    def writers(self) -> list[dict[str, Any]]:
+        """The rounds whose models wrote what the row was made from, and the row."""
+        digests = {s.row.get("model") for s in walk(self.made_from)}
+        return [row for row in self.lineage.rounds.values() if row["model"] in digests - {None}]
+
+    def trained(self, root: Path) -> list[Trained]:
+        """The rounds that collected the row or what was made from it, in their order."""
+        rows = [s for s in walk(self.went_into) if s.key.table in ("training", "preferences")]
+        return [self._trained(root, name, [s for s in rows if s.key.round == name]) for name in self._in_order(rows)]
+
+    def _in_order(self, rows: Iterable[Step]) -> list[str]:
+        owners = {s.key.round for s in rows}
+        return [name for name in self.lineage.rounds if name in owners]
+
+    def _trained(self, root: Path, name: str, rows: list[Step]) -> Trained:
+        manifest = store.manifests(root, name).get("train")
+        if manifest is None:
+            return Trained(name, None, None, False, [])
+        strategies = [values.get("strategy", member) for member, values in manifest.plan.members.items()]
+        tables = {table for strategy in strategies for table in learnt_tables(strategy)}
+        learnt = any(s.row["error"] is None and s.key.table in tables for s in rows)
+        model, descendants = self.lineage.rounds[name]["model"], self.lineage.descendants(name)
+        return Trained(name, " + ".join(strategies), model, learnt, descendants)
+
+    def as_json(self, root: Path) -> dict[str, Any]:
+        """All of it: rows with every column, each with its link to the row `of` which it is."""
+        table, round, id = self.subject
+        return {
+            "table": table,
+            "round": round,
+            "id": id,
+            "row": self.made_from[0].row,
+            "made_from": list(_links(self.made_from)),
+            "written_by": self.writers(),
+            "went_into": list(_links(self.went_into)),
+            "trained": [vars(t) for t in self.trained(root)],
+        }
+
+
+def learnt_tables(strategy: str) -> set[str]:
+    """The tables that a strategy of `train` learns from."""
+    trainer = load("train", strategy)
+    learns = {"training": trainer.learns_from_training, "preferences": trainer.learns_from_preferences}
+    return {table for table, does in learns.items() if does}
+
+
+def trace(con: duckdb.DuckDBPyConnection, id: str, round: str | None = None) -> list[Row]:
+    """What a row was made from, nearest first: itself, its answers with every verdict and the filter's decision, its prompt
+    and the prompts that the author was shown, and the rounds whose models wrote them. A unique prefix of an id will do.
 
     Raises:
         FlywheelError: when no table has a row with that id, or when several rounds have one and `round` is None.
     """
-    ancestors = {name: named for name, *named in con.sql("select round, parent, anchor from rounds").fetchall()}
-    steps: list[Step] = []
-    queue = deque([(_lineage([_start(con, id, round, list(ancestors))], ancestors), id)])
-    seen = set(queue)
-    while queue:
-        for table, row in _mentions(con, *queue.popleft()):
-            steps.append((table, row))
-            fresh = [search for search in _parents(row, ancestors) if search not in seen]
-            seen.update(fresh)
-            queue += fresh
-    return steps + [("rounds", r) for r in _authors(con, {row.get("model") for _, row in steps})]
+    found = Trace(con, id, round)
+    return [(s.key.table, s.row) for s in walk(found.made_from)] + [("rounds", row) for row in found.writers()]
 
 
-def _start(con: duckdb.DuckDBPyConnection, id: str, round: str | None, known: list[str]) -> str:
-    matches = [r for r in known if any(_mentions(con, (r,), id))]
-    if round is not None and round not in known:
-        raise UnknownName("round or base", round, known)
-    if not matches or (round is not None and round not in matches):
-        where = f"; {', '.join(matches)} has one" if matches else ""
-        raise FlywheelError(
-            f"no table{f' of {round}' if round else ''} has a row with the id {id!r}{where}; "
-            "an id is 16 hexadecimal digits from an `id` column"
-        )
-    if round is None and len(matches) > 1:
-        raise FlywheelError(f"{', '.join(matches)} have a row with the id {id!r}; name one of them with --round")
-    return round or matches[0]
+def show(
+    root: Path,
+    id: str,
+    round: str | None = None,
+    as_json: bool = False,
+    full: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Prints the lineage of a row as a tree, or as JSON with every column."""
+
+    def read() -> tuple[Trace, dict[str, Any], list[Trained]]:
+        found = Trace(connect(root), id, round)
+        return found, found.as_json(root), found.trained(root)
+
+    found, document, trained = consistently(root, read)
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, default=str, indent=1))
+        return
+    console = console or printer()
+    page = _Page(found, full or not console.is_terminal)
+    console.print(page.tree(trained))
+    if page.cut:
+        console.print(Text("Cut to the screen: --full shows all rows and texts, --json every column.", style="dim"))
 
 
-def _lineage(names: Iterable[str | None], ancestors: Ancestors) -> tuple[str, ...]:
-    """These rounds and their ancestors: nearest first, parents before anchors."""
-    lineage: dict[str, None] = {}
-    queue = deque(names)
-    while queue:
-        if (name := queue.popleft()) and name not in lineage:
-            lineage[name] = None
-            queue += ancestors.get(name, [])
-    return tuple(lineage)
+def printer() -> Console:
+    """As wide as the terminal; in a pipe or file as wide as it takes."""
+    return Console(width=None if sys.stdout.isatty() else UNLIMITED, highlight=False)
 
 
-def _mentions(con: duckdb.DuckDBPyConnection, rounds: tuple[str, ...], id: str) -> Iterator[Step]:
-    """Rows with this id in the first of these rounds that has one; for a response also its judgments."""
-    steps: list[Step] = []
-    for table in TABLES.values():
-        keys = ["id"] if "id" in table.schema.names else []
-        keys += ["response_id"] if table.name == "judgments" else []
-        if keys:
-            where = f"list_contains($rounds, round) and ({' or '.join(f'{k} = $id' for k in keys)})"
-            rows = con.sql(f"from {table.name} where {where} order by id", params={"id": id, "rounds": list(rounds)})
-            steps += [(table.name, row) for row in rows.to_arrow_table().to_pylist()]
-    owners = {row["round"] for _, row in steps}
-    nearest = next((r for r in rounds if r in owners), None)
-    yield from ((table, row) for table, row in steps if row["round"] == nearest)
+class _Page:
+    """Draws a trace."""
+
+    def __init__(self, trace: Trace, full: bool) -> None:
+        self.trace, self.full, self.cut = trace, full, False
+
+    def tree(self, trained: list[Trained]) -> Tree:
+        subject = self.trace.made_from[0]
+        tree = Tree(self._label(subject, ""), guide_style="dim")
+        up = tree.add(Text("made from", style="italic"))
+        self._grow(up, subject.beyond or [], ROLES)
+        self._add_writers(up)
+        down = tree.add(Text("went into", style="italic"))
+        self._grow(down, self.trace.went_into[0].beyond or [], ROLES_DOWN)
+        self._add_models(down, trained)
+        return tree
+
+    def _grow(self, branch: Tree, steps: list[Step], roles: dict[str, str], depth: int = 0) -> None:
+        shown: Counter[str] = Counter()
+        for step in steps:
+            shown[step.key.table] += 1
+            if self.full or shown[step.key.table] <= MAX_ROWS:
+                self._add(branch, step, roles, depth)
+        for table, count in shown.items():
+            if count > MAX_ROWS and not self.full:
+                self.cut = True
+                branch.add(Text(f"… {count - MAX_ROWS} more {table}", style="dim"))
+
+    def _add(self, branch: Tree, step: Step, roles: dict[str, str], depth: int) -> None:
+        role = roles.get(step.link, "")
+        if step.beyond is None:
+            branch.add(self._head(step, role) + Text("  see above", style="dim"))
+            return
+        twig = branch.add(self._label(step, role))
+        examples = step.link == "parents" and not self.full
+        if examples and step.beyond:
+            self.cut = True
+            earlier = sum(1 for _ in walk(step.beyond))
+            twig.add(Text(f"… {earlier} earlier prompt{'s' * (earlier != 1)} behind it", style="dim"))
+        else:
+            self._grow(twig, step.beyond, roles, depth + 1)
+
+    def _add_writers(self, branch: Tree) -> None:
+        for row in self.trace.writers():
+            kind = f"{row['kind'] or 'round'} {row['round']}"
+            facts = [f"recipe {row['recipe']}" if row["recipe"] else f"engine {row['engine']}"]
+            facts += [f"parent {row['parent']}"] if row["parent"] else []
+            branch.add(
+                Text.assemble(
+                    ("model of the ", "bold"), (kind, "bold"), f"  {', '.join(facts)}  ", (row["model"][:DIGITS], "dim")
+                )
+            )
+        if not branch.children:
+            branch.add(Text("nothing that is stored: a person or the domain wrote it", style="dim"))
+
+    def _add_models(self, branch: Tree, trained: list[Trained]) -> None:
+        for each in trained:
+            branch.add(
+                Text.assemble(
+                    (f"model of the round {each.round}", "bold"),
+                    f"  {_fate(each)}",
+                    ("  " + (each.model or "")[:DIGITS], "dim"),
+                )
+            )
+        if not branch.children:
+            branch.add(Text("nothing that is stored", style="dim"))
+
+    def _head(self, step: Step, role: str) -> Text:
+        table, round, id = step.key
+        head = Text.assemble((table, "bold cyan"), " ", (round, "bold"), " ", (id, "yellow"))
+        return head.append(f"  ({role})", "italic") if role else head
+
+    def _label(self, step: Step, role: str) -> Group:
+        head = self._head(step, role).append("  ").append(", ".join(self._facts(step)))
+        return Group(head, *(self._line(*text) for text in _texts(step.row)))
+
+    def _facts(self, step: Step) -> Iterator[str]:
+        if model := step.row.get("model"):
+            yield f"by {'/'.join(self.trace.authors.get(model, [])) or model[:DIGITS]}"
+        for name in FACTS.get(step.key.table, ()):
+            value = step.row.get(name)
+            if value is not None and (name, value) not in PLAIN:
+                yield f"{name} {_plain(value)}"
+
+    def _line(self, name: str, text: str) -> Text:
+        label = f"  {name:<10}  "
+        lines = text.splitlines() or [""]
+        if self.full:
+            return Text.assemble((label, "dim"), f"\n{' ' * len(label)}".join(lines))
+        self.cut = True
+        return Text.assemble((label, "dim"), " ⏎ ".join(lines), no_wrap=True, overflow="ellipsis")
 
 
-def _parents(row: dict[str, Any], ancestors: Ancestors) -> list[tuple[tuple[str, ...], str]]:
-    """Parents of a row as (rounds to search, id). A replayed row is an ancestor's row of the same id."""
-    if row.get("source") == "replay":
-        return [(_lineage(ancestors[row["round"]], ancestors), row["id"])]
-    ids = [v for k, v in row.items() if k.endswith("_id") and v]
-    rounds = _lineage([row["round"]], ancestors)
-    return [(rounds, id) for id in ids + (row.get("parents") or [])]
+def _fate(trained: Trained) -> str:
+    if trained.strategy is None:
+        return "has not been trained yet"
+    if not trained.learnt:
+        return f"was not trained on it ({trained.strategy})"
+    heirs = trained.descendants
+    return f"was trained on it ({trained.strategy})" + (
+        f"; {', '.join(heirs)} descend{'s' * (len(heirs) == 1)} from it" if heirs else ""
+    )
 
 
-def _authors(con: duckdb.DuckDBPyConnection, models: set[str | None]) -> list[dict[str, Any]]:
-    sql = "select * from rounds where list_contains($models, model) order by round"
-    rows = con.sql(sql, params={"models": sorted(m for m in models if m)})
-    return rows.to_arrow_table().to_pylist()
+def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in TEXTS:
+        if (value := row.get(name)) not in (None, "", []):
+            yield name, value if isinstance(value, str) else "\n".join(turn["content"] or "" for turn in value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _links(steps: list[Step]) -> Iterator[dict[str, Any]]:
+    """The rows beyond these as flat objects, nearest first; each as often as it is linked, its columns the first time."""
+    for step in walk(steps):
+        for other in step.beyond or ():
+            place = {"table": other.key.table, "round": other.key.round, "id": other.key.id}
+            link = {"of": step.key.id, "link": other.link}
+            yield place | link | ({} if other.beyond is None else {"row": other.row})

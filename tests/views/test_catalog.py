@@ -494,10 +494,10 @@ def test_a_training_row_is_walked_back_to_the_first_prompt(root: Path) -> None:
     steps = trace(catalog.connect(root), "t1")
     assert [(t, r.get("id") or r["round"]) for t, r in steps] == [
         ("training", "t1"),
-        ("prompts", "p1"),
         ("responses", "a1"),
         ("judgments", "j1"),
         ("filtered", "a1"),
+        ("prompts", "p1"),
         ("prompts", "p0"),
         ("rounds", "r0"),
     ]
@@ -513,11 +513,11 @@ def test_a_preference_is_walked_back_to_both_its_answers(root: Path) -> None:
     write(root, "r1", "collect", {"preferences": [{"id": "q1", **row}]})
     assert [step[1:] for step in steps(root, "q1")] == [
         ("preferences", "q1"),
-        ("prompts", "p1"),
         ("responses", "a1"),
+        ("responses", "a2"),
         ("judgments", "j1"),
         ("filtered", "a1"),
-        ("responses", "a2"),
+        ("prompts", "p1"),
         ("prompts", "p0"),
     ]
 
@@ -531,18 +531,18 @@ def test_a_trace_stays_in_the_row_s_own_rounds(root: Path, capsys: pytest.Captur
     chats = {"prompt": CHAT, "completion": CHAT, "weight": 1.0}
     write(root, "r2", "collect", {"training": [r | chats for r in rows]})
 
-    assert steps(root, "t2") == [("r2", "training", "t2"), ("r2", "prompts", "p1"), ("r2", "responses", "a3")]
-    replayed = [("r2", "training", "t1"), ("r1", "training", "t1"), ("r1", "prompts", "p1")]
+    assert steps(root, "t2") == [("r2", "training", "t2"), ("r2", "responses", "a3"), ("r2", "prompts", "p1")]
+    replayed = [("r2", "training", "t1"), ("r1", "training", "t1"), ("r1", "responses", "a1")]
     assert steps(root, "t1", "r2")[:3] == replayed
     assert ("r2", "prompts", "p1") not in steps(root, "t1", "r2")
-    with pytest.raises(FlywheelError, match=r"r1, r2 .*--round"):
+    with pytest.raises(FlywheelError, match=r"r1 and r2 .*--round"):
         steps(root, "p1")
     with pytest.raises(FlywheelError, match="r2 has one"):
         steps(root, "a3", "r1")
     with pytest.raises(UnknownName, match="'r7'"):
         steps(root, "t2", "r7")
     show(root, "t2")
-    assert capsys.readouterr().out.startswith('training r2 {"id": "t2", "prompt_id": "p1"')
+    assert capsys.readouterr().out.startswith("training r2 t2  source responses")
 
 
 def test_a_row_replayed_from_an_anchor_is_found_there(root: Path) -> None:
