@@ -12,7 +12,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -21,7 +21,11 @@ from prefect.futures import PrefectFuture
 from flows.connection import HereFlow
 from flows.progress import Progress
 from flows.reproduce import Reproduced, stopping_stages, with_retries
+from tasks.core.errors import FlywheelError
 from tasks.project import graph as graphs
+
+if TYPE_CHECKING:
+    from tasks.views.diff import Version
 
 FINAL = ("gate@", "evaluate-base@")
 """The last stages of a round and of a base."""
@@ -58,6 +62,7 @@ def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> li
     whole = graphs.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
+    earlier = _versions(root, names, todo)
     with publishing() as publish_soon, stopping_stages(), Progress(root, len(todo)) as progress:
 
         def submit(item: str, after: list[PrefectFuture[Reproduced]]) -> PrefectFuture[Reproduced]:
@@ -67,7 +72,44 @@ def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> li
             return future
 
         run_graph(graph, submit, concurrency, progress)
+    for name, version in earlier.items():
+        print_changes(root, name, version)
     return todo
+
+
+def _versions(root: Path, names: Sequence[str], todo: Sequence[str]) -> "dict[str, Version | None]":
+    """The present version of each of these rounds that has stale stages."""
+    return {name: _version(root, name) for name in names if any(item.endswith(f"@{name}") for item in todo)}
+
+
+def _version(root: Path, name: str) -> "Version | None":
+    """The present version of a round; None where its files are damaged, which the run makes again."""
+    from tasks.project.params import load_params
+    from tasks.views.diff import version
+
+    with suppress(FlywheelError):
+        return version(root, load_params(root).block(name))
+    return None
+
+
+def print_changes(root: Path, name: str, earlier: "Version | None") -> None:
+    """Prints three lines: what changed in a round, and what that did to the exam. It is compared with its earlier version, or,
+    where that has not sat the exam, with its parent. Prints nothing where nothing changed, and of a base's first version.
+    """
+    from tasks.project.params import load_params
+    from tasks.views.diff import changes, version
+
+    try:
+        block = load_params(root).block(name)
+        now = version(root, block)
+        if earlier and earlier.side.manifests == now.side.manifests:
+            return
+        if earlier is None or earlier.evals is None:
+            earlier = version(root, load_params(root).block(block.parent)) if block.parent else None
+        for line in changes(earlier, now) if earlier else ():
+            print(line)
+    except FlywheelError as error:
+        get_run_logger().warning(f"what changed in {name} cannot be told: {error}")
 
 
 def run_graph(graph: graphs.Graph, submit: Submit, concurrency: int, progress: Progress) -> None:

@@ -7,8 +7,9 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from tasks.core.tables import TABLES
-from tasks.views._diff_printing import ABSENT, DIGEST, plain
+from tasks.views._diff_printing import DIGEST
 from tasks.views._diff_tables import compared
+from tasks.views._diff_text import ABSENT, plain
 from tasks.views.diff import Diff
 
 LONGEST = 4000

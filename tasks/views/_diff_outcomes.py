@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from tasks.core import champion, store
+from tasks.core import champion
 from tasks.evaluate._measures import difference
 from tasks.gate import MODES, per_item, score
 from tasks.gate.improves import mcnemar
-from tasks.views._diff_sides import Side
 from tasks.views._diff_tables import Database, Example
 
 
@@ -186,11 +185,8 @@ def swaps(db: Database, examples: int) -> Swaps | None:
 # The exam
 
 
-def exams(old: Side, new: Side, examples: int) -> list[Exam]:
-    """Won and lost items of each set of the exam, sampled and greedy; held-out sets first."""
-    if not (old.output("evals") and new.output("evals")):
-        return []
-    before, after = (store.scan(side.root, side.name, "evals")[0] for side in (old, new))
+def exams(before: pl.LazyFrame, after: pl.LazyFrame, examples: int) -> list[Exam]:
+    """Won and lost items of each set of the exam, sampled and greedy; held-out sets first. Frames are as the table `evals`."""
     kinds = [
         rows.filter(pl.col("mode").is_in(MODES)).select("member", "split", "mode").unique() for rows in (before, after)
     ]
@@ -220,7 +216,7 @@ def exam(before: pl.LazyFrame, after: pl.LazyFrame, member: str, split: str, mod
     test, p = tests[mode]
     return Exam(
         member, split, mode, len(rates), won, lost, float(rates["parent"].mean()), float(rates["child"].mean()),  # type: ignore[arg-type]
-        mean.value, mean.low, mean.high, p(), test, _examples(sides, rates, mode, split, examples),
+        mean.value, mean.low, mean.high, p(), test, _examples(sides, rates, mode, split, examples) if examples else [],
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 Texts of models are shown on one line, cut to the width, from where both sides begin to differ.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from tasks.core.tables import TABLES
 from tasks.views._diff_outcomes import Exam, Item, Majorities, Swaps, Verdicts
 from tasks.views._diff_settings import Difference, Param, SettingsDiff
 from tasks.views._diff_tables import Example, TableDiff, compared
+from tasks.views._diff_text import ABSENT, clip, contrast, plain
 from tasks.views.diff import Diff
 
 DEFAULT_WIDTH = 120
@@ -23,12 +23,9 @@ REASONS, NAMES = 6, 8
 """Reasons of a table, and names of files, that are printed."""
 INDENT, SHORT = 20, 40
 """Columns before a value, and characters of two values that may stand on one line."""
-CONTEXT = 12
-"""Characters that are shown before the first difference."""
 DIGEST = 8
-ABSENT = "–"
 MARKS = {"gone": "red", "added": "green", "changed": "yellow"}
-CONTEXT_COLUMNS = ("problem", "response")
+CONTEXT_COLUMNS = ("member", "problem", "response")
 """What is shown of a changed row though it is the same."""
 TEXTS = ("problem", "response", "critique", "completion", "chosen", "rejected", "rationale", "prompt")
 """What is shown first of a row that only one side has."""
@@ -62,39 +59,6 @@ def show_table(old: str, new: str, name: str, diff: TableDiff, console: Console)
     for change in MARKS:
         for example in (e for e in diff.examples if e.change == change):
             console.print(_example(name, example, (old, new), console.width))
-
-
-# Text
-
-
-def plain(value: Any) -> str:
-    """A value on one line, without characters that would steer a terminal."""
-    text = ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else _words(value)
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in text)
-
-
-def _words(value: Any) -> str:
-    """A chat as its texts, other lists and structs as JSON."""
-    if (
-        isinstance(value, list)
-        and value
-        and all(isinstance(v, dict) and v.keys() == {"role", "content"} for v in value)
-    ):
-        return "\n".join(str(turn["content"]) for turn in value)
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
-
-
-def contrast(old: Any, new: Any, width: int) -> tuple[str, str]:
-    """Two values cut to a width: from a little before the first difference, where they do not fit otherwise."""
-    texts = plain(old), plain(new)
-    shared = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-    start = max(0, shared - CONTEXT) if max(map(len, texts)) > width else 0
-    return tuple(clip(f"…{t[start:]}" if start else t, width) for t in texts)  # type: ignore[return-value]
-
-
-def clip(text: str, width: int) -> str:
-    """A text cut to a width."""
-    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
 def _grid(*columns: str, numbers: int = 0, title: str = "") -> Table:

@@ -27,9 +27,11 @@ from tasks.views import _diff_outcomes as outcomes
 from tasks.views import _diff_settings as settings
 from tasks.views import _statements
 from tasks.views._diff_sides import open_sides
+from tasks.views._diff_summary import Version, changes, version
 from tasks.views._diff_tables import Database, TableDiff, open_database
 from tasks.views._printing import PRINTERS
 
+__all__ = ["Diff", "Version", "changes", "compare", "compare_table", "query", "show", "version"]
 EXAMPLES, EXAMPLES_OF_A_TABLE = 2, 5
 """Of each kind of difference."""
 T = TypeVar("T")
@@ -134,8 +136,15 @@ def _compare(root: Path, old: str, new: str, examples: int) -> Diff:
             outcomes.majorities(db, examples),
             outcomes.verdicts(db, examples),
             outcomes.swaps(db, examples),
-            outcomes.exams(*sides, examples),
+            _exams(db, examples),
         )
+
+
+def _exams(db: Database, examples: int) -> list[outcomes.Exam]:
+    if not db.has("evals") or db.is_equal("evals"):
+        return []
+    before, after = (store.scan(side.root, side.name, "evals")[0] for side in db.sides.values())
+    return outcomes.exams(before, after, examples)
 
 
 def _query(root: Path, old: str, new: str, sql: str) -> pa.Table:

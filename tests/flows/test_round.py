@@ -1,14 +1,19 @@
+import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from time import sleep
+from types import SimpleNamespace
 
+import projects
 import pytest
 from prefect.logging import disable_run_logger
 
 from flows import round
 from flows.progress import Progress
 from flows.reproduce import Reproduced
-from flows.round import publishing, run_graph
+from flows.round import _version, print_changes, publishing, run_graph
+from tasks.project import plan
+from tasks.project.execute import run_stage
 
 DIAMOND = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}, "leaf": {"a"}}
 
@@ -115,3 +120,41 @@ def test_progress_is_a_line_a_stage(made, capsys):
     assert first.endswith("responses 36")
     assert second.startswith("[ 2/12] evaluate-base@r0")
     assert second.endswith("was up to date")
+
+
+def changed(root, name, capsys, before):
+    capsys.readouterr()
+    print_changes(root, name, before)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_three_lines_say_what_a_run_changed_in_a_round(made, capsys):
+    before = _version(made, "r2")
+    assert changed(made, "r2", capsys, before) == [], "nothing ran"
+    projects.set_values(made, "r2", ["generate.sample.samples=4"])
+    plan.write(made)
+    for stage in ("generate", "judge"):
+        run_stage(made, "r2", stage)
+    settings, rows, exam = changed(made, "r2", capsys, before)
+    assert settings == "r2 against its version before: generate.sample.samples 3 → 4"
+    assert rows.startswith("  rows: responses 36 → 48, judgments ")
+    assert exam == "  exam: the same answers"
+
+
+def test_a_first_version_is_compared_with_the_parent(made, capsys):
+    settings, rows, exam = changed(made, "r2", capsys, None)
+    assert settings.startswith("r2 against its parent r1: seed 1 → 2")
+    assert rows.startswith("  rows: others, as many, in responses, judgments")
+    assert re.fullmatch(r"  exam: pass@1 [\d.]+ → [\d.]+ % \(.* points, 95 % .* … .*\) on \d+ held-out problems", exam)
+    assert changed(made, "r0", capsys, None) == [], "a base has no parent"
+
+
+def test_a_summary_that_cannot_be_made_fails_nothing(made, capsys, monkeypatch):
+    for part in (made / "data/round=r2/evals").iterdir():
+        part.write_bytes(b"torn")
+    assert _version(made, "r2") is None
+    warnings = []
+    monkeypatch.setattr(round, "get_run_logger", lambda: SimpleNamespace(warning=warnings.append))
+    assert changed(made, "r2", capsys, None) == []
+    [warning] = warnings
+    assert "evals" in warning
