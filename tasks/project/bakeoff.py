@@ -7,8 +7,6 @@ process, two of them at a time, and without DVC: a stage runs where its manifest
 one before it has run, so that a killed bake-off goes on where it was.
 """
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from tasks.project.edit import STATE
 from tasks.project.estimate import rows_for_each
 from tasks.project.params import FILE, load_params, plain, read, stages_of
 from tasks.project.phases import anchor_of, lines
+from tasks.project.scratch import link, run_apart, run_stages
 
 PLACE = Path(STATE) / "bakeoff"
 LINKS = ("tasks", "recipes", "data/base", "data/taught", "data/seeds")
@@ -75,10 +74,7 @@ def prepare(root: Path, place: Path, names: Sequence[str], size: Size) -> None:
     if size.base not in content["bases"]:
         raise UnknownName("base", size.base, content["bases"], FILE)
     place.mkdir(parents=True, exist_ok=True)
-    for link in LINKS:
-        (place / link).parent.mkdir(parents=True, exist_ok=True)
-        if (root / link).exists() and not (place / link).is_symlink():
-            (place / link).symlink_to((root / link).resolve())
+    link(root, place, LINKS)
     base = content["bases"][size.base]
     exam = {
         "answers": {"splits": ["heldout"], "greedy": size.problems, "sampled": size.problems, "samples": size.samples,
@@ -150,16 +146,8 @@ def run(place: Path, names: Sequence[str], size: Size, jobs: int, report: Callab
 
 
 def _run_apart(place: Path, name: str) -> str | None:
-    """Runs a branch or base in a process of its own, whose output goes to `logs/`; the last line of one that failed."""
-    log = place / "logs" / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    code = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
-    with log.open("w") as output:
-        command = [sys.executable, "-m", __name__, name]
-        done = subprocess.run(command, cwd=place, env=environment, stdout=output, stderr=output, check=False)
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return (lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else None
+    """Runs a branch or base in a process of its own; the last line of one that failed."""
+    return run_apart(place, place / f"logs/{name}.log", __name__, name, OMP_NUM_THREADS="1")
 
 
 def stages_to_run(root: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -179,17 +167,5 @@ def stages_to_run(root: Path, name: str) -> Iterator[tuple[str, str]]:
                 yield block.name, stage.name
 
 
-def main(name: str) -> None:
-    """Runs a branch or base in this process, which is in the bake-off's project."""
-    from tasks.project.execute import run_stage
-
-    try:
-        for block, stage in stages_to_run(Path(), name):
-            run_stage(Path(), block, stage)
-            print(f"{stage}@{block}", flush=True)
-    except FlywheelError as error:
-        sys.exit(f"{type(error).__name__}: {error}".replace("\n", "; "))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_stages(Path(), stages_to_run(Path(), sys.argv[1]))
