@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.core import models, store
 from tasks.core.plan import Plan
 from tasks.core.stage import stages
 from tasks.core.store import Manifest
@@ -161,13 +160,8 @@ def _ancestors(side: Side) -> dict[str, str]:
 
 
 def _models(side: Side, common: list[Manifest]) -> dict[str, str]:
-    """Digests of weights by what the model is to the round."""
+    """Digests by what the model is to the round; those of the round and its ancestors as `flywheel report` shows them."""
+    output = side.output("model")
     read = {a.removesuffix("_model"): d for m in common for a, d in m.inputs.items() if a.endswith("_model")}
     roster = {n: v["digest"] for m in common for n, v in m.plan.models.items() if v.get("digest")}
-    own = {}
-    if output := side.output("model"):
-        files = {part.file: part.sha256 for part in output.parts}
-        own = {
-            "model": models.recorded_digest(store.round_folder(side.root, side.name) / "model", files) or output.digest
-        }
-    return own | read | roster
+    return ({"model": output.digest} if output else {}) | read | roster

@@ -69,7 +69,7 @@ def _rows(old: Side, new: Side) -> str:
     sizes = [f"{n} {counts[n][0]:,} → {counts[n][1]:,}" for n in changed if counts[n][0] != counts[n][1]]
     others = [n for n in changed if counts[n][0] == counts[n][1]]
     return (
-        "; ".join(filter(None, [_listed(sizes), _listed(others) and f"others, as many, in {_listed(others)}"]))
+        "; ".join(filter(None, [_listed(sizes), _listed(others) and f"other content in {_listed(others)}"]))
         or "the same"
     )
 

@@ -144,7 +144,7 @@ def test_three_lines_say_what_a_run_changed_in_a_round(made, capsys):
 def test_a_first_version_is_compared_with_the_parent(made, capsys):
     settings, rows, exam = changed(made, "r2", capsys, None)
     assert settings.startswith("r2 against its parent r1: seed 1 → 2")
-    assert rows.startswith("  rows: others, as many, in responses, judgments")
+    assert rows.startswith("  rows: other content in responses, judgments")
     assert re.fullmatch(r"  exam: pass@1 [\d.]+ → [\d.]+ % \(.* points, 95 % .* … .*\) on \d+ held-out problems", exam)
     assert changed(made, "r0", capsys, None) == [], "a base has no parent"
 

@@ -23,8 +23,9 @@ from tasks.project import plan
 from tasks.project.execute import run_stage
 from tasks.project.params import load_params, stages_of
 from tasks.views import diff
-from tasks.views._diff_sides import Side
-from tasks.views._diff_tables import Reason, open_database
+from tasks.views._diff_settings import SettingsDiff
+from tasks.views._diff_sides import Side, open_sides
+from tasks.views._diff_tables import RULES, Reason, open_database
 
 SCRIPT = "<script>alert(1)</script>"
 STAGES = {
@@ -466,6 +467,13 @@ def again(made):
     return made
 
 
+def test_a_version_in_which_nothing_differs(made):
+    found = diff.compare(made, "r2@HEAD", "r2")
+    assert found.settings == SettingsDiff()
+    assert all(counts(t)[2:] == (0, 0, 0) for t in found.tables.values())
+    assert not (found.exams or found.verdicts or found.majorities or found.swaps)
+
+
 def lose(root, table):
     """Removes a table's files from DVC's cache; returns their number."""
     lock = projects.YAML(typ="safe").load((root / "dvc.lock").read_text())
@@ -475,6 +483,17 @@ def lose(root, table):
     for entry in json.loads(listing.read_text()):
         (cache / entry["md5"][:2] / entry["md5"][2:]).unlink()
     listing.unlink()
+
+
+def test_every_table_is_matched_and_its_view_has_the_rows_that_were_counted(again):
+    assert set(RULES) == set(TABLES)
+    with open_sides(again, "r1", "r2") as sides, open_database(*sides) as db:
+        for name in TABLES:
+            table = db.table(name, 1)
+            assert table.old - table.gone == table.new - table.added
+            if not db.is_equal(name):
+                [(rows, keys)] = db.con.execute(f"select count(*), count(key) from diff_{name}").fetchall()
+                assert rows == keys == table.gone + table.added + table.changed, name
 
 
 def test_a_round_and_its_older_version(again):
