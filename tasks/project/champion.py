@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 
-from tasks.core import store
+from tasks.core import models, store
 from tasks.core.champion import Candidate, Election, Look, Test, elect
 from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
@@ -39,7 +39,7 @@ class Decision(BaseModel):
 
     round: str
     digest: str
-    """Digest of the model. A round that was run again has another model, which nobody approved."""
+    """Digest of the model, as rows carry it. A round that was run again has another model, which nobody approved."""
     when: str
     by: str
 
@@ -163,8 +163,8 @@ def _promoted_by_hand(root: Path, pipeline: Pipeline, base: str) -> str | None:
     choice = decision(root)
     if choice is None or choice.round not in pipeline.blocks or pipeline.block(choice.round).base != base:
         return None
-    output = model(store.manifests(root, choice.round))
-    return choice.round if output and output.digest == choice.digest else None
+    digest = model_digest(root, choice.round, store.manifests(root, choice.round))
+    return choice.round if digest == choice.digest else None
 
 
 def consistent_manifests(root: Path, block: Block) -> Manifests:
@@ -199,6 +199,15 @@ def _shared(plan: Plan) -> dict[tuple[str, str], object]:
 def model(manifests: Manifests) -> store.Output | None:
     """The model among the outputs of a base or round."""
     return next((m.outputs["model"] for m in manifests.values() if "model" in m.outputs), None)
+
+
+def model_digest(root: Path, name: str, manifests: Manifests) -> str | None:
+    """Digest of the weights of a base or round, as rows carry it; None before it has a model."""
+    output = model(manifests)
+    if output is None:
+        return None
+    files = {part.file: part.sha256 for part in output.parts}
+    return models.recorded_digest(store.round_folder(root, name) / "model", files) or output.digest
 
 
 class _State:

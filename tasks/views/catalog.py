@@ -22,12 +22,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core import models, store
+from tasks.core import store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.plan import Plan
 from tasks.core.store import Manifest, Output
 from tasks.core.tables import TABLES, Table
 from tasks.project import params
+from tasks.project.champion import model_digest
 from tasks.views import _statements
 from tasks.views._printing import PRINTERS
 
@@ -50,7 +51,7 @@ ROUNDS = pa.schema(
         "domain": TEXT,
         "engine": TEXT,
         "strategies": pa.map_(TEXT, TEXT),  # by stage; those of several members are joined by ` + `
-        "model": TEXT,  # digest of the weights, as rows carry it; null for an adapter that no round made
+        "model": TEXT,  # digest of the weights, as rows carry it
         "promoted": FLAG,  # whether its gates promoted it; null before they have run
         "stages": INTEGER,  # number that have run
         "finished": TEXT,  # the last of them, ISO 8601, UTC
@@ -256,7 +257,6 @@ def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: d
     block = content[kind][name] or {} if kind else {}
     plans = sorted((m.plan for m in manifests.values()), key=lambda p: (p.stage in params.EXAM, p.stage))
     base = (content.get("bases") or {}).get(block.get("base", name) if kind == "rounds" else name) or {}
-    files = {p.file: p.sha256 for m in manifests.values() if "model" in m.outputs for p in m.outputs["model"].parts}
     promoted = [m.metrics["promoted"] > 0 for m in manifests.values() if "promoted" in m.metrics]
     default = (content.get("defaults") or {}).get("recipe", params.Defaults().recipe)
     return {
@@ -270,7 +270,7 @@ def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: d
         "domain": _first_strategy([p.domain for p in plans] + [base.get("domain")]),
         "engine": _first_strategy([p.engine for p in plans] + [base.get("engine")]),
         "strategies": [(p.stage, _strategies(p)) for p in plans if p.members],
-        "model": models.recorded_digest(store.round_folder(root, name) / "model", files) if files else None,
+        "model": model_digest(root, name, manifests),
         "promoted": promoted[0] if promoted else None,
         "stages": len(manifests),
         "finished": max((m.finished for m in manifests.values()), default=None),

@@ -118,7 +118,7 @@ def test_the_first_base_with_a_champion_is_in_force(root):
 
 
 def test_a_campaign_goes_on_from_the_model_that_a_person_chose(root):
-    digest = store.find(root, "r1", "model")[1].digest
+    digest = champion.model_digest(root, "r1", store.manifests(root, "r1"))
     path = root / champion.DECISION
     path.parent.mkdir(parents=True)
     path.write_text(f"{{round: r1, digest: {digest}, when: '2026-01-01', by: tom}}")
