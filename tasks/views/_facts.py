@@ -17,6 +17,9 @@ from tasks.views._figures import curve
 
 MAX_DIGEST, MAX_PARAM = 36, 6000
 """Characters that MLflow stores of a data set's digest and of a parameter."""
+HEADLINE = "_headline"
+"""Group of the metrics that stand first in MLflow's tables and charts: `_` sorts before letters."""
+HEADLINES = ("pass_at_1", "greedy", "grade", "promoted", "kept", "training_rows", "tokens/completion_tokens")
 Manifests = dict[str, store.Manifest]
 
 
@@ -53,8 +56,8 @@ class Facts:
     inputs: list[Dataset]
 
 
-def stage_facts(root: Path, block: Block, manifest: store.Manifest) -> Facts:
-    """Content of a stage's run."""
+def stage_facts(root: Path, block: Block, manifest: store.Manifest, number: int) -> Facts:
+    """Content of a stage's run; its metrics are at the step `number`, the round's, and its training curves at their own."""
     costs = {f"{kind}/{k}": v for kind in ("seconds", "tokens") for k, v in getattr(manifest, kind).items()}
     timestamp = milliseconds(manifest.finished)
     curves = [
@@ -63,17 +66,23 @@ def stage_facts(root: Path, block: Block, manifest: store.Manifest) -> Facts:
     ]
     versions = {f"version.{k}": v for k, v in manifest.versions.items()}
     return Facts(
-        _metrics(manifest.metrics | costs, timestamp) + curves, _params(manifest) | versions, _inputs(root, manifest)
+        _metrics(manifest.metrics | costs, timestamp, number) + curves,
+        _params(manifest) | versions,
+        _inputs(root, manifest),
     )
 
 
-def round_facts(root: Path, block: Block, manifests: Manifests) -> Facts:
-    """Content of a round's run: metrics and parameters of all stages, and total seconds and tokens."""
+def round_facts(root: Path, block: Block, manifests: Manifests, number: int) -> Facts:
+    """Content of a round's run: metrics and parameters of all stages, and total seconds and tokens, at the step `number`; the
+    headline metrics also under names that MLflow sorts before the others.
+    """
     metrics = {k: v for m in manifests.values() for k, v in m.metrics.items()}
     metrics |= {f"seconds/{s}": sum(m.seconds.values()) - m.seconds.get("start", 0) for s, m in manifests.items()}
     metrics["seconds/start"] = sum(m.seconds.get("start", 0) for m in manifests.values())
     for kind in sorted({k for m in manifests.values() for k in m.tokens}):
         metrics[f"tokens/{kind}"] = sum(m.tokens.get(kind, 0) for m in manifests.values())
+    metrics |= {f"{HEADLINE}/{k}": metrics[k] for k in HEADLINES if k in metrics}
+    metrics[f"{HEADLINE}/seconds"] = sum(sum(m.seconds.values()) for m in manifests.values())
     params = {k: v for m in manifests.values() for k, v in _params(m).items()}
     params |= {k: getattr(block, k) or "" for k in ("parent", "base", "recipe", "anchor")}
     inputs = [
@@ -82,11 +91,12 @@ def round_facts(root: Path, block: Block, manifests: Manifests) -> Facts:
         for table, output in manifest.outputs.items()
         if output.kind == "table"
     ]
-    return Facts(_metrics(metrics, max(milliseconds(m.finished) for m in manifests.values())), params, inputs)
+    timestamp = max(milliseconds(m.finished) for m in manifests.values())
+    return Facts(_metrics(metrics, timestamp, number), params, inputs)
 
 
-def _metrics(values: dict[str, float], timestamp: int) -> list[Metric]:
-    return [Metric(metric_name(k), float(v), timestamp) for k, v in sorted(values.items())]
+def _metrics(values: dict[str, float], timestamp: int, step: int) -> list[Metric]:
+    return [Metric(metric_name(k), float(v), timestamp, step) for k, v in sorted(values.items())]
 
 
 def metric_name(name: str) -> str:

@@ -34,8 +34,10 @@ from tasks.core.errors import FlywheelError, StoreError, masked
 from tasks.core.plugin import load, names
 from tasks.engines import Engine
 from tasks.project import pipeline as dvc
+from tasks.project.freshness import stale_stages
 from tasks.project.params import Pipeline, load_params
 from tasks.views.record import tracking_uri
+from tasks.views.report import stale_text
 
 LOCK = Path("infra/requirements.lock")
 GIB = 2**30
@@ -207,7 +209,7 @@ def _disk(root: Path) -> Finding:
 
 
 def engines(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
-    """Abilities and problems of each engine; a problem of an engine that params.yaml uses is broken."""
+    """Abilities and problems of each engine. A problem is broken only where params.yaml uses the engine."""
     used: dict[str, list[Engine]] = {}
     for owner in [*pipeline.blocks.values(), *pipeline.roster.values()] if pipeline else ():
         used.setdefault(owner.engine.strategy_name(), []).append(owner.engine)
@@ -219,7 +221,8 @@ def engines(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
         limits = f", without {', '.join(lacking)}" if lacking else ""
         problems = list(dict.fromkeys(p for e in used.get(name, [_default(kind)]) if e for p in e.problems()))
         for problem in problems:
-            yield (broken if name in used else warn)("engines", f"{name}: {problem}")
+            text = f"{name}: {problem}"
+            yield broken("engines", text) if name in used else ok("engines", f"{text} (no base uses it)")
         if not problems:
             yield ok("engines", f"{name} {abilities}{limits}{', used by params.yaml' if name in used else ''}")
 
@@ -322,6 +325,22 @@ def _check_files(path: Path, bytes_before: int) -> tuple[int, int]:
     return len(parts), size
 
 
+def stale(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
+    """Whether results are those that today's params.yaml, recipes, files and code would make."""
+    if pipeline is None or any(
+        root.glob("data/round=*/.staging/*/ready")
+    ):  # reading manifests would move it into place
+        return
+    try:
+        results = stale_stages(root, pipeline)
+    except StoreError:  # a manifest that cannot be read is a finding of `results`
+        return
+    for name, reasons in results.items():
+        yield warn("stale", f"{name}: {len(reasons)} stages: {stale_text(reasons)}", f"flywheel run {name}")
+    if not results:
+        yield ok("stale", "nothing")
+
+
 def unfinished(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
     """Running stages, and leftovers of killed ones."""
     none = True
@@ -416,6 +435,7 @@ CHECKS: tuple[Check, ...] = (
     bases,
     roster,
     results,
+    stale,
     unfinished,
     mlflow,
     prefect,

@@ -37,11 +37,13 @@ from tasks.core.champion import Election
 from tasks.core.errors import FlywheelError, masked
 from tasks.core.models import resolve
 from tasks.project import champion
-from tasks.project.champion import DECISION, LOOKS, Decision, consistent_manifests, decision, model
+from tasks.project.champion import DECISION, LOOKS, Decision, consistent_manifests, decision, model_digest
 from tasks.project.edit import lock
+from tasks.project.freshness import absent_files
 from tasks.project.params import Block, Pipeline, load_params, stages_of
 from tasks.views._facts import Dataset, Facts, Manifests, milliseconds, round_facts, stage_facts
 from tasks.views._figures import figures
+from tasks.views.report import outcome, refusal
 
 ALIAS = "champion"
 DATABASE = "mlflow.db"
@@ -50,35 +52,40 @@ METRICS_PER_CALL, PARAMS_PER_CALL = 900, 100
 
 def record(root: Path, move_alias: bool = True) -> str:
     """Updates the ledger of looks, then MLflow; returns a summary of the changes. Without `move_alias` the alias stays, as it
-    should while a flow is still running rounds.
+    should while a flow is still running rounds. While files are missing no look is taken and no model promoted.
 
     Raises:
         FlywheelError: when MLflow cannot be reached, or its experiment was deleted.
     """
     pipeline = load_params(root)
     with lock(root, "record"), _clear_errors(tracking_uri(root)):
-        results = champion.elections(root, pipeline)
+        absent = store.steady(root, pipeline.blocks, lambda: absent_files(root, pipeline))
+        results = {} if absent else champion.elections(root, pipeline)
         looks = champion.record_looks(root, results)
         recorder = _Recorder(root, pipeline)
         for block in pipeline.blocks.values():
-            recorder.add(block)
+            if block.name not in absent:
+                recorder.add(block)
         parts = [recorder.summary(), *([f"{looks} new in {LOOKS}, to be committed"] if looks else [])]
-        return "; ".join([*parts, recorder.move_alias(results)] if move_alias else parts)
+        return "; ".join([*parts, recorder.move_alias(results, absent)] if move_alias else parts)
 
 
 def promote(root: Path, name: str) -> str:
-    """Puts the model of a round or base in force, forward or back: writes the decision and moves the alias.
+    """Puts the model of a round or base in force, forward or back: writes the decision and moves the alias. Warns of a round
+    that its gates held back.
 
     Raises:
         UnknownName, StoreError: when there is no such round, or when it has no model yet; nothing is written then.
     """
-    load_params(root).block(name)
-    digest = store.find(root, name, "model")[1].digest
+    block = load_params(root).block(name)
+    store.find(root, name, "model")
+    digest = str(model_digest(root, name, store.manifests(root, name)))
     before = decision(root)
     if before is None or (before.round, before.digest) != (name, digest):
         _write(root, Decision(round=name, digest=digest, when=_now(), by=getuser()))
     alias = record(root).rpartition("; ")[2]
-    return f"{alias}. Commit {DECISION}, which records it; delete it to let the gates decide again."
+    refused = f" Warning: {text}; it is promoted all the same." if (text := refusal(root, block)) else ""
+    return f"{alias}.{refused} Commit {DECISION}, which records it; delete it to let the gates decide again."
 
 
 def _write(root: Path, choice: Decision) -> None:
@@ -238,7 +245,7 @@ class _Recorder:
         missing = [stage for stage in manifests if stage not in recorded]
         children = [self._child(run, block, manifests[stage], digests[stage]) for stage in missing]
         if missing:
-            self._log(run.info.run_id, round_facts(self.root, block, manifests))
+            self._log(run.info.run_id, round_facts(self.root, block, manifests, self._number(block)))
             self._draw(run, block, missing)
             for child, stage in zip(children, missing, strict=True):
                 self._end(child, manifests[stage].finished)
@@ -273,8 +280,12 @@ class _Recorder:
         unfinished = [c for c in self._children(run) if c.data.tags["stage"] == manifest.stage]
         tags = {"mlflow.parentRunId": run.info.run_id, "round": block.name, "stage": manifest.stage, "digest": digest}
         child = unfinished[0] if unfinished else self._create(f"{manifest.stage}@{block.name}", manifest.started, tags)
-        self._log(child.info.run_id, stage_facts(self.root, block, manifest))
+        self._log(child.info.run_id, stage_facts(self.root, block, manifest, self._number(block)))
         return child
+
+    def _number(self, block: Block) -> int:
+        """The step of its metrics: how many rounds lie between it and its base, without phases."""
+        return sum(not (b.is_base or b.is_phase) for b in self.pipeline.lineage(block.name))
 
     def _create(self, name: str, started: str, tags: dict[str, str]) -> Any:
         run = self.client.create_run(self.experiment, start_time=milliseconds(started), tags=tags, run_name=name)
@@ -317,21 +328,24 @@ class _Recorder:
 
     def _register(self, block: Block, run: Any, manifests: Manifests) -> None:
         """Registers a version that refers to the round's model, one per digest; the round's other versions are superseded."""
-        output = model(manifests)
-        if output is None:
+        digest = model_digest(self.root, block.name, manifests)
+        if digest is None:
             return
-        version = self._version(block.name, output.digest)
+        text = describe(self.root, self.pipeline, block)
+        version = self._version(block.name, digest)
         if version is None:
             version = self.client.create_model_version(
                 self.name,
                 _source(self.root, block.name),
                 run.info.run_id,
-                {"round": block.name, "digest": output.digest},
-                description=f"The model of {block.name}.",
+                {"round": block.name, "digest": digest},
+                description=text,
                 await_creation_for=0,
             )
             self.versions.append(version)
             self.new["versions"] += 1
+        elif version.description != text:
+            self.client.update_model_version(self.name, version.version, text)
         self.current[block.name] = version
         for other in self.versions:
             self._mark_version(other, block.name, str(version.version))
@@ -349,9 +363,20 @@ class _Recorder:
         key = (name, digest)
         return next((v for v in self.versions if (v.tags.get("round"), v.tags.get("digest")) == key), None)
 
-    def move_alias(self, results: dict[str, Election]) -> str:
-        """Moves the alias to the model in force; returns a sentence that names the model and the decision."""
+    def move_alias(self, results: dict[str, Election], absent: dict[str, list[str]]) -> str:
+        """Moves the alias to the model in force; returns a sentence that names the model and the decision. Without a
+        person's decision it stays while the store is incomplete.
+        """
+        aliases = self.client.get_registered_model(self.name).aliases
+        before = str(aliases.get(ALIAS, ""))
+        was = next((v.tags["round"] for v in self.versions if str(v.version) == before), "")
         choice = decision(self.root)
+        if not choice and (lacking := [t for texts in absent.values() for t in texts] or self._lost(was)):
+            more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
+            return (
+                f"{ALIAS} stays as it is, for the store is incomplete: missing {lacking[0]}{more}. `dvc checkout --force` or "
+                "`dvc pull` restores results, `flywheel run ROUND` makes them again"
+            )
         name = choice.round if choice else champion.first_champion(results)
         if name is None:
             return "no model to promote yet"
@@ -360,19 +385,33 @@ class _Recorder:
             return (
                 f"{ALIAS} stays as it is: {name} no longer has the promoted model; run `flywheel promote ROUND` again"
             )
-        aliases = self.client.get_registered_model(self.name).aliases
-        before, now = str(aliases.get(ALIAS, "")), str(version.version)
+        now = str(version.version)
         if before != now:
             self.client.set_registered_model_alias(self.name, ALIAS, now)
         by = f"by {choice.by}'s decision" if choice else "by the gates' decision"
-        moved = f", before version {before}" if before not in ("", now) else ""
+        moved = f" (it was {was}, version {before})" if before not in ("", now) else ""
         return f"{ALIAS} is {name}, version {now}{moved}, {by}"
+
+    def _lost(self, name: str) -> list[str]:
+        """Manifests that a champion of params.yaml must have and that are not there."""
+        if name not in self.pipeline.blocks:
+            return []
+        stages = {s.name for s in stages_of(self.pipeline.block(name))} & {"base", "train", "evaluate", "gate"}
+        return [f"the results of {s}@{name}" for s in sorted(stages - set(store.manifests(self.root, name)))]
 
     def summary(self) -> str:
         """Counts of new records."""
-        counts = [f"{count} {kind}" for kind, count in self.new.items() if count]
+        counts = [
+            f"{count} {kind.removesuffix('s') if count == 1 else kind}" for kind, count in self.new.items() if count
+        ]
         place = f"MLflow experiment {self.name} at {masked(tracking_uri(self.root))}"
         return f"{place}: {', '.join(counts)} new" if counts else f"{place} was up to date"
+
+
+def describe(root: Path, pipeline: Pipeline, block: Block) -> str:
+    """What a version of the registered model says of itself: its parent, accuracy, decision, and what is worse than before."""
+    origin = f"{block.name} from {block.parent} by {block.recipe}" if block.parent else f"{block.name}, a base"
+    return ". ".join([origin, *outcome(root, pipeline, block)]) + "."
 
 
 def _dataset_input(table: Dataset) -> Any:

@@ -5,8 +5,8 @@ left out; then the table is split into several.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -18,7 +18,8 @@ from rich.tree import Tree
 from tasks.core import store
 from tasks.core.champion import Election, Look
 from tasks.core.stage import stages
-from tasks.project.champion import decision, elections
+from tasks.project.champion import decision, elections, model_digest
+from tasks.project.freshness import absent_files, stale_stages
 from tasks.project.params import Block, Pipeline, load_params, stages_of
 
 DEFAULT_WIDTH = 120
@@ -31,7 +32,10 @@ ACCURACIES = {
     "grade_sampled": "sampled, grade, %",
     "grade": "greedy, grade, %",
 }
+AT_K = ("pass_at_", "majority_at_")
 GAP = 2
+MAX_NAMED = 3
+"""Stages of one cause that are named."""
 CAPTION = "Accuracies in percent, on frozen sets, with 95 % intervals. Seconds of a stage exclude its process start-up."
 
 
@@ -43,6 +47,8 @@ class Cell:
     low: float | None = None
     high: float | None = None
     style: str = ""
+    value: float | None = None
+    """The number of `text`, where it is a measure's."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +76,40 @@ class Facts:
     measures: dict[tuple[str, int | None], Cell] = field(default_factory=dict)
     decisions: dict[str, tuple[bool, str]] = field(default_factory=dict)
     """Gate → (passed, reason)."""
+    model: str | None = None
+    """The digest of its model, as rows carry it."""
+    stale: dict[str, str] = field(default_factory=dict)
+    """Stages that today's plans and inputs would make anew, each with what was edited; empty where one before it was."""
+    absent: tuple[str, ...] = ()
+    """Files and manifests that are missing."""
+    standing: str = ""
+    """`champion`, or by whom it was promoted by hand; empty for the others."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics of all its stages."""
         return {k: v for m in self.stages.values() for k, v in m.metrics.items()}
 
-    @property
-    def model(self) -> str | None:
-        """The digest of its model."""
-        return next((m.outputs["model"].digest for m in self.stages.values() if "model" in m.outputs), None)
-
 
 def show(root: Path, console: Console | None = None) -> None:
     """Prints the table of the rounds."""
     console = console or _console()
     pipeline = load_params(root)
-    rounds = gather(root, pipeline)
+    results = elections(root, pipeline)
+    rounds = gather(root, pipeline, results)
     if not rounds:
         console.print("Nothing has been made yet; `flywheel campaign` runs the rounds of params.yaml.")
         return
     for table in tables(rounds, console.width):
         console.print(table)
-    champion_lines = champions(root, elections(root, pipeline))
-    _print_dim(console, [*decisions(rounds), *champion_lines, *warnings(rounds), CAPTION])
+    lines = [*outdated(rounds), *decisions(rounds), *champions(root, results), *warnings(rounds), CAPTION]
+    _print_dim(console, lines)
 
 
 def markdown(root: Path) -> str:
     """The table of the rounds in GitHub's Markdown; empty where nothing has been made."""
-    rounds = gather(root, load_params(root))
+    pipeline = load_params(root)
+    rounds = gather(root, pipeline, elections(root, pipeline))
     if not rounds:
         return ""
     lines = [_markdown_row(["", *(f.block.name for f in rounds)]), _markdown_row(["---", *["---:"] * len(rounds)])]
@@ -111,18 +122,66 @@ def markdown(root: Path) -> str:
 
 
 def show_tree(root: Path, console: Console | None = None) -> None:
-    """Prints bases and rounds as a tree: stages, accuracy, decision, champion, model; then the reasons for the champion."""
+    """Prints bases and rounds as a tree: stages, staleness, accuracy, decision, champion, model; then the reasons."""
     console = console or _console()
     pipeline = load_params(root)
     results = elections(root, pipeline)
+    rounds = _every_block(root, pipeline, results)
     nodes: dict[str, Tree] = {}
-    for name, block in pipeline.blocks.items():
-        text = _node_text(_facts(root, block), any(e.champion == name for e in results.values()))
-        nodes[name] = nodes[block.parent].add(text) if block.parent else Tree(text, guide_style="dim")
-    for name, node in nodes.items():
-        if pipeline.blocks[name].is_base:
-            console.print(node)
-    _print_dim(console, champions(root, results))
+    for facts in rounds:
+        text, parent = _node_text(facts), facts.block.parent
+        nodes[facts.block.name] = nodes[parent].add(text) if parent else Tree(text, guide_style="dim")
+    for facts in rounds:
+        if facts.block.is_base:
+            console.print(nodes[facts.block.name])
+    _print_dim(console, [*outdated(rounds), *champions(root, results)])
+
+
+def refusal(root: Path, block: Block) -> str | None:
+    """The gates that held a round back, with their reasons; None for one that was promoted or has no decision yet."""
+    return next(iter(decisions([_facts(root, block)])), None)
+
+
+def verdict_line(root: Path, name: str) -> str:
+    """What became of a round, in one line: decision with reasons, pass@1 beside its parent's, rows kept, champion.
+
+    Raises:
+        UnknownName: when there is no such base or round.
+    """
+    pipeline = load_params(root)
+    block = pipeline.block(name)
+    metrics, parts = _facts(root, block).metrics, outcome(root, pipeline, block)
+    if "kept" in metrics:
+        parts.append(f"kept {metrics['kept']:,.0f} of {metrics.get('responses', 0):,.0f} answers")
+    if election := elections(root, pipeline).get(block.base):
+        parts.append(f"champion of {block.base}: {election.champion}")
+    return f"{name}: {'; '.join(parts) or 'nothing has been made yet'}"
+
+
+def outcome(root: Path, pipeline: Pipeline, block: Block) -> list[str]:
+    """A round's decision with the gates' reasons, its pass@1 beside its parent's, and accuracies below the parent's interval."""
+    facts = _facts(root, block)
+    parent = _facts(root, pipeline.block(block.parent)) if block.parent else Facts(block)
+    parts = [f"held back by {'; '.join(gates)}" if (gates := _refusals(facts)) else _decision(facts).text]
+    parts = parts if facts.decisions else []
+    if cell := facts.measures.get(("pass_at_1", None)):
+        before = parent.measures.get(("pass_at_1", None))
+        parts.append(f"pass@1 {cell.text} %" + (f" ({block.parent}: {before.text} %)" if before else ""))
+    if worse := _regressed(facts, parent):
+        parts.append(f"below {block.parent}'s interval: {', '.join(worse)}")
+    return parts
+
+
+def _regressed(facts: Facts, parent: Facts) -> list[str]:
+    """Accuracies that are below the 95 % interval of the parent's, by name and level."""
+    below = [
+        (name, level)
+        for (name, level), cell in facts.measures.items()
+        if name in ACCURACIES or name.startswith(AT_K)
+        if (before := parent.measures.get((name, level))) and before.low is not None
+        if cell.value is not None and cell.value < before.low
+    ]
+    return [name if level is None else f"{name}/level_{level}" for name, level in below]
 
 
 def _print_dim(console: Console, lines: list[str]) -> None:
@@ -135,25 +194,45 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else DEFAULT_WIDTH)
 
 
-def _node_text(facts: Facts, is_champion: bool) -> Text:
-    parts = [f"{len(facts.stages)} of {len(stages_of(facts.block))} stages"]
+def _node_text(facts: Facts) -> Text:
+    parts: list[tuple[str, str]] = [(f"{len(facts.stages)} of {len(stages_of(facts.block))} stages", "")]
+    if facts.absent:
+        parts.append((f"{len(facts.absent)} missing", "red"))
+    if facts.stale:
+        parts.append((f"{len(facts.stale)} stale", "yellow"))
     if cell := facts.measures.get(("pass_at_1", None)):
-        parts.append(f"pass@1 {_with_interval(cell)}")
+        parts.append((f"pass@1 {_with_interval(cell)}", ""))
     if facts.decisions:
-        parts.append(_decision(facts).text)
-    if is_champion:
-        parts.append("champion")
+        parts.append((_decision(facts).text, ""))
+    if facts.standing:
+        parts.append((f"promoted {facts.standing}" if facts.standing.startswith("by ") else facts.standing, "green"))
     if facts.model:
-        parts.append(f"model {facts.model[:SHORT]}")
-    return Text.assemble((facts.block.name, "bold"), "  ", " · ".join(parts))
+        parts.append((f"model {facts.model[:SHORT]}", ""))
+    return Text.assemble((facts.block.name, "bold"), "  ", Text(" · ").join(Text(*part) for part in parts))
 
 
 # Facts
 
 
-def gather(root: Path, pipeline: Pipeline) -> list[Facts]:
+def gather(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
     """Facts of every base and round that has at least one manifest, parents first."""
-    return [f for block in pipeline.blocks.values() if (f := _facts(root, block)).stages]
+    return [facts for facts in _every_block(root, pipeline, results) if facts.stages]
+
+
+def _every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
+    stale, absent = stale_stages(root, pipeline), absent_files(root, pipeline)
+    standing = {election.champion: "champion" for election in results.values()}
+    if choice := decision(root):
+        standing[choice.round] = f"by {choice.by}"
+    return [
+        replace(
+            _facts(root, block),
+            stale=stale.get(name, {}),
+            absent=tuple(absent.get(name, ())),
+            standing=standing.get(name, ""),
+        )
+        for name, block in pipeline.blocks.items()
+    ]
 
 
 def _facts(root: Path, block: Block) -> Facts:
@@ -161,7 +240,7 @@ def _facts(root: Path, block: Block) -> Facts:
     in_order = {s.name: manifests[s.name] for s in stages_of(block) if s.name in manifests}
     measures = {(r["name"], r["level"]): _percent(r) for r in _rows(root, block.name, "measures")}
     decisions = {r["gate"]: (r["passed"], r["reason"] or "") for r in _rows(root, block.name, "decisions")}
-    return Facts(block, in_order, measures, decisions)
+    return Facts(block, in_order, measures, decisions, model_digest(root, block.name, manifests))
 
 
 def _rows(root: Path, name: str, table: str) -> Iterable[dict[str, object]]:
@@ -169,8 +248,8 @@ def _rows(root: Path, name: str, table: str) -> Iterable[dict[str, object]]:
 
 
 def _percent(row: dict[str, object]) -> Cell:
-    low, high = (None if row[k] is None else 100 * row[k] for k in ("low", "high"))  # type: ignore[operator]
-    return Cell(UNKNOWN if row["value"] is None else f"{100 * row['value']:.1f}", low, high)  # type: ignore[operator]
+    value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))  # type: ignore[operator]
+    return Cell(UNKNOWN if value is None else f"{value:.1f}", low, high, value=value)
 
 
 # Rows of the table
@@ -185,7 +264,7 @@ def groups(rounds: list[Facts]) -> list[Group]:
         Group("rows", _counts(rounds)),
         Group("tokens", [_line("generated", rounds, _tokens("completion")), _line("read", rounds, _tokens("prompt"))]),
         Group("seconds", _seconds(rounds)),
-        Group("result", [_line("gate", rounds, _gate), _line("model", rounds, _model)]),
+        Group("result", [_line(label, rounds, value) for label, value in RESULT.items()]),
     ]
     filled = [Group(g.title, [line for line in g.lines if any(line.cells)]) for g in every]
     return [g for g in filled if g.lines]
@@ -207,7 +286,7 @@ def _by_level(rounds: list[Facts], name: str, title: str) -> Group:
 
 def _of_samples(rounds: list[Facts]) -> list[Line]:
     names = {n for f in rounds for n, level in f.measures if level is None}
-    at_k = [n for n in names if n.startswith(("pass_at_", "majority_at_")) and n.rpartition("_")[2].isdigit()]
+    at_k = [n for n in names if n.startswith(AT_K) and n.rpartition("_")[2].isdigit()]
     ordered = sorted(set(at_k) - {"pass_at_1"}, key=lambda n: (n[0] != "p", int(n.rpartition("_")[2])))
     return [_measure(n.replace("_at_", "@"), rounds, n) for n in ordered]
 
@@ -236,8 +315,9 @@ def _counts(rounds: list[Facts]) -> list[Line]:
         return [_line(f"{label}{_words(n.removeprefix(prefix))}", rounds, _count(n)) for n in names]
 
     return [
-        _line("prompts written", rounds, _count("prompts")),
+        _line("prompts written", rounds, _written_prompts),
         *prefixed("prompts_rejected/", "  rejected: "),
+        _line("  used", rounds, _count("prompts")),
         _line("answers sampled", rounds, _count("responses")),
         _line("  failed", rounds, _count("response_errors", quiet=True)),
         _line("kept", rounds, _count("kept")),
@@ -262,6 +342,12 @@ def _count(name: str, quiet: bool = False) -> Callable[[Facts], Cell | None]:
         return None if number is None or (quiet and not number) else Cell(f"{number:,.0f}")
 
     return value
+
+
+def _written_prompts(facts: Facts) -> Cell | None:
+    used = facts.metrics.get("prompts")
+    rejected = sum(v for k, v in facts.metrics.items() if k.startswith("prompts_rejected/"))
+    return None if used is None else Cell(f"{used + rejected:,.0f}")
 
 
 def _kept_critiques(facts: Facts) -> Cell | None:
@@ -312,20 +398,62 @@ def _decision(facts: Facts) -> Cell:
     return Cell("promoted", style="green") if promoted else Cell("held back", style="yellow")
 
 
+def _champion(facts: Facts) -> Cell | None:
+    return Cell(facts.standing, style="green") if facts.standing else None
+
+
+def _state(facts: Facts) -> Cell:
+    if facts.absent:
+        return Cell(f"{len(facts.absent)} missing", style="red")
+    if facts.stale:
+        return Cell(f"{len(facts.stale)} stale", style="yellow")
+    ran, whole = len(facts.stages), len(stages_of(facts.block))
+    return Cell("current" if ran == whole else f"{ran} of {whole}")
+
+
 def _model(facts: Facts) -> Cell | None:
     return Cell(facts.model[:SHORT]) if facts.model else None
 
 
+RESULT = {"gate": _gate, "champion": _champion, "stages": _state, "model": _model}
+
+
+def outdated(rounds: list[Facts]) -> list[str]:
+    """One line per round with missing files or stale stages: what is missing or was edited, and what mends it."""
+    missing = [
+        f"{f.block.name} lacks {f.absent[0]}{_more(f.absent)}; `dvc checkout --force`" for f in rounds if f.absent
+    ]
+    stale = [
+        f"{f.block.name} is stale: {stale_text(f.stale)}; `flywheel run {f.block.name}`" for f in rounds if f.stale
+    ]
+    return [*missing, *stale]
+
+
+def _more(items: Sequence[str]) -> str:
+    return f" and {len(items) - 1} more" if items[1:] else ""
+
+
+def stale_text(stale: dict[str, str]) -> str:
+    """Stale stages by what was edited: `generate (members edited), and what comes after`."""
+    causes: dict[str, list[str]] = {}
+    for stage, reason in stale.items():
+        causes.setdefault(reason, []).append(stage)
+    after = causes.pop("", [])
+    named = [f"{', '.join(s) if len(s) <= MAX_NAMED else f'{len(s)} stages'} ({cause})" for cause, s in causes.items()]
+    if not named:
+        return f"{after[0]} and what comes after, for an ancestor is"
+    return " and ".join([", ".join(named), *(["what comes after"] if after else [])])
+
+
 def decisions(rounds: list[Facts]) -> list[str]:
     """One line per round that was held back: the gates that refused it, with reasons."""
-    lines = []
-    for facts in rounds:
-        refused = [
-            f"{gate} ({reason})" for gate, (passed, reason) in facts.decisions.items() if not passed and gate != "all"
-        ]
-        if refused:
-            lines.append(f"{facts.block.name} was held back by {'; '.join(refused)}")
-    return lines
+    refused = {facts.block.name: _refusals(facts) for facts in rounds}
+    return [f"{name} was held back by {'; '.join(gates)}" for name, gates in refused.items() if gates]
+
+
+def _refusals(facts: Facts) -> list[str]:
+    """The gates that refused a round, each with its reason."""
+    return [f"{gate} ({reason})" for gate, (passed, reason) in facts.decisions.items() if not passed and gate != "all"]
 
 
 def champions(root: Path, results: dict[str, Election]) -> list[str]:

@@ -16,7 +16,7 @@ from tasks.core.errors import Busy, StoreError
 from tasks.core.frames import frame
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
-from tasks.project import champion
+from tasks.project import champion, freshness
 from tasks.views import catalog, doctor, record, report, trace
 
 ROUND = synthetic.block("r1", "r0")
@@ -129,7 +129,8 @@ def test_record_and_report_beside_a_stage_that_commits(tmp_path, monkeypatch):
     pipeline = synthetic.pipeline("r1")
     for module in (record, report):
         monkeypatch.setattr(module, "load_params", lambda root: pipeline)
-    monkeypatch.setattr(champion, "plans", synthetic.plans)
+    for module in (champion, freshness):
+        monkeypatch.setattr(module, "plans", synthetic.plans)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     record.prepare(tmp_path)
     synthetic.make(tmp_path, pipeline, "r0")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tasks.core import models, store
 from tasks.core.errors import ParamsError
-from tasks.project import pipeline
+from tasks.project import freshness, pipeline
 from tasks.project.params import RosterModel, Settings
 from tasks.views import doctor
 
@@ -30,6 +30,7 @@ def root(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setattr(doctor, "load_params", lambda root: PLAN)
+    monkeypatch.setattr(freshness, "plans", synthetic.plans)
     machine = (doctor.python, doctor.packages, doctor.programs, doctor.devices, doctor.engines)
     monkeypatch.setattr(doctor, "CHECKS", tuple(c for c in doctor.CHECKS if c not in machine))
     (tmp_path / ".dvc").mkdir()
@@ -243,7 +244,7 @@ def test_engines_say_what_they_can_do_and_what_keeps_them(monkeypatch):
     kind = doctor.load("engines", "transformers")
     monkeypatch.setattr(kind, "problems", lambda self: ["there is no GPU; take cpu"])
     statuses = {f.text: f.status for f in doctor.engines(HERE, None)}
-    assert statuses["transformers: there is no GPU; take cpu"] == "warn"
+    assert statuses["transformers: there is no GPU; take cpu (no base uses it)"] == "ok"
     assert statuses["fake samples and scores"] == "ok"
     assert statuses["replay samples, without token log-probabilities, token entropies, embeddings"] == "ok"
     block = synthetic.block("r0", None)
@@ -263,7 +264,7 @@ def test_the_engines_of_the_roster_are_used_as_well(monkeypatch):
     status = {f.text: f.status for f in doctor.engines(HERE, replace(synthetic.pipeline("r1"), roster=served))}
     assert status["openai: http://one/v1: no server answers"] == "broken"
     assert status["openai: http://two/v1: no server answers"] == "broken"
-    assert status["transformers: there is no GPU; take cpu"] == "warn"
+    assert status["transformers: there is no GPU; take cpu (no base uses it)"] == "ok"
     assert status["fake samples and scores, used by params.yaml"] == "ok"
 
 
@@ -272,3 +273,15 @@ def test_the_room_is_that_of_the_data(tmp_path, monkeypatch):
     room = {tmp_path: 2**40, tmp_path / "data": 0}
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: SimpleNamespace(free=room[place]))
     assert doctor._disk(tmp_path).status == "broken"
+
+
+def test_a_round_that_an_edit_made_stale(root, monkeypatch):
+    def edited(root, pipeline):
+        plans = synthetic.plans(root, pipeline)
+        return plans | {("r0", "base"): plans["r0", "base"].model_copy(update={"code": {"tasks/base/local.py": "x"}})}
+
+    assert ("stale", "nothing", "") in findings(root, "ok")
+    monkeypatch.setattr(freshness, "plans", edited)
+    assert findings(root, "warn") == [
+        ("stale", "r0: 2 stages: base (code edited) and what comes after", "flywheel run r0")
+    ]

@@ -83,6 +83,10 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
     assert r1.data.metrics["pass_at_1/level_4"] == pytest.approx(0.47)
     assert r1.data.metrics["seconds/start"] == 20
     assert r1.data.params["judge.some.strength"] == "1" and r1.data.params["parent"] == "r0"
+    assert [m.step for m in client.get_metric_history(r1.info.run_id, "pass_at_1")] == [1]
+    assert [m.step for m in client.get_metric_history(runs["r2"].info.run_id, "pass_at_1")] == [2]
+    first = sorted(r1.data.metrics)[:4]
+    assert all(name.startswith("_headline/") for name in first) and "_headline/pass_at_1" in r1.data.metrics
     curve = client.get_metric_history(train.info.run_id, "sft/loss")
     assert [(m.step, m.value) for m in sorted(curve, key=lambda m: m.step)] == [(s, 1 / (s + 1)) for s in range(50)]
 
@@ -99,7 +103,7 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
 
     version = client.get_model_version("toy", "2")
     assert version.source == (root / "data/round=r1/model").as_uri()
-    assert version.tags["digest"] == store.find(root, "r1", "model")[1].digest
+    assert version.tags["digest"] == champions.model_digest(root, "r1", store.manifests(root, "r1"))
     assert not list(root.glob("mlruns/**/config.json"))
 
 
@@ -179,7 +183,7 @@ def test_a_person_promotes_and_rolls_back(root):
         synthetic.make(root, PLAN, name, only=SHORT)
     record.record(root)
     assert champion(book(root)[0])[0] == "r2"
-    assert "champion is r1, version 2, before version 3" in record.promote(root, "r1")
+    assert "champion is r1, version 2 (it was r2, version 3), by" in record.promote(root, "r1")
     text = (root / record.DECISION).read_text()
     assert champion(book(root)[0])[0] == "r1" and "round: r1" in text
     record.promote(root, "r1")
@@ -191,6 +195,54 @@ def test_a_person_promotes_and_rolls_back(root):
     (root / record.DECISION).unlink()
     record.record(root)
     assert champion(book(root)[0])[0] == "r2"
+
+
+def test_an_incomplete_store_moves_nothing(root):
+    for name in ("r0", "r1", "r2"):
+        synthetic.make(root, PLAN, name)
+    record.record(root)
+    looks = (root / champions.LOOKS).read_text()
+    assert champion(book(root)[0])[0] == "r2"
+
+    place, output = store.find(root, "r2", "evals")
+    part = place / output.parts[0].file
+    part.rename(root / "part")
+    summary = record.record(root)
+    assert "champion stays as it is, for the store is incomplete: missing " in summary and str(part) in summary
+    (root / "part").rename(part)
+
+    manifests = root / "data/round=r2/manifests"
+    manifests.rename(root / "manifests")
+    assert "incomplete: missing the results of evaluate@r2 and 2 more" in record.record(root)
+    manifests.mkdir()
+    for path in (root / "manifests").iterdir():
+        if path.stem not in ("generate", "judge"):
+            shutil.copy(path, manifests)
+    assert "missing the manifest of r2's responses" in record.record(root)
+    assert champion(book(root)[0])[0] == "r2"
+    assert (root / champions.LOOKS).read_text() == looks
+    assert "champion is r1" in record.promote(root, "r1"), "a person may"
+
+
+def test_a_promotion_against_the_gates_is_told(root):
+    synthetic.make(root, PLAN, "r0", only=SHORT)
+    synthetic.make(root, PLAN, "r1", only=SHORT, promoted=False)
+    text = record.promote(root, "r1")
+    assert "Warning: r1 was held back by improves (refused by improves)" in text
+    assert champion(book(root)[0])[0] == "r1"
+    assert "Warning" not in record.promote(root, "r0")
+
+
+def test_a_version_says_what_it_is(root):
+    for name in ("r0", "r1"):
+        synthetic.make(root, PLAN, name, promoted=False, only={"train", "base", "evaluate"})
+    record.record(root)
+    text = "r1 from r0 by toy. pass@1 57.0 % (r0: 40.0 %)."
+    assert book(root)[0].get_model_version("toy", "2").description == text
+    synthetic.make(root, PLAN, "r1", promoted=False, only={"gate"})
+    record.record(root)
+    text = book(root)[0].get_model_version("toy", "2").description
+    assert text.startswith("r1 from r0 by toy. held back by improves (")
 
 
 def test_every_look_is_recorded_before_mlflow_is_asked(root, monkeypatch):

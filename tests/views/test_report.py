@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tasks.core import store
 from tasks.core.errors import StoreError
-from tasks.project import champion
+from tasks.project import champion, freshness
 from tasks.views import report
 
 NAMES = ("r0", "r1", "r2", "r3")
@@ -27,7 +27,8 @@ def made(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def plan(monkeypatch):
     monkeypatch.setattr(report, "load_params", lambda root: PLAN)
-    monkeypatch.setattr(champion, "plans", synthetic.plans)
+    for module in (champion, freshness):
+        monkeypatch.setattr(module, "plans", synthetic.plans)
 
 
 def printed(root, width, show=report.show):
@@ -157,3 +158,75 @@ def test_warnings_are_shown(tmp_path):
     synthetic.make(tmp_path, PLAN, "r0", warnings={"evaluate": ["3 answers were cut", "no [levels]"]})
     text = printed(tmp_path, 200)
     assert lines(text, "evaluate@r0:") == ["evaluate@r0: 3 answers were cut", "evaluate@r0: no [levels]"]
+
+
+# What is stale, and what is missing
+
+
+def edit_r2(monkeypatch):
+    """Plans after an edit of r2's judge."""
+
+    def edited(root, pipeline):
+        plans = synthetic.plans(root, pipeline)
+        judge = plans["r2", "judge"]
+        return plans | {("r2", "judge"): judge.model_copy(update={"members": {"other": {"strategy": "other"}}})}
+
+    monkeypatch.setattr(freshness, "plans", edited)
+
+
+def test_what_an_edit_made_stale_is_shown(made, monkeypatch):
+    assert "stale" not in printed(made, 120) + printed(made, 120, report.show_tree)
+    edit_r2(monkeypatch)
+    text, tree = printed(made, 200), printed(made, 200, report.show_tree)
+    assert cells(text, "stages  ") == ["current", "current", "8 stale", "2 stale"]
+    assert lines(text, "r2 is stale") == ["r2 is stale: judge (members edited) and what comes after; `flywheel run r2`"]
+    assert [" stale · " in line for line in tree.split("\n")[:4]] == [False, False, True, False]
+    assert lines(tree, "r3 is stale: prompts")
+
+
+def test_what_is_missing_is_shown(tmp_path):
+    for name in ("r0", "r1"):
+        synthetic.make(tmp_path, PLAN, name)
+    place, output = store.find(tmp_path, "r1", "responses")
+    (place / output.parts[0].file).unlink()
+    for show in (report.show, report.show_tree):
+        text = printed(tmp_path, 200, show)
+        assert lines(text, "r1 lacks") and "part-00000.parquet" in lines(text, "r1 lacks")[0]
+        assert "1 missing" in text
+
+
+def test_the_champion_and_the_round_that_a_person_promoted_are_in_the_table(made, tmp_path):
+    assert cells(printed(made, 120), "champion  ") == ["champion"]
+    for name in ("r0", "r1"):
+        synthetic.make(tmp_path, PLAN, name)
+    path = tmp_path / champion.DECISION
+    path.parent.mkdir(parents=True)
+    path.write_text("{round: r0, digest: abc, when: '2026-01-01', by: tom}")
+    assert cells(printed(tmp_path, 120), "champion  ") == ["by tom", "champion"]
+    assert " · promoted by tom · " in printed(tmp_path, 120, report.show_tree)
+
+
+def test_the_verdict_on_a_round_is_one_line(made):
+    first, second = (report.verdict_line(made, name) for name in ("r1", "r2"))
+    assert first.startswith("r1: promoted; pass@1 57.0 % (r0: 40.0 %); kept 6 of ")
+    assert first.endswith("; champion of r0: r1")
+    assert second.startswith("r2: held back by improves (refused by improves); pass@1 61.0 %")
+    assert "kept" not in report.verdict_line(made, "r0")
+
+
+def test_accuracies_below_the_parent_s_interval_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(synthetic.ACCURACY, "r2", 0.5)
+    for name in ("r0", "r1", "r2"):
+        synthetic.make(tmp_path, PLAN, name)
+    [worse] = [p for p in report.outcome(tmp_path, PLAN, PLAN.block("r2")) if p.startswith("below r1's interval: ")]
+    assert "pass_at_1/level_4" in worse and "greedy" in worse
+
+
+def test_prompts_are_counted_with_those_that_were_rejected(made):
+    facts = report.Facts(PLAN.block("r1"), {})
+    metrics = {"prompts": 700.0, "prompts_rejected/malformed": 618.0}
+    object.__setattr__(
+        facts, "stages", {"prompts": store.manifests(made, "r1")["prompts"].model_copy(update={"metrics": metrics})}
+    )
+    text = {line.label.strip(): line.cells[0] for group in report.groups([facts]) for line in group.lines}
+    assert [text[k].text for k in ("prompts written", "rejected: malformed", "used")] == ["1,318", "618", "700"]
