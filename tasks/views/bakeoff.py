@@ -310,8 +310,8 @@ Every recipe from the same base, on the same problems, with the same budget of g
 - the base: {sampled:.1f} % sampled pass@1, {greedy:.1f} % greedy
 
 Gains are in points against the base on the same held-out problems, with 95 % intervals over problems; what each seed alone
-gained in sampled pass@1 stands in the last column. ★: no other recipe gained
-as much with fewer tokens. Tokens are those generated to make data; seconds are of all stages but the exam, a process on one core.
+gained in sampled pass@1 stands in the last column. ★: no other recipe gained as much with fewer tokens. Tokens are those
+generated to make data; seconds are of all stages but the exam, a process on one core.
 
 {table}
 
