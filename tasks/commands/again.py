@@ -24,3 +24,13 @@ def replay(
     from tasks.views.replay import show
 
     raise typer.Exit(show(ROOT, round, stage, certificate))
+
+
+@app.command(rich_help_panel="Again")
+def preview(
+    round: Name, rows: Annotated[int, typer.Option("--rows", min=1, help="Prompts to make and answer.")] = 8
+) -> None:
+    """A round on a few prompts, without training: prompts, answers, verdicts, what is kept and why not, pairs, training rows."""
+    from tasks.views.preview import show
+
+    show(ROOT, round, rows)

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tasks.core import store
 from tasks.core.errors import FlywheelError, UnknownName
-from tasks.core.plan import FOLDER, TRANSPORT, Plan
+from tasks.core.plan import TRANSPORT, Plan
 from tasks.core.stage import stages
 from tasks.project import scratch
 from tasks.project.edit import STATE, lock
@@ -139,9 +139,7 @@ def _prepare(root: Path, made: dict[str, store.Manifest], then: store.Manifest, 
     others = [f"{own}/{n}" for s, m in made.items() if s != then.stage for n in (f"manifests/{s}.json", *m.outputs)]
     scratch.link(root, root / place, [TRANSPORT.as_posix(), *others])
     code = {f: store.sha256(root / f) for f in then.plan.code if (root / f).is_file()}
-    plan = root / place / FOLDER / then.round / f"{then.stage}.json"
-    plan.parent.mkdir(parents=True)
-    plan.write_text(then.plan.model_copy(update={"code": code}).text, encoding="utf-8")
+    scratch.write_plan(root / place, then.plan.model_copy(update={"code": code}))
 
 
 def _edited(root: Path, plan: Plan) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.core.errors import FlywheelError
+from tasks.core.plan import FOLDER, Plan
 from tasks.core.plugin import TASKS
 
 
@@ -26,6 +27,13 @@ def mirror(root: Path, place: Path, name: str) -> None:
     own = {"data", "data/plan", "data/cache", f"data/round={name}"}
     paths = (p.relative_to(root).as_posix() for folder in (root, root / "data") for p in folder.glob("[!.]*"))
     link(root, place, (path for path in paths if path not in own))
+
+
+def write_plan(place: Path, plan: Plan) -> None:
+    """Writes the plan of a stage, by which it then runs."""
+    path = place / FOLDER / plan.round / f"{plan.stage}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(plan.text, encoding="utf-8")
 
 
 def run_apart(cwd: Path, log: Path, module: str, *arguments: str, **environment: str) -> str | None:
