@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.core import store
 from tasks.core.plan import Plan
 from tasks.core.stage import stages
 from tasks.core.store import Manifest
+from tasks.project.champion import model, model_digest
 from tasks.project.params import EXAM
 from tasks.views import settings
 from tasks.views._diff_sides import Side
@@ -71,7 +73,7 @@ def compare(old: Side, new: Side) -> SettingsDiff:
         params=list(_params(old, new, *both)),
         strategies=named(lambda m: strategies(m.plan)),
         lineage=_recipe(old, new) + differences(_ancestors(old), _ancestors(new)),
-        models=differences(_models(old, both[0]), _models(new, both[1])),
+        models=_models(old, new, *both),
         code=named(lambda m: m.plan.code),
         files=named(lambda m: m.plan.files),
         libraries=named(lambda m: m.versions),
@@ -159,9 +161,26 @@ def _ancestors(side: Side) -> dict[str, str]:
     return {k: ancestors[k] for k in ANCESTORS if k in ancestors}
 
 
-def _models(side: Side, common: list[Manifest]) -> dict[str, str]:
-    """Digests by what the model is to the round; those of the round and its ancestors as `flywheel report` shows them."""
+def _models(old: Side, new: Side, before: list[Manifest], after: list[Manifest]) -> list[Difference]:
+    """The models that differ, by what each is to the round: its own, an ancestor that it read, one of the roster. They are
+    compared as they were written, and named by the digest of their weights, as rows carry it.
+    """
+    found = differences(_written(old, before), _written(new, after))
+    return [Difference(d.name, _weights(old, d.name, d.old), _weights(new, d.name, d.new)) for d in found]
+
+
+def _written(side: Side, common: list[Manifest]) -> dict[str, str]:
     output = side.output("model")
     read = {a.removesuffix("_model"): d for m in common for a, d in m.inputs.items() if a.endswith("_model")}
     roster = {n: v["digest"] for m in common for n, v in m.plan.models.items() if v.get("digest")}
     return ({"model": output.digest} if output else {}) | read | roster
+
+
+def _weights(side: Side, kind: str, written: str | None) -> str | None:
+    """The digest of a model's weights, while the project still has the version that was read; else that of its files."""
+    if kind == "model":
+        return model_digest(side.root, side.name, side.manifests) or written
+    owner, project = _ancestors(side).get(kind), side.project or side.root
+    manifests = store.manifests(project, owner) if owner else {}
+    output = model(manifests)
+    return model_digest(project, owner, manifests) if owner and output and output.digest == written else written

@@ -2,7 +2,7 @@
 
 The data of a revision are those that its dvc.lock names. They are taken from DVC's cache, after a fetch from the remote
 where the cache lacks some, and linked into a temporary folder that looks like a project; no file of the working tree is
-touched. Models are not fetched: their digests are in the manifests.
+touched. Weights are not fetched: their digests are in the manifests.
 """
 
 import json
@@ -37,6 +37,8 @@ class Side:
     manifests: dict[str, Manifest]
     block: Block | None = None
     """Its block of params.yaml; None where that no longer has it or cannot be read by this code."""
+    project: Path | None = None
+    """The project, where `root` is a revision's folder."""
 
     def output(self, table: str) -> store.Output | None:
         """The table's entry in the manifests; None where no stage has written it."""
@@ -98,15 +100,18 @@ def _current(root: Path, name: str) -> Side:
 def _at_revision(root: Path, folder: Path, label: str, name: str, revision: str) -> Side:
     with _repository(root, label) as repo:
         tree = _Tree(repo, label, revision)
-        digests = {path: digest for path, digest in tree.outs(name).items() if _is_wanted(path)}
+        outs = tree.outs(name)
+        digests = {path: digest for path, digest in outs.items() if _is_wanted(path)}
         _fetch_missing(repo, label, tree.sha, digests)
         for path, digest in digests.items():
             _link(repo, folder, path, digest)
+        if (model := outs.get(f"data/round={name}/model")) and _cached(repo, model).is_file():
+            _link_descriptions(repo, folder, f"data/round={name}/model", model)
         tree.copy_settings(folder)
     block = None
     with suppress(FlywheelError):  # written for another version of the code
         block = load_params(folder).blocks.get(name)
-    return Side(label, name, folder, store.manifests(folder, name), block)
+    return Side(label, name, folder, store.manifests(folder, name), block, root)
 
 
 @contextmanager
@@ -225,9 +230,19 @@ def _entries(place: Path, digest: str) -> dict[str, str]:
 
 
 def _link(repo: Any, folder: Path, path: str, digest: str) -> None:
-    place = _cached(repo, digest)
-    entries = {f"{path}/{file}": md5 for file, md5 in _entries(place, digest).items()} or {path: digest}
-    for file, md5 in entries.items():
+    entries = _entries(_cached(repo, digest), digest)
+    _link_files(repo, folder, {f"{path}/{file}": md5 for file, md5 in entries.items()} or {path: digest})
+
+
+def _link_descriptions(repo: Any, folder: Path, path: str, digest: str) -> None:
+    """Links what the cache has of a model beside its weights: pointer and adapter say what weights they stand for."""
+    entries = _entries(_cached(repo, digest), digest)
+    known = {f: md5 for f, md5 in entries.items() if f.endswith(".json") and _cached(repo, md5).is_file()}
+    _link_files(repo, folder, {f"{path}/{file}": md5 for file, md5 in known.items()})
+
+
+def _link_files(repo: Any, folder: Path, files: dict[str, str]) -> None:
+    for file, md5 in files.items():
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.symlink_to(_cached(repo, md5))

@@ -29,7 +29,6 @@ from tasks.views import _statements
 from tasks.views._diff_sides import open_sides
 from tasks.views._diff_summary import Version, changes, version
 from tasks.views._diff_tables import Database, TableDiff, open_database
-from tasks.views._printing import PRINTERS
 
 __all__ = ["Diff", "Version", "changes", "compare", "compare_table", "query", "show", "version"]
 EXAMPLES, EXAMPLES_OF_A_TABLE = 2, 5
@@ -122,7 +121,9 @@ def query(root: Path, old: str, new: str, sql: str, as_json: bool = False) -> No
         StoreError: when one side does not have a table that the query names.
         FlywheelError: for a statement that is not a query, and for DuckDB's errors.
     """
-    PRINTERS["json" if as_json else "table"](_steady(root, old, new, lambda: _query(root, old, new, sql)))
+    from tasks.views._printing import print_rows
+
+    print_rows(_steady(root, old, new, lambda: _query(root, old, new, sql)), "json" if as_json else "table")
 
 
 def _compare(root: Path, old: str, new: str, examples: int) -> Diff:

@@ -20,6 +20,7 @@ from tasks.core.frames import frame
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
 from tasks.project import plan
+from tasks.project.champion import model_digest
 from tasks.project.execute import run_stage
 from tasks.project.params import load_params, stages_of
 from tasks.views import diff
@@ -472,6 +473,20 @@ def test_a_version_in_which_nothing_differs(made):
     assert found.settings == SettingsDiff()
     assert all(counts(t)[2:] == (0, 0, 0) for t in found.tables.values())
     assert not (found.exams or found.verdicts or found.majorities or found.swaps)
+
+
+def test_models_are_named_by_the_digest_of_their_weights(made):
+    pointed_to = model_digest(made, "r2", store.manifests(made, "r2"))
+    manifest = store.manifests(made, "r2")["train"]
+    with store.writing(made, "r2", "train") as draft:
+        projects.stub_model(draft.new / "model", scale=2.0)
+        draft.describe_folder("model")
+        draft.commit(manifest.model_copy(update={"outputs": draft.outputs}))
+    trained = model_digest(made, "r2", store.manifests(made, "r2"))
+    [found] = diff.compare(made, "r2@HEAD", "r2").settings.models
+    assert (found.name, found.old, found.new) == ("model", pointed_to, trained)
+    [found] = [d for d in diff.compare(made, "r1", "r2").settings.models if d.name == "model"]
+    assert (found.old, found.new) == (pointed_to, trained)
 
 
 def lose(root, table):
