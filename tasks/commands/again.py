@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.commands import ROOT, Name
+from tasks.commands import ROOT, Name, Settings
 
 app = typer.Typer()
 
@@ -24,6 +24,32 @@ def replay(
     from tasks.views.replay import show
 
     raise typer.Exit(show(ROOT, round, stage, certificate))
+
+
+@app.command(rich_help_panel="Again")
+def whatif(
+    round: Name,
+    set_: Settings = None,
+    name: Annotated[str | None, typer.Option("--name", help="The new round's name (default: r2x for r2).")] = None,
+) -> None:
+    """A round once more with a change, under a new name: run, and compared with the old one. Answers that both ask for come from
+    the request cache.
+    """
+    from tasks.project import what_if
+
+    what = what_if.add(ROOT, round, set_ or [], name)
+    equal = f"; {', '.join(what.equal)} ask for the same answers" if what.equal else ""
+    typer.echo(
+        f"params.yaml has {what.new} now: {round} with {', '.join(what.settings)}. It changes {', '.join(what.changed)}{equal}."
+    )
+    from flows.round import run_round
+
+    run_round(what.new)
+    for stage, (then, now) in what_if.reused(ROOT, what).items():
+        typer.echo(f"{stage}: the same as in {round}, in {now:.1f} s instead of {then:.1f} s")
+    from tasks.views.diff import show
+
+    show(ROOT, round, what.new)
 
 
 @app.command(rich_help_panel="Again")
