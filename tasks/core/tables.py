@@ -9,6 +9,7 @@ write that breaks one fails with the offending rows named and leaves the old ver
 the tables that it writes, so an edit of one table makes only its writers stale.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,6 +17,56 @@ import pyarrow as pa
 CHAT = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SPANS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32())]))
 ID, TEXT, NUMBER, INTEGER, FLAG = pa.string(), pa.string(), pa.float64(), pa.int32(), pa.bool_()
+
+COMMON = {
+    "id": "hash of the row's content and of its parents' ids",
+    "member": "the name under which the recipe or exam has the strategy that made the row",
+    "prompt_id": "the prompt's `id`",
+    "response_id": "the response's `id`",
+    "critique_id": "the critique's `id`",
+    "chosen_id": "the `id` of the response or refinement that is preferred",
+    "rejected_id": "the `id` of the other one",
+    "item": "hash of the problem's content: the same in every round",
+    "problem": "the problem's text",
+    "prompt": "the chat that was sent",
+    "chosen": "the preferred completion, as a chat",
+    "rejected": "the other completion, as a chat",
+    "completion": "what is learned, as a chat",
+    "chosen_score": "the reward of the preferred one",
+    "rejected_score": "the reward of the other one",
+    "level": "difficulty, where the domain has levels",
+    "split": "frozen set: `validation`, `heldout` or `gold`",
+    "sample": "number of the draw, from 0",
+    "seed": "of the draw",
+    "response": "the answer's text",
+    "answer": "the final answer in canonical form; null where none was found",
+    "tokens": "tokens generated",
+    "prompt_tokens": "tokens of the prompt",
+    "finish_reason": "`stop`, or `length` where it was cut off",
+    "mean_logprob": "mean of log p(token), nats",
+    "reward": "whether this judge's score is the round's reward",
+    "rationale": "the judge's text",
+    "critique": "the critic's text",
+    "judge": "the judge's or critic's member",
+    "score": "the judge's score",
+    "verdict": "`pass`, `fail` or null",
+    "kept": "whether it is used further",
+    "refinements": "refinements that read the critique",
+    "successes": "those that reached the target",
+    "hinted": "whether a hint, reference answer or critique was in the context",
+    "model": "digest of the weights that wrote the row",
+    "error": "why the row cannot be used; null where it can",
+    "name": "of the measure, such as `pass_at_1`",
+    "value": "the measure's or gate's value",
+    "low": "lower end of the 95 % interval",
+    "high": "upper end of the 95 % interval",
+    "count": "items or answers that it was measured on",
+    "gate": "the gate's name; `all` is the decision of all together",
+    "passed": "whether the gate lets the round pass",
+    "threshold": "what the value is held against",
+    "reason": "why, in words",
+}
+"""What columns of these names hold where a table says nothing of its own."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +82,15 @@ class Table:
     """Description → SQL predicate that must be true of every row. Null fails, so a predicate that allows null says so."""
     metrics: str | None = None
     """SELECT over the table that returns rows of (metric name, value); runs when a stage has written the table."""
+    docs: dict[str, str] = field(default_factory=dict)
+    """Column → what it holds, for people: no part of the table's digest."""
 
 
-def _table(name: str, doc: str, columns: dict[str, pa.DataType], **more: object) -> Table:
-    return Table(name, doc, pa.schema(list(columns.items())), **more)  # type: ignore[arg-type]
+def _table(name: str, doc: str, columns: Mapping[str, pa.DataType | tuple[pa.DataType, str]], **more: object) -> Table:
+    typed = {column: value if isinstance(value, tuple) else (value, "") for column, value in columns.items()}
+    schema = pa.schema([(column, kind) for column, (kind, _) in typed.items()])
+    docs = {column: text or COMMON.get(column, "") for column, (_, text) in typed.items()}
+    return Table(name, doc, schema, docs=docs, **more)  # type: ignore[arg-type]
 
 
 prompts = _table(
@@ -46,11 +102,11 @@ prompts = _table(
         "problem": TEXT,
         "prompt": CHAT,
         "level": INTEGER,
-        "reference": TEXT,  # the right answer, only where a person gave one
-        "source": TEXT,  # `seed` or `model`
-        "parents": pa.list_(ID),  # the pool's problems that were shown to the author
-        "model": TEXT,  # digest of the author's weights
-        "error": TEXT,  # why it cannot be used: malformed, duplicate, contaminated …
+        "reference": (TEXT, "the right answer, only where a person gave one"),
+        "source": (TEXT, "`seed` or `model`"),
+        "parents": (pa.list_(ID), "the pool's problems that were shown to the author"),
+        "model": (TEXT, "digest of the author's weights"),
+        "error": (TEXT, "why it cannot be used: malformed, duplicate, contaminated …"),
     },
     checks={"usable or an error": "error is not null or (problem <> '' and len(prompt) > 0)"},
     metrics="""select 'prompts', count(*) from t where error is null
@@ -68,17 +124,17 @@ responses = _table(
         "sample": INTEGER,
         "seed": pa.int64(),
         "response": TEXT,
-        "answer": TEXT,  # the final answer in canonical form
+        "answer": (TEXT, "the final answer in canonical form"),
         "tokens": INTEGER,
         "prompt_tokens": INTEGER,
         "finish_reason": TEXT,
-        "logprob": NUMBER,  # sum of log p(token), nats
+        "logprob": (NUMBER, "sum of log p(token), nats"),
         "mean_logprob": NUMBER,
-        "entropy": NUMBER,  # mean over tokens, nats
-        "self_certainty": NUMBER,  # mean over tokens, nats
-        "hinted": FLAG,  # a hint, reference answer or critique was in the context
-        "author": TEXT,  # the name by which the round opened the model that answered: `parent`, `base`, a roster's …
-        "model": TEXT,  # digest of its weights
+        "entropy": (NUMBER, "mean over tokens, nats"),
+        "self_certainty": (NUMBER, "mean over tokens, nats"),
+        "hinted": (FLAG, "a hint, reference answer or critique was in the context"),
+        "author": (TEXT, "the name by which the round opened the model that answered: `parent`, `base`, a roster's …"),
+        "model": (TEXT, "digest of its weights"),
         "error": TEXT,
     },
     checks={
@@ -97,10 +153,10 @@ judgments = _table(
         "id": ID,
         "response_id": ID,
         "prompt_id": ID,
-        "member": TEXT,  # the judge
+        "member": (TEXT, "the judge"),
         "reward": FLAG,
-        "score": NUMBER,  # higher is better; the scale is the judge's
-        "verdict": TEXT,  # `pass`, `fail` or null where the judge only ranks
+        "score": (NUMBER, "higher is better; the scale is the judge's"),
+        "verdict": (TEXT, "`pass`, `fail` or null where the judge only ranks"),
         "rationale": TEXT,
         "error": TEXT,
     },
@@ -118,13 +174,16 @@ filtered = _table(
     "filtered",
     "Every response, kept or dropped, with reason and margin.",
     {
-        "id": ID,  # the response's
+        "id": (ID, "the response's"),
         "prompt_id": ID,
         "kept": FLAG,
-        "rank": INTEGER,  # its place among the kept ones of its prompt, 1 the best: whose answer is the prompt's target
-        "reason": TEXT,  # which rule dropped it; null when kept
-        "margin": NUMBER,  # by how much it missed that rule; the score's distance to the threshold when kept
-        "score": NUMBER,  # the reward
+        "rank": (
+            INTEGER,
+            "its place among the kept ones of its prompt, 1 the best: whose answer is the prompt's target",
+        ),
+        "reason": (TEXT, "which rule dropped it; null when kept"),
+        "margin": (NUMBER, "by how much it missed that rule; the score's distance to the threshold when kept"),
+        "score": (NUMBER, "the reward"),
     },
     checks={"kept or a reason": "kept = (reason is null)", "the kept are ranked": "kept = (rank is not null)"},
     metrics="""select 'kept', coalesce(sum(kept::int), 0) from t
@@ -139,11 +198,11 @@ critiques = _table(
         "member": TEXT,
         "response_id": ID,
         "prompt_id": ID,
-        "prompt": CHAT,  # the critic's
+        "prompt": (CHAT, "the critic's"),
         "critique": TEXT,
-        "wrong_step": INTEGER,  # from 1; null when none was named
-        "verdict": TEXT,  # of the critic on the answer
-        "target": TEXT,  # the answer that a refinement must reach
+        "wrong_step": (INTEGER, "from 1; null when none was named"),
+        "verdict": (TEXT, "of the critic on the answer"),
+        "target": (TEXT, "the answer that a refinement must reach"),
         "refinements": INTEGER,
         "successes": INTEGER,
         "kept": FLAG,
@@ -166,12 +225,12 @@ refinements = _table(
         "id": ID,
         "member": TEXT,
         "critique_id": ID,
-        "response_id": ID,  # the answer that was criticised
+        "response_id": (ID, "the answer that was criticised"),
         "prompt_id": ID,
         "sample": INTEGER,
         "response": TEXT,
         "answer": TEXT,
-        "success": FLAG,  # null when the refinement failed to be an answer
+        "success": (FLAG, "null when the refinement failed to be an answer"),
         "mean_logprob": NUMBER,
         "hinted": FLAG,
         "model": TEXT,
@@ -194,12 +253,12 @@ pairs = _table(
         "rejected_id": ID,
         "chosen_score": NUMBER,
         "rejected_score": NUMBER,
-        "chosen_model": TEXT,  # digest of the weights that wrote it
-        "rejected_model": TEXT,
-        "weight": NUMBER,  # of the pair in the loss
-        "smoothing": NUMBER,  # probability that the pair is the wrong way round
-        "judge": TEXT,  # whose scores these are: the round's reward
-        "source": TEXT,  # `responses` or `refinements`: where the chosen one comes from
+        "chosen_model": (TEXT, "digest of the weights that wrote the preferred one"),
+        "rejected_model": (TEXT, "digest of the weights that wrote the other one"),
+        "weight": (NUMBER, "of the pair in the loss"),
+        "smoothing": (NUMBER, "probability that the pair is the wrong way round"),
+        "judge": (TEXT, "whose scores these are: the round's reward"),
+        "source": (TEXT, "`responses` or `refinements`: where the chosen one comes from"),
     },
     checks={
         "chosen is better": "chosen_score > rejected_score",
@@ -218,19 +277,19 @@ training = _table(
         "id": ID,
         "member": TEXT,
         "prompt_id": ID,
-        "response_id": ID,  # of the response, refinement or critique that the completion is
-        "model": TEXT,  # digest of the weights that wrote the completion
-        "source": TEXT,  # `responses`, `refinements`, `critiques` or `replay`
+        "response_id": (ID, "of the response, refinement or critique that the completion is"),
+        "model": (TEXT, "digest of the weights that wrote the completion"),
+        "source": (TEXT, "`responses`, `refinements`, `critiques` or `replay`"),
         "prompt": CHAT,
         "completion": CHAT,
-        "weight": NUMBER,  # of the row in the loss
-        "tag": TEXT,  # put before the completion's text where a method asks for one
-        "label": FLAG,  # whether the completion is desirable; null where a method knows no such thing
-        "reward": NUMBER,  # as the round's judge scored it
-        "group": ID,  # rows that are compared with each other, as the samples of one prompt
-        "mask": SPANS,  # characters of the completion that the loss leaves out
-        "tokens": INTEGER,  # of prompt and completion together, as the start model's tokenizer counts them
-        "error": TEXT,  # why it is not trained on, such as `long: …`
+        "weight": (NUMBER, "of the row in the loss"),
+        "tag": (TEXT, "put before the completion's text where a method asks for one"),
+        "label": (FLAG, "whether the completion is desirable; null where a method knows no such thing"),
+        "reward": (NUMBER, "as the round's judge scored it"),
+        "group": (ID, "rows that are compared with each other, as the samples of one prompt"),
+        "mask": (SPANS, "characters of the completion that the loss leaves out"),
+        "tokens": (INTEGER, "of prompt and completion together, as the start model's tokenizer counts them"),
+        "error": (TEXT, "why it is not trained on, such as `long: …`"),
     },
     checks={"weight": "weight >= 0 and isfinite(weight)"},
     metrics="""select 'training_rows', count(*) from t where error is null
@@ -248,14 +307,14 @@ preferences = _table(
         "prompt_id": ID,
         "chosen_id": ID,
         "rejected_id": ID,
-        "source": TEXT,  # as in `pairs`
+        "source": (TEXT, "as in `pairs`"),
         "prompt": CHAT,
         "chosen": CHAT,
         "rejected": CHAT,
-        "weight": NUMBER,  # of the pair in the loss
-        "smoothing": NUMBER,  # probability that the pair is the wrong way round
-        "tokens": INTEGER,  # of the prompt and the longer completion
-        "error": TEXT,  # why it is not trained on
+        "weight": (NUMBER, "of the pair in the loss"),
+        "smoothing": (NUMBER, "probability that the pair is the wrong way round"),
+        "tokens": (INTEGER, "of the prompt and the longer completion"),
+        "error": (TEXT, "why it is not trained on"),
     },
     checks={
         "weight": "weight >= 0 and isfinite(weight)",
@@ -273,20 +332,20 @@ evals = _table(
     {
         "id": ID,
         "member": TEXT,
-        "item": ID,  # content hash of the problem: the same in every round
+        "item": (ID, "content hash of the problem: the same in every round"),
         "split": TEXT,
-        "mode": TEXT,  # `greedy`, `sampled`, `refined`
+        "mode": (TEXT, "`greedy`, `sampled`, `refined`"),
         "sample": INTEGER,
         "level": INTEGER,
         "problem": TEXT,
         "response": TEXT,
         "answer": TEXT,
-        "correct": FLAG,  # null when the answer could not be checked
-        "score": NUMBER,  # grade in [0, 1]: of the check, or of the examiner where nothing can be checked
+        "correct": (FLAG, "null when the answer could not be checked"),
+        "score": (NUMBER, "grade in [0, 1]: of the check, or of the examiner where nothing can be checked"),
         "mean_logprob": NUMBER,
-        "entropy": NUMBER,  # mean over tokens, nats
+        "entropy": (NUMBER, "mean over tokens, nats"),
         "tokens": INTEGER,
-        "model": TEXT,  # digest of the weights that answered
+        "model": (TEXT, "digest of the weights that answered"),
         "error": TEXT,
     },
     checks={
@@ -304,11 +363,11 @@ audits = _table(
         "item": ID,
         "level": INTEGER,
         "judge": TEXT,
-        "truth": FLAG,  # the answer is right
-        "true_step": INTEGER,  # its first wrong step
+        "truth": (FLAG, "the answer is right"),
+        "true_step": (INTEGER, "its first wrong step"),
         "score": NUMBER,
         "verdict": TEXT,
-        "wrong_step": INTEGER,  # as the critic located it
+        "wrong_step": (INTEGER, "as the critic located it"),
         "error": TEXT,
     },
     checks={"verdict": "verdict is null or verdict in ('pass', 'fail')"},
