@@ -1,5 +1,6 @@
 """Bad input: each gets one clear message and an exit code that is not 0, and nothing already made is lost."""
 
+import io
 import json
 import os
 import resource
@@ -243,6 +244,20 @@ def test_unknown_names(made, refused):
     assert not Path("x").exists()
 
 
+def test_a_query_from_a_file_or_from_standard_input(made, refused, flywheel, monkeypatch):
+    query = "select id from prompts order by id limit 1"
+    Path("query.sql").write_text(query)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(query))
+    printed = [
+        flywheel("sql", *arguments, "--format", "csv") for arguments in ((query,), ("--file", "query.sql"), ("-",))
+    ]
+    assert len(set(printed)) == 1 and printed[0][0] == 0
+    refused("sql", "select 1", "--file", "query.sql", words=["--file query.sql: ", "name one of both"])
+    refused("sql", "--file", "gone.sql", words=["--file gone.sql: cannot be read"])
+    code, printed = flywheel("sql", "--write-views", "views.duckdb")
+    assert (code, "are copies" in printed) == (0, True)
+
+
 def test_a_query_is_asked_for_and_an_id_is_traced(made, refused, flywheel):
     refused("sql", words=["name a query", "--write-views FILE"])
     refused("sql", "--write-views", "params.yaml", words=["params.yaml is another kind of file and stays as it is"])
@@ -255,7 +270,17 @@ def test_a_query_is_asked_for_and_an_id_is_traced(made, refused, flywheel):
 
 
 @pytest.mark.parametrize(
-    "command", [["plan"], ["run", "r1"], ["report"], ["record"], ["round", "list"], ["round", "show", "r1"], ["render"]]
+    "command",
+    [
+        ["plan"],
+        ["run", "r1"],
+        ["report"],
+        ["record"],
+        ["round", "list"],
+        ["round", "show", "r1"],
+        ["render"],
+        ["sql", "show tables"],
+    ],
 )
 def test_a_folder_that_is_no_project(tmp_path, monkeypatch, refused, command):
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """Commands that only read."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,30 +14,57 @@ app = typer.Typer()
 @app.command(rich_help_panel="Look")
 def sql(
     query: Annotated[
-        str | None, typer.Argument(help='A query, such as "select * from metrics"; `show tables` lists the views.')
+        str | None,
+        typer.Argument(
+            help='A query, such as "select * from metrics"; - reads it from standard input. "show tables" lists the tables, '
+            '"describe responses" says what each column of one holds.'
+        ),
     ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the query from this file.")] = None,
     format: Annotated[
-        Literal["table", "csv", "json"], typer.Option("--format", help="How rows are printed.")
+        Literal["table", "line", "csv", "json", "parquet"],
+        typer.Option(
+            "--format",
+            help="How rows are printed; a table wider than the terminal is printed as line: a line a column.",
+        ),
     ] = "table",
     out: Annotated[Path | None, typer.Option("--out", help="Write the rows to this Parquet file instead.")] = None,
     allow_files: Annotated[
         bool, typer.Option("--allow-files", help="Let the query read files outside the project, and addresses.")
     ] = False,
     write_views: Annotated[
-        Path | None, typer.Option("--write-views", help="Make a small .duckdb file of views for other clients.")
+        Path | None,
+        typer.Option(
+            "--write-views", help="Make a small .duckdb file of views for other clients, DuckDB 1.0 or later."
+        ),
     ] = None,
 ) -> None:
     """Query the tables of all rounds with SQL (DuckDB)."""
     from tasks.core.errors import FlywheelError
     from tasks.views import catalog
 
-    if not query and not write_views:
+    text = _query_text(query, file)
+    if not text and not write_views:
         raise FlywheelError('name a query, as in `flywheel sql "show tables"`, or --write-views FILE')
     if write_views:
         catalog.write_views(ROOT, write_views)
-        typer.echo(f"{write_views}: views of all rounds")
-    if query:
-        catalog.show(ROOT, query, format, out, allow_files)
+        typer.echo(
+            f"{write_views}: views of all rounds. rounds, stages and metrics are copies: write it again after the next run"
+        )
+    if text:
+        catalog.show(ROOT, text, format, out, allow_files)
+
+
+def _query_text(query: str | None, file: Path | None) -> str | None:
+    """The query itself, or that of a file or of standard input."""
+    from tasks.core.errors import FlywheelError
+
+    if query and file:
+        raise FlywheelError(f"--file {file}: there is a query beside it; name one of both")
+    try:
+        return file.read_text(encoding="utf-8") if file else sys.stdin.read() if query == "-" else query
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlywheelError(f"--file {file}: cannot be read: {error}") from None
 
 
 @app.command(rich_help_panel="Look")
@@ -54,6 +82,22 @@ def trace(
     from tasks.views.trace import show
 
     show(ROOT, id, round, as_json, full)
+
+
+@app.command(rich_help_panel="Look")
+def verify(
+    rounds: Annotated[
+        list[str] | None, typer.Argument(help="Bases and rounds; all that are stored by default.")
+    ] = None,
+    provenance: Annotated[
+        bool,
+        typer.Option("--provenance", help="Also walk every training row and preference back to seeds and weights."),
+    ] = False,
+) -> None:
+    """Compare every stored file with its manifest and with dvc.lock; name what is changed, missing or extra."""
+    from tasks.views.verify import show
+
+    raise typer.Exit(show(ROOT, rounds or [], provenance))
 
 
 @app.command(rich_help_panel="Look")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -24,63 +24,23 @@ import pyarrow.parquet as pq
 
 from tasks.core import store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
-from tasks.core.plan import Plan
-from tasks.core.store import Manifest, Output
+from tasks.core.store import Output
 from tasks.core.tables import TABLES, Table
 from tasks.project import params
-from tasks.project.champion import model_digest
 from tasks.views import _statements
-from tasks.views._printing import PRINTERS
-
-Rounds = dict[str, dict[str, Manifest]]
-"""Round → stage → manifest, in the order of params.yaml; rounds that are only on disk come last."""
+from tasks.views._printing import Format, print_rows
+from tasks.views._summaries import DOCS, Rounds, summaries
 
 T = TypeVar("T")
-Format = Literal["table", "csv", "json"]
-
-TEXT, INTEGER, NUMBER, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-ROUNDS = pa.schema(
-    {
-        "round": TEXT,
-        "kind": TEXT,  # `base` or `round`; null when params.yaml no longer has it
-        "parent": TEXT,
-        "base": TEXT,
-        "recipe": TEXT,
-        "anchor": TEXT,
-        "seed": INTEGER,
-        "domain": TEXT,
-        "engine": TEXT,
-        "strategies": pa.map_(TEXT, TEXT),  # by stage; those of several members are joined by ` + `
-        "model": TEXT,  # digest of the weights, as rows carry it
-        "promoted": FLAG,  # whether its gates promoted it; null before they have run
-        "stages": INTEGER,  # number that have run
-        "finished": TEXT,  # the last of them, ISO 8601, UTC
-    }
-)
-STAGES = pa.schema(
-    {
-        "round": TEXT,
-        "stage": TEXT,
-        "rows": INTEGER,  # written, over all its tables
-        "prompt_tokens": INTEGER,
-        "completion_tokens": INTEGER,
-        "requests": INTEGER,
-        "seconds": NUMBER,  # all of them; `start_seconds` is the part that is process start-up and model loading
-        "start_seconds": NUMBER,
-        "model_seconds": NUMBER,  # generating, scoring, training
-        "run_seconds": NUMBER,
-        "write_seconds": NUMBER,
-        "started": TEXT,
-        "finished": TEXT,
-    }
-)
-METRICS = pa.schema({"round": TEXT, "stage": TEXT, "name": TEXT, "value": NUMBER})
+STORAGE = "storage_compatibility_version"
+"""DuckDB's setting of the format of a file."""
 
 
 def connect(root: Path) -> duckdb.DuckDBPyConnection:
     """Connects to an in-memory database with the views over all rounds of the project at `root`.
 
     Raises:
+        ParamsError: when the folder is no project.
         StoreError: when a file of a manifest is missing, truncated, or not Parquet.
     """
     con = duckdb.connect(config={"python_enable_replacements": False})  # a name is a table's, never a variable's
@@ -92,11 +52,13 @@ def query(root: Path, sql: str, allow_files: bool = False) -> pa.Table:
     """Runs one or several queries over all rounds; returns the rows of the last.
 
     Verifies the digests of the tables that a query names. A second column of the same name gets a number as suffix. Files
-    of the project can be read too (`read_csv('notes.csv')`); files outside and URLs need `allow_files`.
+    of the project can be read too (`read_csv('notes.csv')`); files outside and URLs need `allow_files`. `show tables` and
+    `describe TABLE` say what each table and column holds.
 
     Raises:
+        ParamsError: when the folder is no project.
         StoreError: when a file of these tables was changed.
-        UnknownName: for an unknown table, with the nearest names.
+        UnknownName: for an unknown table or column, with the nearest names.
         FlywheelError: for a statement that is not a query; for any other error, with DuckDB's message.
     """
     return consistently(root, lambda: _run(root, sql, allow_files))
@@ -117,8 +79,20 @@ def _run(root: Path, sql: str, allow_files: bool) -> pa.Table:
         result = con.sql(sql)
         rows = pa.table({}) if result is None else result.to_arrow_table()
     except duckdb.Error as error:
-        raise _flywheel_error(error) from None
-    return rows.rename_columns(_unique(rows.column_names))
+        raise _flywheel_error(error, sql) from None
+    return _explained(rows.rename_columns(_unique(rows.column_names)), sql)
+
+
+def _explained(rows: pa.Table, sql: str) -> pa.Table:
+    """The rows of `show tables` and `describe TABLE` with what each table and column holds."""
+    words = sql.strip().rstrip(";").lower().split()
+    if words == ["show", "tables"]:
+        return rows.append_column("holds", pa.array([DOCS[name][0] for name in rows["name"].to_pylist()], pa.string()))
+    if len(words) == 2 and words[0] in ("describe", "desc") and words[1] in DOCS:
+        docs = DOCS[words[1]][1]
+        holds = [docs.get(name, "") for name in rows["column_name"].to_pylist()]
+        return rows.select(["column_name", "column_type"]).append_column("holds", pa.array(holds, pa.string()))
+    return rows
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -136,18 +110,20 @@ def show(root: Path, sql: str, format: Format = "table", out: Path | None = None
     Raises:
         FlywheelError: when `out` cannot be written, belongs to the project, or is another kind of file.
     """
-    if out is not None:
-        _refuse_own(root, out)
+    if out is None:
+        print_rows(query(root, sql, allow_files), format)
+        return
+    if format not in ("table", "parquet"):
+        raise FlywheelError(f"--out {out} writes Parquet; for {format} write `--format {format} > FILE`")
+    _refuse_own(root, out)
     rows = query(root, sql, allow_files)
-    if out is not None:
-        _write_parquet(rows, out)
-        print(f"{out}: {rows.num_rows} rows")
-    else:
-        PRINTERS[format](rows)
+    _write_parquet(rows, out)
+    print(f"{out}: {rows.num_rows} rows")
 
 
 def write_views(root: Path, file: Path) -> None:
-    """Writes a small DuckDB file of the views for other clients; replaces an older one atomically.
+    """Writes a small DuckDB file of the views for other clients, in the format that every DuckDB from 1.0 on opens; replaces
+    an older one atomically.
 
     The views name their Parquet files by absolute path, so they work from any folder of this machine; `rounds`, `stages`
     and `metrics` are copies. Neither includes later runs: write the file again then.
@@ -160,7 +136,7 @@ def write_views(root: Path, file: Path) -> None:
 
 
 def _write_views(root: Path, file: Path) -> None:
-    with _replacing(file, b"DUCK") as new, duckdb.connect(new) as con:
+    with _replacing(file, b"DUCK") as new, duckdb.connect(new, config={STORAGE: "v1.0.0"}) as con:
         _build(con, root)
 
 
@@ -168,7 +144,7 @@ def _write_views(root: Path, file: Path) -> None:
 
 
 def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    content = params.plain(params.read(root)) if (root / params.FILE).is_file() else {}
+    content = params.plain(params.read(root))
     rounds = _rounds(root, content)
     for table in TABLES.values():
         query = _select(con, root, table, rounds)
@@ -179,19 +155,10 @@ def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
             raise StoreError(
                 f"table {table.name} cannot be read: {error}; run the stage that writes it again"
             ) from None
-    _create(con, "rounds", [_round_row(root, n, m, content) for n, m in rounds.items()], ROUNDS)
-    stages = [m for manifests in rounds.values() for m in sorted(manifests.values(), key=lambda m: m.finished)]
-    _create(con, "stages", [_stage_row(m) for m in stages], STAGES)
-    metrics = [
-        {"round": m.round, "stage": m.stage, "name": n, "value": v} for m in stages for n, v in m.metrics.items()
-    ]
-    _create(con, "metrics", metrics, METRICS)
-
-
-def _create(con: duckdb.DuckDBPyConnection, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    con.register("_rows", pa.Table.from_pylist(rows, schema))
-    con.execute(f"create table {name} as from _rows")
-    con.unregister("_rows")
+    for name, rows in summaries(root, content, rounds).items():
+        con.register("_rows", rows)
+        con.execute(f"create table {name} as from _rows")
+        con.unregister("_rows")
 
 
 def _rounds(root: Path, content: dict[str, Any]) -> Rounds:
@@ -252,63 +219,27 @@ def _all_parts(root: Path) -> Iterator[Path]:
                 yield from _parts(root, name, table, manifest.outputs[table])
 
 
-def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: dict[str, Any]) -> dict[str, Any]:
-    kind = next((k for k in ("bases", "rounds") if name in (content.get(k) or {})), None)
-    block = content[kind][name] or {} if kind else {}
-    plans = sorted((m.plan for m in manifests.values()), key=lambda p: (p.stage in params.EXAM, p.stage))
-    base = (content.get("bases") or {}).get(block.get("base", name) if kind == "rounds" else name) or {}
-    promoted = [m.metrics["promoted"] > 0 for m in manifests.values() if "promoted" in m.metrics]
-    default = (content.get("defaults") or {}).get("recipe", params.Defaults().recipe)
-    return {
-        "round": name,
-        "kind": kind.removesuffix("s") if kind else None,
-        "parent": block.get("parent"),
-        "base": block.get("base") if kind == "rounds" else name if kind else None,
-        "recipe": block.get("recipe", default) if kind == "rounds" else None,
-        "anchor": block.get("anchor"),
-        "seed": block.get("seed", next((p.seed for p in plans if p.seed is not None), None)),
-        "domain": _first_strategy([p.domain for p in plans] + [base.get("domain")]),
-        "engine": _first_strategy([p.engine for p in plans] + [base.get("engine")]),
-        "strategies": [(p.stage, _strategies(p)) for p in plans if p.members],
-        "model": model_digest(root, name, manifests),
-        "promoted": promoted[0] if promoted else None,
-        "stages": len(manifests),
-        "finished": max((m.finished for m in manifests.values()), default=None),
-    }
-
-
-def _first_strategy(blocks: list[Any]) -> str | None:
-    """The strategy of the first block that names one."""
-    return next((b["strategy"] for b in blocks if isinstance(b, dict) and "strategy" in b), None)
-
-
-def _strategies(plan: Plan) -> str:
-    """A stage's strategies, each after its member's name where that differs."""
-    names = {m: values.get("strategy", m) for m, values in plan.members.items()}
-    return " + ".join(m if m == strategy else f"{m} ({strategy})" for m, strategy in names.items())
-
-
-def _stage_row(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "round": manifest.round,
-        "stage": manifest.stage,
-        "rows": sum(o.rows or 0 for o in manifest.outputs.values()),
-        **{k: manifest.tokens.get(k, 0) for k in ("prompt_tokens", "completion_tokens", "requests")},
-        "seconds": sum(manifest.seconds.values()),
-        **{f"{k}_seconds": manifest.seconds.get(k) for k in ("start", "model", "run", "write")},
-        "started": manifest.started,
-        "finished": manifest.finished,
-    }
-
-
 # Errors and files
 
 
-def _flywheel_error(error: duckdb.Error) -> FlywheelError:
-    missing = re.search(r"Table with name (\S+) does not exist", str(error))
-    if missing:
-        return UnknownName("table", missing[1], [*TABLES, "rounds", "stages", "metrics"], "sql")
-    return FlywheelError(f"sql: {str(error).strip()}")
+def _flywheel_error(error: duckdb.Error, sql: str) -> FlywheelError:
+    text = str(error)
+    if missing := re.search(r"Table with name (\S+) does not exist", text):
+        return UnknownName("table", missing[1], DOCS, "sql")
+    column = re.search(r'Referenced column "(\w+)" not found|does not have a column named "(\w+)"', text)
+    if column:
+        return _unknown_column(column[1] or column[2], {word.lower() for word in re.findall(r"\w+", sql)})
+    return FlywheelError(f"sql: {text.strip()}")
+
+
+def _unknown_column(name: str, words: set[str]) -> FlywheelError:
+    """Suggests the nearest columns of the tables that a query names, and the tables that have one of this name."""
+    named = [table for table in DOCS if table in words]
+    where = f"sql, {', '.join(named)}" if named else "sql"
+    owners = [table for table, (_, columns) in DOCS.items() if name.lower() in columns]
+    if owners:
+        return FlywheelError(f"{where}: there is no column {name!r} here; {', '.join(owners)} have one")
+    return UnknownName("column", name, {column for table in named for column in DOCS[table][1]}, where)
 
 
 def _refuse_own(root: Path, file: Path) -> None:

@@ -102,6 +102,7 @@ def test_tables_and_folders_are_read_whole(tmp_path):
 
 
 def test_sql_sees_one_version_of_all_tables(tmp_path):
+    (tmp_path / "params.yaml").write_text("bases: {}")
     sql = """select id from training union all select id from preferences
              union all select cast(value as int)::varchar from metrics where name = 'version'"""
     with writer(tmp_path):
@@ -109,6 +110,8 @@ def test_sql_sees_one_version_of_all_tables(tmp_path):
 
 
 def test_views_a_trace_and_the_doctor_find_nothing_broken(tmp_path):
+    (tmp_path / "params.yaml").write_text("bases: {}")
+
     def read():
         catalog.write_views(tmp_path, tmp_path / "views.duckdb")
         steps = catalog.consistently(tmp_path, lambda: _first_trace(tmp_path))

@@ -2,20 +2,25 @@ import csv
 import io
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from tasks.core import models, store
 from tasks.core.errors import FlywheelError, ParamsError, StoreError, UnknownName
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
-from tasks.views import catalog
+from tasks.project.plan import table_digest
+from tasks.views import _printing, _summaries, catalog
 from tasks.views.trace import show, trace
 
 PARAMS = """
@@ -122,6 +127,7 @@ def test_every_table_is_a_view_with_its_columns_and_the_round_in_front(root: Pat
 
 
 def test_a_project_without_anything_has_the_views_too(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("bases: {}")
     for name in [*TABLES, "rounds", "stages", "metrics"]:
         assert ask(tmp_path, f"select count(*) from {name}") == [(0,)]
 
@@ -225,7 +231,12 @@ def test_stages_and_metrics(root: Path) -> None:
     [
         ("from promts", "there is no table 'promts'; did you mean 'prompts'"),
         ("from metric", "did you mean 'metrics'"),
-        ("select promt from prompts", "Candidate bindings"),
+        ("select promt from prompts", "sql, prompts: there is no column 'promt'; did you mean 'prompt'"),
+        ("select p.sorce from prompts p", "there is no column 'sorce'; did you mean 'source'"),
+        (
+            "select score from responses",
+            "responses: there is no column 'score' here; judgments, filtered, evals, audits have",
+        ),
         ("selec 1", "syntax error"),
         ("select 'x'::int", "Could not convert"),
         ("insert into prompts (id) values ('x')", "INSERT is not a query"),
@@ -360,13 +371,13 @@ def test_a_variable_of_the_program_is_no_table(root: Path) -> None:
 # What is printed and written
 
 
-def test_tables_are_cut_and_csv_and_json_are_not(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_cut_where_no_person_reads(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sql = "select id, prompt, 1 / 3 as third, null as none, repeat('x', 100) as long from prompts order by id"
     catalog.show(root, sql)
     shown = capsys.readouterr().out
     assert "0.333333" in shown
-    assert "x" * 59 + "…" in shown
-    assert "2 rows" in shown
+    assert "x" * 100 in shown and "2 rows" in shown
+    assert len({len(line) for line in shown.splitlines()[:-1]}) == 1, "a row is a line"
     catalog.show(root, sql, "csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [r["id"] for r in rows] == ["p0", "p1"]
@@ -378,21 +389,88 @@ def test_tables_are_cut_and_csv_and_json_are_not(root: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)[0]["strategies"]["prompts"] == "pool"
 
 
-@pytest.mark.parametrize("format", ["table", "csv", "json"])
+@pytest.mark.parametrize("format", ["table", "line", "csv", "json"])
 def test_a_statement_without_rows_prints_none(
     root: Path, format: catalog.Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
     catalog.show(root, "", format)
     catalog.show(root, "from evals", format)
-    assert "round" in capsys.readouterr().out or format == "json"
+    assert "round" in capsys.readouterr().out or format in ("line", "json")
 
 
-def test_many_rows_are_counted_and_not_all_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    catalog.show(root, "from range(205)")
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A terminal of 80 by 24, and what is printed on it."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=80, height=24)
+    monkeypatch.setattr(_printing, "_console", lambda: console)
+    monkeypatch.setattr(click, "echo_via_pager", lambda text: out.write(f"paged\n{text}"))
+    return out
+
+
+def test_many_rows_are_counted_and_not_all_shown_on_a_terminal(root: Path, terminal: io.StringIO) -> None:
+    catalog.show(root, "from range(1205)")
+    shown = terminal.getvalue()
+    assert shown.startswith("paged\n")
+    assert "1205 rows, the last 205 not shown" in shown
+    assert " 999 " in shown and " 1000 " not in shown
+
+
+def test_all_rows_are_printed_into_a_pipe(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.show(root, "from range(1205)")
     shown = capsys.readouterr().out
-    assert "205 rows, the last 5 not shown" in shown
-    assert "199" in shown
-    assert "204" not in shown.replace("205", "")
+    assert " 1204 " in shown and shown.endswith("1205 rows\n")
+
+
+def test_rows_that_are_too_wide_for_the_terminal_are_a_line_a_column(root: Path, terminal: io.StringIO) -> None:
+    catalog.show(root, "select id, repeat('x', 200) as long, prompt from prompts order by id limit 1")
+    shown = terminal.getvalue().splitlines()
+    assert shown[:2] == ["row 1", "id      p0"]
+    assert "".join(line[8:] for line in shown[2:5]) == "x" * 200
+    assert shown[5:] == ["prompt  user: What's 1 + 1?", "1 row"]
+    assert max(map(len, shown)) <= 80
+
+
+def test_a_table_wraps_its_texts_before_it_gives_up(root: Path, terminal: io.StringIO) -> None:
+    catalog.show(root, "describe responses")
+    shown = terminal.getvalue()
+    assert "┃ holds" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_line_a_column_can_be_asked_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog.show(root, "select round, id from prompts order by all", "line")
+    assert capsys.readouterr().out == "row 1\nround  r0\nid     p0\nrow 2\nround  r1\nid     p1\n2 rows\n"
+
+
+def test_every_table_and_column_says_what_it_holds(root: Path) -> None:
+    assert {row["name"]: row["holds"] for row in catalog.query(root, "show tables;").to_pylist()} == {
+        name: doc for name, (doc, _) in _summaries.DOCS.items()
+    }
+    for name in _summaries.DOCS:
+        rows = catalog.query(root, f"DESCRIBE {name}").to_pylist()
+        assert [row["column_name"] for row in rows] == list(_summaries.DOCS[name][1])
+        assert all(row["holds"] for row in rows), name
+
+
+def test_what_a_column_holds_is_no_part_of_the_plan() -> None:
+    table = TABLES["prompts"]
+    assert table_digest(replace(table, docs={})) == table_digest(table)
+
+
+def test_rows_are_printed_as_parquet(root: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    catalog.show(root, "select id, prompt from prompts order by id", "parquet")
+    sys.stdout.flush()
+    rows = pq.read_table(pa.BufferReader(capfdbinary.readouterr().out)).to_pylist()
+    assert rows[1] == {"id": "p1", "prompt": CHAT}
+
+
+def test_a_folder_that_is_no_project_has_no_views(tmp_path: Path) -> None:
+    for act in (catalog.query, catalog.show):
+        with pytest.raises(ParamsError, match=rf"there is no params\.yaml in {tmp_path}"):
+            act(tmp_path, "show tables")
+    with pytest.raises(ParamsError, match="there is no params"):
+        catalog.write_views(tmp_path, tmp_path / "views.duckdb")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_markup_in_a_cell_is_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,6 +487,8 @@ def test_rows_are_written_to_parquet(root: Path, tmp_path: Path, capsys: pytest.
     assert "2 rows" in capsys.readouterr().out
     with pytest.raises(FlywheelError, match="cannot be written"):
         catalog.show(root, "select 1", out=tmp_path / "absent" / "out.parquet")
+    with pytest.raises(FlywheelError, match="--format csv > FILE"):
+        catalog.show(root, "select 1", "csv", out=out)
 
 
 def test_another_client_reads_the_views_from_anywhere(
@@ -425,6 +505,7 @@ def test_another_client_reads_the_views_from_anywhere(
         kinds = dict(con.execute("select table_name, table_type from information_schema.tables").fetchall())
     assert {kinds[n] for n in TABLES} == {"VIEW"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
+    assert file.read_bytes()[12] == 64, "the version of the format that DuckDB 1.0 writes"
 
 
 def test_views_that_cannot_be_written_leave_the_old_file(root: Path, tmp_path: Path) -> None:
@@ -437,7 +518,8 @@ def test_views_that_cannot_be_written_leave_the_old_file(root: Path, tmp_path: P
     assert file.read_bytes() == old
     assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
     with pytest.raises(FlywheelError, match="cannot be written"):
-        catalog.write_views(tmp_path / "it's=here" / "none", tmp_path / "absent" / "views.duckdb")
+        (root / "data").rename(root / "gone")
+        catalog.write_views(root, tmp_path / "absent" / "views.duckdb")
 
 
 def test_no_file_of_another_kind_is_replaced(root: Path, tmp_path: Path) -> None:
