@@ -15,7 +15,11 @@ def replay(
     round: Name,
     stage: Annotated[str | None, typer.Option("--stage", help="This stage alone.")] = None,
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="Where to write it (default: .flywheel/replay/ROUND.json).")
+        Path | None,
+        typer.Option(
+            "--certificate",
+            help="Where to write it (default: .flywheel/replay/r2.json for r2, r2-train.json for one stage).",
+        ),
     ] = None,
 ) -> None:
     """Run the stages of a round again from their stored inputs, and certify that they give the same bytes; exit code 1 when
@@ -38,18 +42,19 @@ def whatif(
     from tasks.project import what_if
 
     what = what_if.add(ROOT, round, set_ or [], name)
-    equal = f"; {', '.join(what.equal)} ask for the same answers" if what.equal else ""
-    typer.echo(
-        f"params.yaml has {what.new} now: {round} with {', '.join(what.settings)}. It changes {', '.join(what.changed)}{equal}."
-    )
+    equal = f"; {', '.join(what.equal)} will ask for what the request cache has" if what.equal else ""
+    typer.echo(f"params.yaml has {what.new} now: {round} with {', '.join(what.settings)}.")
+    typer.echo(f"It changes {', '.join(what.changed)}{equal}.")
     from flows.round import run_round
 
     run_round(what.new)
-    for stage, (then, now) in what_if.reused(ROOT, what).items():
-        typer.echo(f"{stage}: the same as in {round}, in {now:.1f} s instead of {then:.1f} s")
+    if equal_stages := what_if.reused(ROOT, what):
+        then, now = (sum(seconds) for seconds in zip(*equal_stages.values(), strict=True))
+        typer.echo(f"the same bytes as in {round}: {', '.join(equal_stages)}, in {now:.1f} s instead of {then:.1f} s")
     from tasks.views.diff import show
 
     show(ROOT, round, what.new)
+    typer.echo(f"`flywheel round remove {what.new}` takes it out of params.yaml again.")
 
 
 @app.command(rich_help_panel="Again")

@@ -1,7 +1,8 @@
 """What-if rounds: a round once more under another name, with a change. Parent, recipe, anchor, seed and all other settings
 are the same, so what differs between the two is the change's doing.
 
-The new round is one of params.yaml as any other. A stage whose plan and inputs are equal to the old round's sends equal
+The new round is one of params.yaml as any other: where its gates promote it, its test against the champion is a look at the
+validation set. A stage whose plan and inputs are equal to the old round's sends equal
 requests, which the request cache answers.
 """
 

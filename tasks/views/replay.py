@@ -26,7 +26,7 @@ def show(root: Path, name: str, stage: str | None = None, file: Path | None = No
             if number < len(chosen):
                 status.update(f"{chosen[number]}@{name} …")
     found = replays.certificate(name, results)
-    file = file or root / PLACE / f"{name}.json"
+    file = file or root / PLACE / f"{'-'.join(filter(None, (name, stage)))}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     console.print(_summary(results), style="bold")

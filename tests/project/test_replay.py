@@ -101,7 +101,7 @@ def test_the_command_prints_verdicts_writes_the_certificate_and_tells_by_its_exi
     assert "different" in done.output
     assert "edited since: tasks/filter/threshold.py" in done.output
     assert "The first that differs is filter." in done.output
-    [stage] = json.loads((made / ".flywheel/replay/r2.json").read_text())["stages"]
+    [stage] = json.loads((made / ".flywheel/replay/r2-filter.json").read_text())["stages"]
     assert stage["difference"]["output"] == "filtered"
     assert stage["difference"]["column"] == "margin"
 

@@ -51,8 +51,8 @@ def test_the_command_runs_it_says_what_was_reused_and_shows_what_differs(made, m
     monkeypatch.setattr(flow, "run_round", run)
     done = CliRunner().invoke(app, ["whatif", "r2", "--set", CHANGE, "--name", "strict"])
     assert done.exit_code == 0, done.output
-    assert f"params.yaml has strict now: r2 with {CHANGE}. It changes filter" in done.output
-    assert "generate: the same as in r2, in " in done.output
+    assert f"params.yaml has strict now: r2 with {CHANGE}.\nIt changes filter; prompts, generate, judge" in done.output
+    assert "the same bytes as in r2: prompts, generate, judge" in done.output
     assert "r2 → strict" in done.output
     assert "min_reward" in done.output.split("r2 → strict")[1]
 
