@@ -1,5 +1,7 @@
 """What running stages would ask of their engines, before it is asked."""
 
+import gzip
+
 import projects
 import pytest
 
@@ -82,6 +84,36 @@ def test_only_the_likeliest_answers_are_judged_where_a_judge_says_so():
     assert asked("judge", judge=judge) == (200, 200 * 20)
     jury = {"strategy": "jury", "models": ["a", "b", "c"], "samples": 2, "max_tokens": 10}
     assert asked("judge", judge=judge | {"panel": jury}) == (200 + 400 * 3 * 2, 200 * 20 + 400 * 3 * 2 * 10)
+
+
+def test_a_file_of_prompts_has_no_more_of_them_than_lines(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"problem": "a"}\n\n{"problem": "b"}\n{"problem": "c"}\n')
+    with gzip.open(tmp_path / "more.jsonl.gz", "wb") as file:
+        file.write(b'{"problem": "d"}\n' * 5)
+    for name, count, prompts in (("mine.jsonl", 1000, 3), ("more.jsonl.gz", 2, 2), ("gone.jsonl", 7, 7)):
+        values = VALUES | {"prompts": {"seeds": {"path": name, "count": count}}}
+        assert volume(stages()["generate"], values, tmp_path).requests == prompts * 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "members", "requests"),
+    [
+        ("generate", {"hint": {"samples": 4}}, 100 * 8),
+        ("generate", {"teacher": {"samples": 4, "model": "base", "answers": 2}}, 100 * 6),
+        ("generate", {"guided": {"samples": 4, "teachers": ["base", "anchor"]}}, 100 * 8),
+        ("generate", {"feedback": {"samples": 4, "teacher": "base"}}, 100 * 12),
+        ("judge", {"win_rate": {}}, 100 * 12),
+        ("judge", {"win_rate": {"opponents": 1}}, 100 * 8),
+        ("judge", {"self_agreement": {}}, 100),
+        ("judge", {"principles": {"samples": 3, "group": 3}}, 100 * 6),
+        ("filter", {"representation": {"count": 10}}, 400),
+        ("evaluate", {"roles": {"problems": 10, "roles": ["solve", "judge"]}}, 20),
+        ("evaluate", {"roles": {"problems": 10}}, 10 * len(load("domains", "arithmetic").roles)),
+        ("evaluate", {"sharpening": {"problems": 10, "samples": 3}}, 60),
+    ],
+)
+def test_strategies_that_ask_more_than_once(stage, members, requests):
+    assert asked(stage, **{stage: members}, domain={"strategy": "arithmetic"})[0] == requests
 
 
 @pytest.mark.parametrize("name", stages())
