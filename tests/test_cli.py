@@ -100,6 +100,8 @@ def test_help_names_every_command(flywheel):
         ),
         ("round", "--help"): ("add", "show", "list", "remove"),
         ("recipe", "--help"): ("show",),
+        ("base", "--help"): ("add", "remove"),
+        ("up", "--help"): ("PREFECT_SERVER_API_PORT", "MLFLOW_PORT"),
         ("round", "add", "--help"): ("--parent", "--recipe", "--anchor", "--like", "--set"),
     }.items():
         code, printed = flywheel(*arguments)
@@ -159,10 +161,12 @@ def test_a_base_is_added(made, flywheel):
     shutil.copytree("data/base", "other")
     code, printed = flywheel("base", "add", "q0", "--local", "other", "--set", "engine.seconds=0.5")
     assert (code, "--parent q0" in printed) == (0, True)
+    assert "domain arithmetic, engine fake, exam answers, judging, critiques, " in printed and "that of r0" in printed
     base = projects.values(Path())["bases"]["q0"]
     assert base["base"] == {"strategy": "local", "path": "other", "digest": models.digest(Path("other"))}
     assert (base["engine"], base["evaluate"]) == ({"strategy": "fake", "seconds": 0.5}, projects.EXAM | {
         "answers": projects.EXAM["answers"]})  # fmt: skip
+    assert flywheel("base", "remove", "q0") == (0, "params.yaml no longer has q0.\n")
 
 
 def test_plans_are_made_anew_when_something_was_edited(made, flywheel):

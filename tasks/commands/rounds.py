@@ -11,7 +11,7 @@ from tasks.commands import ROOT, Name, Settings
 
 app = typer.Typer()
 round_app = typer.Typer(no_args_is_help=True, help="Add, show, list and remove rounds of params.yaml.")
-base_app = typer.Typer(no_args_is_help=True, help="Add bases: the models that rounds start from.")
+base_app = typer.Typer(no_args_is_help=True, help="Add and remove bases: the models that rounds start from.")
 recipe_app = typer.Typer(no_args_is_help=True, help="Show recipes: published methods as settings of the stages.")
 app.add_typer(round_app, name="round")
 app.add_typer(base_app, name="base")
@@ -110,9 +110,13 @@ def round_remove(name: Name) -> None:
     from tasks.project.edit import remove_round
 
     removed = remove_round(ROOT, name)
+    typer.echo(f"params.yaml no longer has {', '.join(removed)}{_left_over(removed)}.")
+
+
+def _left_over(removed: list[str]) -> str:
+    """Where the files of removed rounds or bases still are."""
     folders = [f"data/round={n}" for n in removed if (ROOT / f"data/round={n}").exists()]
-    data = f"; its files are still in {', '.join(folders)}" if folders else ""
-    typer.echo(f"params.yaml no longer has {', '.join(removed)}{data}.")
+    return f"; its files are still in {', '.join(folders)}" if folders else ""
 
 
 @base_app.command("add")
@@ -122,13 +126,29 @@ def base_add(
     local: Annotated[Path | None, typer.Option("--local", help="A folder with a safetensors model.")] = None,
     set_: Settings = None,
 ) -> None:
-    """Append a base to params.yaml: a pinned model of the hub, or a local folder."""
+    """Append a base to params.yaml: a pinned model of the hub, or a local folder. Domain, engine, exam and gates are those of the
+    first base, where --set names no others.
+    """
     from tasks.project.edit import add_base
+    from tasks.project.params import load_params
 
-    add_base(ROOT, name, _base_block(hub, local), set_)
+    copied = add_base(ROOT, name, _base_block(hub, local), set_)
+    block = load_params(ROOT).block(name)
+    exam = ", ".join(n for stage in ("evaluate", "gate") for n in block.stages[stage].members)
     typer.echo(
-        f"params.yaml has the base {name} now; `flywheel round add NAME --parent {name}` starts a round from it."
+        f"params.yaml has the base {name} now: domain {block.domain.strategy_name()}, engine {block.engine.strategy_name()}, "
+        f"exam {exam}; what no --set named is that of {copied}. `flywheel round add NAME --parent {name}` starts a round "
+        "from it."
     )
+
+
+@base_app.command("remove")
+def base_remove(name: Annotated[str, typer.Argument(help="A base of params.yaml.")]) -> None:
+    """Remove a base from params.yaml, unless rounds descend from it. Its data stay."""
+    from tasks.project.edit import remove_base
+
+    remove_base(ROOT, name)
+    typer.echo(f"params.yaml no longer has {name}{_left_over([name])}.")
 
 
 def _base_block(hub: str | None, local: Path | None) -> dict[str, str]:
@@ -184,7 +204,7 @@ def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], 
 
 @app.command(rich_help_panel="Rounds")
 def promote(round: Name) -> None:
-    """Move the registered model's alias to a round, forward or back."""
+    """Move the registered model's alias to a round, forward or back; warns where its gates held it back."""
     from tasks.views.record import promote as move
 
     typer.echo(move(ROOT, round))

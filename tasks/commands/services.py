@@ -17,7 +17,9 @@ def record() -> None:
 
 @app.command(rich_help_panel="Services")
 def up() -> None:
-    """Start the local services: Prefect server and worker, MLflow UI; on loopback."""
+    """Start the local services: Prefect server and worker, MLflow UI; on loopback. The environment variables
+    PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000) choose their ports.
+    """
     from flows.services import up as start
 
     start(ROOT)

@@ -227,7 +227,7 @@ def remove_round(root: Path, name: str) -> list[str]:
         rounds = content.get("rounds") or {}
         if name not in rounds:
             if name in content["bases"]:
-                raise FlywheelError(f"{name} is a base, not a round; bases cannot be removed")
+                raise FlywheelError(f"{name} is a base, not a round; `flywheel base remove {name}` removes it")
             raise UnknownName("round", name, rounds, FILE)
         removed.extend([*beside(name, rounds[name].get("recipe") or _default_recipe(content), rounds), name])
         for gone, key in product(removed, ("parent", "anchor")):
@@ -242,18 +242,46 @@ def remove_round(root: Path, name: str) -> list[str]:
     return removed
 
 
-def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str] | None = None) -> None:
-    """Appends a base: a copy of the first base's block with another `base` strategy and with `settings`."""
+def add_base(root: Path, name: str, base: dict[str, Any], settings: list[str] | None = None) -> str:
+    """Appends a base: a copy of the first base's block with another `base` strategy and with `settings`. Returns the name of
+    the base that was copied.
+    """
+    copied: list[str] = []
 
     def change(content: CommentedMap) -> None:
         _check_free(content, name)
-        block = CommentedMap(plain(next(iter(content["bases"].values()))))
+        copied.append(next(iter(content["bases"])))
+        block = CommentedMap(plain(content["bases"][copied[0]]))
         block["base"] = CommentedMap(base)
         values = assignments(settings or [], {})
         # shorter keys first: a new strategy clears the parameters of the old one
         for path in sorted(values, key=lambda p: (p.count("."), not p.endswith(".strategy"))):
             _assign(block, path, values[path])
         content["bases"][name] = block
+
+    edit(root, change)
+    return copied[0]
+
+
+def remove_base(root: Path, name: str) -> None:
+    """Removes a base; its files stay.
+
+    Raises:
+        FlywheelError: when rounds descend from it, or name it as their anchor, or when it is the last base.
+    """
+
+    def change(content: CommentedMap) -> None:
+        bases, rounds = content["bases"], content.get("rounds") or {}
+        if name not in bases:
+            if name in rounds:
+                raise FlywheelError(f"{name} is a round, not a base; `flywheel round remove {name}` removes it")
+            raise UnknownName("base", name, bases, FILE)
+        for key in ("base", "parent", "anchor"):
+            if users := [n for n, block in rounds.items() if block.get(key) == name]:
+                raise FlywheelError(f"{name} is the {key} of {', '.join(users)}; remove these rounds first")
+        if len(bases) == 1:
+            raise FlywheelError(f"{name} is the only base of {FILE}; add another one first")
+        del bases[name]
 
     edit(root, change)
 
@@ -272,4 +300,4 @@ def _assign(block: Any, path: str, value: Any) -> None:
     node[last] = value
 
 
-__all__ = ["STATE", "add_base", "add_round", "edit", "lock", "remove_round"]
+__all__ = ["STATE", "add_base", "add_round", "edit", "lock", "remove_base", "remove_round"]

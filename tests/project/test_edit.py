@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from tasks.core.errors import FlywheelError
 from tasks.project import pipeline
-from tasks.project.edit import add_base, add_round, remove_round
+from tasks.project.edit import add_base, add_round, remove_base, remove_round
 from tasks.project.params import load_params
 
 
@@ -144,7 +144,10 @@ REFUSED = {
     "an exam of its own": (lambda root: add_round(root, "r3", "r2", ["evaluate.answers.temperature=0.1"]), "rounds.r3.set.evaluate.answers.temperature: .*bases.r0.evaluate"),
     "an empty key": (lambda root: add_round(root, "r3", "r1", ["=1"]), "write KEY=VALUE"),
     "a parent of others": (lambda root: remove_round(root, "r1"), "r1 is the parent of r2"),
-    "a base": (lambda root: remove_round(root, "r0"), "r0 is a base"),
+    "a base": (lambda root: remove_round(root, "r0"), "r0 is a base.*flywheel base remove r0"),
+    "a base of rounds": (lambda root: remove_base(root, "r0"), "r0 is the base of r1, r2"),
+    "a round as a base": (lambda root: remove_base(root, "r1"), "r1 is a round.*flywheel round remove r1"),
+    "a base that is not there": (lambda root: remove_base(root, "r00"), "no base 'r00'; did you mean 'r0'"),
     "a round that is not there": (lambda root: remove_round(root, "r22"), "no round 'r22'; did you mean 'r2'"),
     "a base that is there": (lambda root: add_base(root, "r0", {"strategy": "local", "path": "x"}), "has a 'r0' already"),
     "a base with the name of a round": (lambda root: add_base(root, "r1", {"strategy": "local", "path": "x"}), "has a 'r1' already"),
@@ -197,3 +200,32 @@ def test_a_base_is_added(root):
     assert blocks["q1"].stages["evaluate"].members["answers"].greedy == 5
     assert blocks["r1"].stages["evaluate"].members["answers"].greedy == 350
     assert projects.values(root)["bases"]["q0"]["gate"] == projects.values(root)["bases"]["r0"]["gate"]
+
+
+def test_a_base_is_removed(root):
+    before = text(root)
+    assert add_base(root, "q0", {"strategy": "local", "path": "data/base"}) == "r0"
+    add_round(root, "q1", "q0")
+    with pytest.raises(FlywheelError, match="base of q1"):
+        remove_base(root, "q0")
+    remove_round(root, "q1")
+    remove_base(root, "q0")
+    assert projects.values(root) == YAML(typ="safe").load(before)
+    assert (root / "dvc.yaml").read_text() == pipeline.render(load_params(root))
+
+
+def test_the_only_base_stays(root):
+    projects.rewrite(root, lambda c: c.update(bases={"r0": c["bases"]["r0"]}, rounds=None))
+    with pytest.raises(FlywheelError, match="the only base"):
+        remove_base(root, "r0")
+
+
+def test_a_round_of_another_base_copies_nothing(root):
+    add_round(root, "r3", "r2", ["generate.sample.samples=4"])
+    add_base(
+        root, "q0", {"strategy": "local", "path": "data/base"}, ["domain={strategy: chat, path: data/seeds/mine.jsonl}"]
+    )
+    add_round(root, "q1", "q0", ["generate.sample.samples=2"])
+    assert written(root, "q1") == {
+        "parent": "q0", "base": "q0", "seed": 4, "set": {"generate.sample.samples": 2}}  # fmt: skip
+    assert load_params(root).block("q1").domain.strategy_name() == "chat"
