@@ -309,6 +309,21 @@ def test_a_seeds_file_with_a_broken_line(made, refused):
     refused("stage", "prompts", "r2", words=["data/seeds/mine.jsonl: cannot be read"])
 
 
+def test_all_broken_lines_of_a_seeds_file_are_told_before_a_run(made, refused, flywheel):
+    mine = Path("data/seeds/mine.jsonl")
+    good = '{"problem": "Tom has 2 keys.\\nDay 1: 2 got\\nHow many?"}\n'
+    mine.write_text(good + '{"problem": "Tom\n' + "\n" + '{"text": "Tom"}\n' + '{"problem": "Tom", "level": "low"}\n')
+    planned("rounds/r2/set={prompts.seeds.path: data/seeds/mine.jsonl, prompts.seeds.count: 100}")
+    words = ["3 broken lines", "mine.jsonl:2: ", "mine.jsonl:4: no text", "mine.jsonl:5: 'level' is 'low'"]
+    for arguments in (["run", "r2"], ["run", "r2", "--dry-run"]):
+        refused(*arguments, words=words)
+    mine.write_text("[1]\n" * 30)
+    refused("run", "r2", words=["30 broken lines", "mine.jsonl:20: ", "and 10 more"])
+    mine.write_text(good * 3)
+    code, printed = flywheel("run", "r2", "--dry-run")
+    assert (code, "generate@r2" in printed) == (0, True)
+
+
 SPOILT = {
     "config.json is missing": lambda m: (m / "config.json").unlink(),
     "there is no tokenizer": lambda m: (m / "tokenizer.json").unlink(),

@@ -36,6 +36,7 @@ def run(
     from tasks.project import graph
 
     stale = graph.stale(ROOT, round)
+    _check_prompts(stale)
     if dry_run:
         from tasks.project.estimate import show
 
@@ -46,6 +47,16 @@ def run(
         from flows.round import run_round
 
         run_round(round)
+
+
+def _check_prompts(stale: list[str]) -> None:
+    """Refuses a run whose files of prompts have broken lines, before any model is loaded."""
+    rounds = [name for stage, _, name in (item.partition("@") for item in stale) if stage == "prompts"]
+    if rounds:
+        from tasks.project.params import load_params
+        from tasks.project.prompt_files import check
+
+        check(ROOT, load_params(ROOT), rounds)
 
 
 @app.command(rich_help_panel="Rounds")
