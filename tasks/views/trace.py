@@ -69,6 +69,17 @@ class Trained:
     descendants: list[str]
     """Rounds whose models descend from it."""
 
+    @property
+    def fate(self) -> str:
+        """The same in words, after `the model of the round`."""
+        if self.strategy is None:
+            return "has not been trained yet"
+        if not self.learnt:
+            return f"was not trained on it ({self.strategy})"
+        heirs = self.descendants
+        more = f"; {', '.join(heirs)} descend{'s' * (len(heirs) == 1)} from it" if heirs else ""
+        return f"was trained on it ({self.strategy}){more}"
+
 
 class Trace:
     """The lineage of a row, both ways."""
@@ -100,22 +111,7 @@ class Trace:
 
     def trained(self, root: Path) -> list[Trained]:
         """The rounds that collected the row or what was made from it, in their order."""
-        rows = [s for s in walk(self.went_into) if s.key.table in ("training", "preferences")]
-        return [self._trained(root, name, [s for s in rows if s.key.round == name]) for name in self._in_order(rows)]
-
-    def _in_order(self, rows: Iterable[Step]) -> list[str]:
-        owners = {s.key.round for s in rows}
-        return [name for name in self.lineage.rounds if name in owners]
-
-    def _trained(self, root: Path, name: str, rows: list[Step]) -> Trained:
-        manifest = store.manifests(root, name).get("train")
-        if manifest is None:
-            return Trained(name, None, None, False, [])
-        strategies = [values.get("strategy", member) for member, values in manifest.plan.members.items()]
-        tables = {table for strategy in strategies for table in learnt_tables(strategy)}
-        learnt = any(s.row["error"] is None and s.key.table in tables for s in rows)
-        model, descendants = self.lineage.rounds[name]["model"], self.lineage.descendants(name)
-        return Trained(name, " + ".join(strategies), model, learnt, descendants)
+        return trained_in(root, self.lineage, walk(self.went_into))
 
     def as_json(self, root: Path) -> dict[str, Any]:
         """All of it: rows with every column, each with its link to the row `of` which it is."""
@@ -130,6 +126,23 @@ class Trace:
             "went_into": list(_links(self.went_into)),
             "trained": [vars(t) for t in self.trained(root)],
         }
+
+
+def trained_in(root: Path, lineage: Lineage, steps: Iterable[Step]) -> list[Trained]:
+    """What the rounds that have training rows or preferences among these rows did with them, in the rounds' order."""
+    rows = [s for s in steps if s.key.table in ("training", "preferences")]
+    owners = {s.key.round for s in rows}
+    return [_trained(root, lineage, n, [s for s in rows if s.key.round == n]) for n in lineage.rounds if n in owners]
+
+
+def _trained(root: Path, lineage: Lineage, name: str, rows: list[Step]) -> Trained:
+    manifest = store.manifests(root, name).get("train")
+    if manifest is None:
+        return Trained(name, None, None, False, [])
+    strategies = [values.get("strategy", member) for member, values in manifest.plan.members.items()]
+    tables = {table for strategy in strategies for table in learnt_tables(strategy)}
+    learnt = any(s.row["error"] is None and s.key.table in tables for s in rows)
+    return Trained(name, " + ".join(strategies), lineage.rounds[name]["model"], learnt, lineage.descendants(name))
 
 
 def learnt_tables(strategy: str) -> set[str]:
@@ -240,7 +253,7 @@ class _Page:
             branch.add(
                 Text.assemble(
                     (f"model of the round {each.round}", "bold"),
-                    f"  {_fate(each)}",
+                    f"  {each.fate}",
                     ("  " + (each.model or "")[:DIGITS], "dim"),
                 )
             )
@@ -271,17 +284,6 @@ class _Page:
             return Text.assemble((label, "dim"), f"\n{' ' * len(label)}".join(lines))
         self.cut = True
         return Text.assemble((label, "dim"), " ⏎ ".join(lines), no_wrap=True, overflow="ellipsis")
-
-
-def _fate(trained: Trained) -> str:
-    if trained.strategy is None:
-        return "has not been trained yet"
-    if not trained.learnt:
-        return f"was not trained on it ({trained.strategy})"
-    heirs = trained.descendants
-    return f"was trained on it ({trained.strategy})" + (
-        f"; {', '.join(heirs)} descend{'s' * (len(heirs) == 1)} from it" if heirs else ""
-    )
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
