@@ -194,6 +194,7 @@ def test_a_mistyped_id_is_answered_with_the_nearest(con: duckdb.DuckDBPyConnecti
 
 
 def test_an_empty_project_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("bases: {}\nrounds: {}\n")
     with pytest.raises(FlywheelError, match=r"no stage has stored a row yet; `flywheel run r1`"):
         show(tmp_path, "abcd")
 
