@@ -1,10 +1,11 @@
 """Exports a round's SFT rows and preferences as a data set for `datasets` and TRL, with a data card. Rows with an `error`,
 which the round was not trained on, are left out, and so are undesirable completions (`label` false), which no SFT trainer
-may imitate. `weight` is a further column where any row's is not 1.
+may imitate. `id` is the row's own, by which `flywheel trace` finds what it was made from; trainers leave it out. `weight` is
+a further column where any row's is not 1.
 
 <to>/README.md                                  the data set's card; its front matter declares the two configs
-<to>/sft/train-00000.parquet                    prompt, completion            for trl.SFTTrainer
-<to>/preference/train-00000.parquet             prompt, chosen, rejected      for trl.DPOTrainer
+<to>/sft/train-00000.parquet                    prompt, completion, id            for trl.SFTTrainer
+<to>/preference/train-00000.parquet             prompt, chosen, rejected, id      for trl.DPOTrainer
 """
 
 from pathlib import Path
@@ -22,6 +23,8 @@ from tasks.views import catalog
 
 CONFIGS = {"sft": ("prompt", "completion"), "preference": ("prompt", "chosen", "rejected")}
 """Config → TRL's columns, all conversational."""
+ID = "id"
+"""Column of the row's id in the round's tables."""
 SOURCES = {"sft": ("training",), "preference": ("preferences", "pairs")}
 """Config → source tables; the first with rows is used. `pairs` serves rounds whose recipe trains on no preferences."""
 
@@ -44,6 +47,9 @@ answers that were kept, and preference pairs of them.
 | config | rows | columns |
 |---|---|---|
 {counts}
+`id` is the row's id in the flywheel: `flywheel trace ID --round {round}` shows the prompt, verdicts and models that it was
+made from.
+
 ```python
 from datasets import load_dataset
 
@@ -108,7 +114,7 @@ def _rows(root: Path, round: str, config: str) -> pa.Table:
     for table in SOURCES[config]:
         rows = _usable(store.read(root, round, table))
         weights = rows["weight"] if "weight" in rows.columns else pl.Series([], dtype=pl.Float64)
-        columns = [*CONFIGS[config], *(["weight"] if (weights != 1).any() else [])]
+        columns = [*CONFIGS[config], ID, *(["weight"] if (weights != 1).any() else [])]
         schema = pa.schema([TABLES[table].schema.field(c) for c in columns])
         if len(rows):
             break

@@ -10,9 +10,11 @@ from typing import Any
 import duckdb
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import Indel
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
+from tasks.core import store
 from tasks.core.errors import FlywheelError
 from tasks.core.ids import content_id
 from tasks.core.plan import Plan
@@ -234,7 +236,9 @@ class _Explainer:
                 for s in self.lineage.select("responses", "id in (select unnest($ids))", [key.id])
                 if s.key.round == key.round
             ]
-            yield Answer(key, True, "filter", f"kept by {filter.place}", facts | self._went(row))
+            yield Answer(
+                key, True, "filter", f"kept by {filter.place}", facts | self._went(row) | self._uncollected(row)
+            )
             return
         rule, _, judge = decision["reason"].partition("/")
         facts = {"rule": FILTERS.get(rule, f"a rule of {filter.place}")} | (
@@ -398,6 +402,15 @@ class _Explainer:
         facts = {"went into": rows + (f" … {len(later) - 6} more" if len(later) > 6 else "")} if later else {}
         return facts | {f"model of {t.round}": t.fate for t in trained}
 
+    def _uncollected(self, step: Step) -> dict[str, str]:
+        """That no member of `collect` took a kept response, once it has run."""
+        rows = self.lineage.select("training", "response_id in (select unnest($ids))", [step.key.id])
+        collected = "collect" in store.manifests(self.root, step.key.round)
+        if not collected or any(s.key.round == step.key.round for s in rows):
+            return {}
+        members = ", ".join(stored_plan(self.root, step.key.round, "collect").members)
+        return {"not taken": f"no member of collect took it as a training row (it has {members or 'none'})"}
+
 
 def domain_of(plan: Plan) -> Domain:
     """The domain of a round, as its plan has it."""
@@ -423,7 +436,7 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.6g}"
 
 
-def _lines(answer: Answer) -> Iterator[Text]:
+def _lines(answer: Answer) -> Iterator[RenderableType]:
     table, round, id = answer.key
     head = Text.assemble((table, "bold cyan"), " ", (round, "bold"), " ", (id, "yellow"), "  ")
     if answer.kept:
@@ -432,8 +445,17 @@ def _lines(answer: Answer) -> Iterator[Text]:
         what = "in no pair" if answer.stage == "pair" else f"dropped by {answer.stage}"
         yield head.append(what, "bold red").append("" if answer.rule == "no pair" else f": {answer.rule}")
     for name, value in answer.facts.items():
-        yield Text.assemble((f"  {name:<12}  ", "dim"), value)
+        yield _indented(Text(name, style="dim"), Text(value))
     if answer.changes:
-        yield Text.assemble(("  kept with     ", "dim"), (", ".join(answer.changes), "bold"))
+        yield _indented(Text("kept with", style="dim"), Text(", ".join(answer.changes), style="bold"))
     if answer.note:
-        yield Text.assemble(("  " if not answer.changes else "                ", ""), (answer.note, "italic"))
+        yield _indented(Text(), Text(answer.note, style="italic"))
+
+
+def _indented(name: Text, value: Text) -> Table:
+    """A name and a value that is wrapped beside it."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(width=14)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text("  ") + name, value)
+    return grid

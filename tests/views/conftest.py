@@ -30,8 +30,9 @@ def mixed(tmp_path_factory, apart) -> Path:
     """The base r0 and three rounds in a row, of which r3 has not been trained. Not to be changed: `copied` is a copy."""
     root = tmp_path_factory.mktemp("mixed")
     (root / "data").mkdir()
-    for name in ("tasks", "data/base", "data/seeds"):
+    for name in ("tasks", "data/base"):
         (root / name).symlink_to(projects.HERE / name)
+    shutil.copytree(projects.HERE / "data/seeds", root / "data/seeds")
     projects.write_recipe(root, "mixed", MIXED)
     engine = {"strategy": "transformers", "threads": 1}
     base = {"seed": 0, "domain": {"strategy": "arithmetic"}, "engine": engine, "evaluate": EXAM, "gate": {}}

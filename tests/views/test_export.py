@@ -11,7 +11,9 @@ from tasks.core import store
 from tasks.core.errors import FlywheelError, StoreError
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
+from tasks.views.catalog import connect
 from tasks.views.export import export
+from tasks.views.trace import Trace
 
 PARAMS = """
 bases:
@@ -80,12 +82,22 @@ def test_datasets_loads_it_and_trl_accepts_its_columns(tmp_path: Path, offline: 
     assert export(root, "r1", to) == f"{to}: 5 SFT rows, 3 preference pairs of r1"
     sft = load_dataset(str(to), "sft", split="train", cache_dir=str(offline))
     preference = load_dataset(str(to), "preference", split="train", cache_dir=str(offline))
-    assert sft.column_names == ["prompt", "completion"]
-    assert preference.column_names == ["prompt", "chosen", "rejected"]
-    assert sft[2] == {"prompt": turn("user", "2 + 2?"), "completion": turn("assistant", "4")}
+    assert sft.column_names == ["prompt", "completion", "id"]
+    assert preference.column_names == ["prompt", "chosen", "rejected", "id"]
+    assert sft[2] == {"prompt": turn("user", "2 + 2?"), "completion": turn("assistant", "4"), "id": "t2"}
     assert preference[1]["rejected"] == turn("assistant", "3")
     assert all(is_conversational(row) for rows in (sft, preference) for row in rows)
     assert len(unpair_preference_dataset(preference)) == 6
+
+
+def test_an_exported_row_is_traced(mixed: Path, tmp_path: Path) -> None:
+    export(mixed, "r2", tmp_path / "exported")
+    con = connect(mixed)
+    for config, table in (("sft", "training"), ("preference", "preferences")):
+        rows = pq.read_table(tmp_path / "exported" / config / "train-00000.parquet").to_pylist()
+        found = Trace(con, rows[0]["id"], "r2")
+        assert (found.subject.table, found.made_from[0].row["prompt"]) == (table, rows[0]["prompt"])
+    assert "`flywheel trace ID --round r2`" in (tmp_path / "exported" / "README.md").read_text()
 
 
 def test_a_config_without_rows_is_not_declared(tmp_path: Path, offline: Path) -> None:
@@ -136,10 +148,14 @@ def test_completions_to_be_avoided_are_no_sft_rows_and_weights_stay(tmp_path: Pa
     sft, pairs = (pq.read_table(to / c / "train-00000.parquet").to_pylist() for c in ("sft", "preference"))
     assert [(r["completion"][0]["content"], r["weight"]) for r in sft] == [("0", 1.0), ("4", 0.5)]
     assert [r["weight"] for r in pairs] == [1.0, 2.0]
-    assert "| `sft` | 2 | `prompt`, `completion`, `weight` |" in (to / "README.md").read_text()
+    assert "| `sft` | 2 | `prompt`, `completion`, `id`, `weight` |" in (to / "README.md").read_text()
     write(root, "collect", training=rows[:2], preferences=[])
     export(root, "r1", to)
-    assert pq.read_schema(to / "sft" / "train-00000.parquet").names == ["prompt", "completion"]  # 5.0 is of no row left
+    assert pq.read_schema(to / "sft" / "train-00000.parquet").names == [
+        "prompt",
+        "completion",
+        "id",
+    ]  # 5.0 is of no row left
     write(root, "collect", training=rows[1:2], preferences=[])
     assert export(root, "r1", to).endswith("0 SFT rows, 3 preference pairs of r1")
 
@@ -153,7 +169,7 @@ def test_equal_tables_give_equal_bytes_and_replace_an_earlier_export(tmp_path: P
     files = [sorted((p.relative_to(d), p.read_bytes()) for p in d.rglob("*") if p.is_file()) for d in (to, again)]
     assert files[0] == files[1]
     assert len(files[0]) == 3
-    assert pq.read_schema(to / "sft" / "train-00000.parquet").names == ["prompt", "completion"]
+    assert pq.read_schema(to / "sft" / "train-00000.parquet").names == ["prompt", "completion", "id"]
 
 
 def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
