@@ -27,6 +27,8 @@ from tasks.views._lineage import Key, Lineage, Step, walk
 from tasks.views.catalog import connect, consistently
 from tasks.views.trace import printer, trained_in
 
+DESTINATIONS = ("training", "preferences", "pairs", "critiques", "refinements")
+"""Tables of what is made of a row, what is trained on first."""
 NO_PARAMETER = "no parameter would have kept it"
 MIN_LIKENESS = 60
 """Of a text to a problem, in percent, from which it is named as near."""
@@ -396,7 +398,7 @@ class _Explainer:
     def _went(self, step: Step) -> dict[str, str]:
         """Where a row went: the rows that were made of it, and the models that were trained on these."""
         steps = list(walk(self.lineage.went_into([step])))
-        later = [s for s in steps if s.key != step.key and s.link != "parents"]
+        later = [s for table in DESTINATIONS for s in steps if s.key.table == table and s.key != step.key]
         rows = ", ".join(f"{s.key.table} {s.key.round} {s.key.id}" for s in later[:6])
         trained = trained_in(self.root, self.lineage, steps)
         facts = {"went into": rows + (f" … {len(later) - 6} more" if len(later) > 6 else "")} if later else {}
