@@ -32,6 +32,7 @@ COMMANDS = (
     "cache.py",
     "commands.py demo",
     "commands.py idle",
+    "diff.py",
 )
 
 

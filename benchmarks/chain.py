@@ -24,7 +24,7 @@ import typer
 from table import add
 
 from data import project, put
-from tasks.__main__ import ALLOCATOR, GARBAGE
+from tasks.commands.rounds import ALLOCATOR, GARBAGE
 from tasks.core import store
 from tasks.engines import batched
 from tasks.project.execute import run_stage

@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parents[1]
 PEAK = """
 import sys
 from pathlib import Path
-from tasks.__main__ import stage
+from tasks.commands.rounds import stage
 stage(sys.argv[1], "r1")
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

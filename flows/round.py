@@ -93,11 +93,12 @@ def _version(root: Path, name: str) -> "Version | None":
 
 
 def print_changes(root: Path, name: str, earlier: "Version | None") -> None:
-    """Prints three lines: what changed in a round, and what that did to the exam. It is compared with its earlier version, or,
-    where that has not sat the exam, with its parent. Prints nothing where nothing changed, and of a base's first version.
+    """Prints what changed in a round, what that did to the exam, and what became of it. It is compared with its earlier version,
+    or, where that has not sat the exam, with its parent. Prints nothing where nothing changed, and of a base's first version.
     """
     from tasks.project.params import load_params
     from tasks.views.diff import changes, version
+    from tasks.views.report import verdict_line
 
     try:
         block = load_params(root).block(name)
@@ -106,8 +107,8 @@ def print_changes(root: Path, name: str, earlier: "Version | None") -> None:
             return
         if earlier is None or earlier.evals is None:
             earlier = version(root, load_params(root).block(block.parent)) if block.parent else None
-        for line in changes(earlier, now) if earlier else ():
-            print(line)
+        if earlier:
+            print(*changes(earlier, now), verdict_line(root, name), sep="\n")
     except FlywheelError as error:
         get_run_logger().warning(f"what changed in {name} cannot be told: {error}")
 

@@ -128,24 +128,26 @@ def changed(root, name, capsys, before):
     return capsys.readouterr().out.splitlines()
 
 
-def test_three_lines_say_what_a_run_changed_in_a_round(made, capsys):
+def test_a_run_says_what_it_changed_in_a_round(made, capsys):
     before = _version(made, "r2")
     assert changed(made, "r2", capsys, before) == [], "nothing ran"
     projects.set_values(made, "r2", ["generate.sample.samples=4"])
     plan.write(made)
     for stage in ("generate", "judge"):
         run_stage(made, "r2", stage)
-    settings, rows, exam = changed(made, "r2", capsys, before)
+    settings, rows, exam, verdict = changed(made, "r2", capsys, before)
     assert settings == "r2 against its version before: generate.sample.samples 3 → 4"
     assert rows.startswith("  rows: responses 36 → 48, judgments ")
     assert exam == "  exam: the same answers"
+    assert re.match(r"r2: (promoted|held back by .*); pass@1 [\d.]+ % \(r1: .*; kept \d+ of 48 answers; champion of r0: ", verdict)
 
 
 def test_a_first_version_is_compared_with_the_parent(made, capsys):
-    settings, rows, exam = changed(made, "r2", capsys, None)
+    settings, rows, exam, verdict = changed(made, "r2", capsys, None)
     assert settings.startswith("r2 against its parent r1: seed 1 → 2")
     assert rows.startswith("  rows: other content in responses, judgments")
     assert re.fullmatch(r"  exam: pass@1 [\d.]+ → [\d.]+ % \(.* points, 95 % .* … .*\) on \d+ held-out problems", exam)
+    assert verdict.startswith("r2: ")
     assert changed(made, "r0", capsys, None) == [], "a base has no parent"
 
 
