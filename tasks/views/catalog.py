@@ -115,7 +115,7 @@ def show(root: Path, sql: str, format: Format = "table", out: Path | None = None
         return
     if format not in ("table", "parquet"):
         raise FlywheelError(f"--out {out} writes Parquet; for {format} write `--format {format} > FILE`")
-    _refuse_own(root, out)
+    refuse_own(root, out)
     rows = query(root, sql, allow_files)
     _write_parquet(rows, out)
     print(f"{out}: {rows.num_rows} rows")
@@ -131,12 +131,12 @@ def write_views(root: Path, file: Path) -> None:
     Raises:
         FlywheelError: when the file cannot be written, belongs to the project, or would overwrite another kind of file.
     """
-    _refuse_own(root, file)
+    refuse_own(root, file)
     consistently(root, lambda: _write_views(root, file))
 
 
 def _write_views(root: Path, file: Path) -> None:
-    with _replacing(file, b"DUCK") as new, duckdb.connect(new, config={STORAGE: "v1.0.0"}) as con:
+    with replacing(file, b"DUCK") as new, duckdb.connect(new, config={STORAGE: "v1.0.0"}) as con:
         _build(con, root)
 
 
@@ -242,7 +242,7 @@ def _unknown_column(name: str, words: set[str]) -> FlywheelError:
     return UnknownName("column", name, {column for table in named for column in DOCS[table][1]}, where)
 
 
-def _refuse_own(root: Path, file: Path) -> None:
+def refuse_own(root: Path, file: Path) -> None:
     """Refuses a file among those that the project, DVC or git writes."""
     root, target = root.resolve(), file.parent.resolve() / file.name
     own = [root / "data" / "plan", root / ".dvc", root / ".git", *(store.round_folder(root, n) for n in _on_disk(root))]
@@ -251,12 +251,12 @@ def _refuse_own(root: Path, file: Path) -> None:
 
 
 def _write_parquet(rows: pa.Table, out: Path) -> None:
-    with _replacing(out, b"PAR1") as new:
+    with replacing(out, b"PAR1") as new:
         pq.write_table(rows, new)
 
 
 @contextmanager
-def _replacing(file: Path, magic: bytes) -> Iterator[Path]:
+def replacing(file: Path, magic: bytes) -> Iterator[Path]:
     """Yields a temporary path beside `file` and replaces `file` with it at the end. Only replaces a file that starts with `magic`."""
     try:
         if file.exists() and not file.is_file():

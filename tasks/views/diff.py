@@ -29,6 +29,7 @@ from tasks.views import _statements
 from tasks.views._diff_sides import open_sides
 from tasks.views._diff_summary import Version, changes, version
 from tasks.views._diff_tables import Database, TableDiff, open_database
+from tasks.views.catalog import refuse_own, replacing
 
 __all__ = ["Diff", "Version", "changes", "compare", "compare_table", "query", "show", "version"]
 EXAMPLES, EXAMPLES_OF_A_TABLE = 2, 5
@@ -93,12 +94,12 @@ def show(
     """Prints what differs, in all or in one table; as JSON, or as a page in the file `html`.
 
     Raises:
-        FlywheelError: as `compare`; also when the file cannot be written.
+        FlywheelError: as `compare`; also when the file cannot be written, belongs to the project, or is another kind of file.
     """
     if table and html:
         raise FlywheelError("--html writes the whole comparison, with every table; leave out --table")
     if html:
-        _write_page(html, compare(root, old, new, EXAMPLES_OF_A_TABLE))
+        _write_page(root, html, compare(root, old, new, EXAMPLES_OF_A_TABLE))
         print(f"{html}: {old} → {new}")
         return
     difference = compare_table(root, old, new, table) if table else compare(root, old, new)
@@ -193,10 +194,9 @@ def _known(table: str) -> None:
         raise UnknownName("table", table, TABLES, "--table")
 
 
-def _write_page(file: Path, difference: Diff) -> None:
+def _write_page(root: Path, file: Path, difference: Diff) -> None:
     from tasks.views._diff_html import page
 
-    try:
-        file.write_text(page(difference), encoding="utf-8")
-    except OSError as error:
-        raise FlywheelError(f"{file} cannot be written: {error.strerror}; name another file") from error
+    refuse_own(root, file)
+    with replacing(file, b"<!doctype") as new:
+        new.write_text(page(difference), encoding="utf-8")

@@ -321,6 +321,15 @@ def test_a_page_escapes_what_models_wrote(planted, tmp_path):
     assert not any(outside in text for outside in ("src=", "href=", "@import"))
 
 
+def test_a_page_replaces_no_other_kind_of_file(planted, tmp_path):
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(FlywheelError, match="another kind of file"):
+        diff.show(planted, "r1", "r2", html=tmp_path / "notes.md")
+    assert (tmp_path / "notes.md").read_text() == "mine"
+    with pytest.raises(FlywheelError, match="project's own files"):
+        diff.show(planted, "r1", "r2", html=planted / "data/round=r2/page.html")
+
+
 def test_what_a_model_wrote_does_not_steer_the_terminal(planted):
     write(planted, "r2", evals=[row | {"response": "\x1b[2J[bold]x"} for row in NEW["evals"]])
     text = printed(lambda c: diff.show(planted, "r1", "r2", console=c), 100)
