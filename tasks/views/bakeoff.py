@@ -324,7 +324,8 @@ generated to make data; seconds are of all stages but the exam, a process on one
 ## Judges
 
 Every judge on the same sampled answers to held-out problems, eight each, of the base and of the last round of `sharpen`, beside
-the verifier. Position bias is the share of comparisons that change with the order; tokens are generated ones.
+the verifier. Position bias is the share of comparisons that change with the order; tokens are generated ones, also where an
+earlier judge had asked the same and the cache answered; seconds are those that were left then.
 
 {judges}
 

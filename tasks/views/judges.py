@@ -49,11 +49,12 @@ class Row:
     """Generated."""
     seconds: float = 0.0
     remark: str = ""
+    """Why it could not be measured."""
 
     def cells(self) -> list[str]:
         """The cells of a table."""
         if self.remark:
-            return [self.judge, self.model, self.remark, *[""] * (len(HEADS) - 3)]
+            return [self.judge, self.model, *["–"] * (len(HEADS) - 2)]
         numbers = (self.auroc, self.calibration_error, self.position_bias, self.errors)
         shares = ["–" if n is None else f"{n:.3f}" for n in numbers]
         return [self.judge, self.model, *shares, f"{self.answers:,}", f"{self.tokens:,}", f"{self.seconds:.0f}"]
@@ -134,7 +135,7 @@ def _measured(judge_name: str, model: str, judge: Judging, case: JudgeCase, trut
     try:
         opinions = finite(judge(replace(case, seed=FROZEN))).collect()
     except FlywheelError as error:
-        return Row(judge_name, model, remark=str(error).split("; ")[0][:90])
+        return Row(judge_name, model, remark=str(error))
     seconds = time.perf_counter() - clock
     rows = [r | {"truth": truth[r["response_id"]], "level": None} for r in _of_truth(opinions, truth)]
     measures = {m.name.removeprefix(f"{judge_name}_"): m for m in judge_measures(judge_name, rows)}
@@ -151,7 +152,7 @@ def _of_truth(opinions: pl.DataFrame, truth: Mapping[str, bool]) -> list[dict[st
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Prints the table."""
+    """Prints the table, and why a judge is missing from it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -160,10 +161,18 @@ def show(rows: Sequence[Row]) -> None:
         table.add_column(head, justify="right")
     for row in rows:
         table.add_row(*row.cells())
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for text in _remarks(rows):
+        console.print(text, highlight=False, markup=False)
+
+
+def _remarks(rows: Sequence[Row]) -> list[str]:
+    return [*dict.fromkeys(f"{row.judge}: {row.remark}" for row in rows if row.remark)]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and why a judge is missing from it."""
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    return "\n".join([*lines, *("| " + " | ".join(row.cells()) + " |" for row in rows)])
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    return "\n".join([*lines, *(f"\nNot measured: {text}." for text in _remarks(rows))])

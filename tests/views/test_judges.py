@@ -38,6 +38,7 @@ def test_judges_are_measured_against_the_verifier_on_equal_answers(made):
     table = markdown(list(rows.values()))
     assert all(f"| {name} |" in table for name in rows)
     assert table.splitlines()[0].count("|") == len(HEADS) + 1
+    assert f"Not measured: shuffled: {rows['shuffled'].remark}." in table
 
 
 def test_a_row_that_could_not_be_measured_fills_its_line():
