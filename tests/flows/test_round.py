@@ -139,7 +139,9 @@ def test_a_run_says_what_it_changed_in_a_round(made, capsys):
     assert settings == "r2 against its version before: generate.sample.samples 3 → 4"
     assert rows.startswith("  rows: responses 36 → 48, judgments ")
     assert exam == "  exam: the same answers"
-    assert re.match(r"r2: (promoted|held back by .*); pass@1 [\d.]+ % \(r1: .*; kept \d+ of 48 answers; champion of r0: ", verdict)
+    assert re.match(
+        r"r2: (promoted|held back by .*); pass@1 [\d.]+ % \(r1: .*; kept \d+ of 48 answers; champion of r0: ", verdict
+    )
 
 
 def test_a_first_version_is_compared_with_the_parent(made, capsys):
