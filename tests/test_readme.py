@@ -68,8 +68,10 @@ def clone(tmp_path_factory):
     shutil.copy(ROOT / "tests/readme/mine.jsonl", place / "data/seeds/mine.jsonl")
     for command in (
         ["init", "-q"],
+        ["config", "user.name", "a"],  # `dvc exp run` commits
+        ["config", "user.email", "a@b"],
         ["add", "-A"],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "start"],
+        ["commit", "-qm", "start"],
     ):
         subprocess.run(["git", *command], cwd=place, check=True)
     yield place

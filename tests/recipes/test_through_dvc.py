@@ -5,7 +5,7 @@ import subprocess
 
 import projects
 import pytest
-from conftest import Rounds, project
+from small_rounds import Rounds, project
 
 pytestmark = pytest.mark.timeout(900)
 
