@@ -30,6 +30,19 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium. It comes from the machine, for Playwright's own cannot be fetched everywhere."""
+    from playwright.sync_api import sync_playwright
+
+    if not (path := shutil.which("chromium") or shutil.which("google-chrome")):
+        pytest.skip("there is no Chromium on this machine (apt-get install chromium)")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
 def apart(tmp_path_factory):
     """An environment like a user's: this interpreter's commands come first, nothing is recorded elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
