@@ -2,6 +2,16 @@
 
 One process per stage: its memory is freed when it ends, it can be killed alone, and DVC refuses to run the same stage
 twice at once (which it does not check between threads). Prefect's result cache is off: DVC decides what is stale.
+
+What a retry does, by kind of failure:
+
+    engine    exit code 75: the engine could not answer, or failed too often    `retries` times, after 5, 10, 20 … seconds
+    busy      another process holds a lock that the stage needs                 the same
+    killed    by a signal, as the kernel does when memory runs out              once: twice is no accident
+    lasting   everything else: params, data, code, a full disk                  never, it would fail the same way
+
+A stage's process group never outlives its flow, however that ends: on Ctrl-C, an error or Prefect's cancellation the flow
+ends it; when the flow's own process is killed, the stage's process sees its standard input close, and ends itself.
 """
 
 import os
@@ -16,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from prefect import get_run_logger, task
@@ -39,21 +49,39 @@ TRY_AGAIN = 75
 BACKOFF = 5.0
 """Seconds before the first retry; doubled for each further one."""
 
-WARM = """
-import gc, os, sys
+WARM = f"""
+import gc, os, sys, threading
 gc.disable()
 import dvc.cli, dvc.commands.repro
 from dvc.repo import Repo
 Repo().close()
+
+def end_with(flow):
+    while os.read(flow, 1):
+        pass
+    import psutil
+    children = psutil.Process().children(recursive=True)
+    for ask in (psutil.Process.terminate, psutil.Process.kill):
+        for child in children:
+            try:
+                ask(child)
+            except psutil.NoSuchProcess:
+                pass
+        children = psutil.wait_procs(children, timeout={GRACE})[1]
+    os._exit(1)
+
 if address := sys.stdin.readline().strip():
+    flow = os.dup(0)
+    os.set_inheritable(flow, False)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    threading.Thread(target=end_with, args=(flow,), daemon=True).start()
     sys.argv = ["dvc", "--wait-for-lock", "repro", "--single-item", address]
     code = dvc.cli.main()
     gc.freeze()
     sys.exit(code)
 """
 """Imports DVC, then waits for the address of a stage on stdin. `--wait-for-lock` because another stage that finishes holds
-DVC's lock for a moment, and a failure would cost a whole stage."""
+DVC's lock for a moment, and a failure would cost a whole stage. Stdin stays open as long as the flow lives."""
 
 _running: set[subprocess.Popen[str]] = set()
 _spare: list[subprocess.Popen[str]] = []
@@ -73,18 +101,32 @@ class Reproduced:
     """Whether its command ran. If not, it was up to date or restored from DVC's run cache."""
 
 
+Kind = Literal["engine", "busy", "killed", "lasting"]
+MOST_RETRIES: dict[Kind, int | None] = {"engine": None, "busy": None, "killed": 1, "lasting": 0}
+"""Retries of a stage by kind of failure; None leaves it to the flow's `retries`."""
+
+
 class StageFailed(FlywheelError):
     """A stage's process failed; carries the stage's own message."""
 
-    def __init__(self, address: str, message: str, code: int) -> None:
+    def __init__(self, address: str, message: str, code: int, busy: bool = False) -> None:
         super().__init__(f"{address}: {message}")
-        self.address, self.code = address, code
+        self.address, self.code, self.busy = address, code, busy
         self.exit_code = TRY_AGAIN if code == TRY_AGAIN else 1
 
     @property
-    def retryable(self) -> bool:
-        """Whether a retry can help: the engine could not answer, or the process was killed."""
-        return self.code == TRY_AGAIN or self.code < 0 or (self.code > 128 and self.code != 255)
+    def kind(self) -> Kind:
+        """Why it failed, as far as that decides whether another try can help."""
+        if self.code == TRY_AGAIN:
+            return "engine"
+        if self.code < 0 or (self.code > 128 and self.code != 255):
+            return "killed"
+        return "busy" if self.busy else "lasting"
+
+    def is_retried(self, tries: int) -> bool:
+        """Whether it is tried again after this many tries."""
+        most = MOST_RETRIES[self.kind]
+        return most is None or tries <= most
 
 
 @task(task_run_name="{stage_address}", cache_policy=NO_CACHE, persist_result=False)
@@ -102,7 +144,8 @@ def reproduce(stage_address: str) -> Reproduced:
                 log.info(lines[-1])
         code = process.wait()
     if code != 0:
-        raise StageFailed(stage_address, failure(list(lines)), _stage_code(list(lines), code))
+        output = list(lines)
+        raise StageFailed(stage_address, failure(output), _stage_code(output, code), _is_busy(output))
     ran = any(line.startswith("Running stage") for line in lines)
     return Reproduced(stage_address, time.perf_counter() - clock, ran)
 
@@ -118,7 +161,9 @@ def with_retries(retries: int) -> Any:
 
 def _is_retryable(task: Any, run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.retryable and not _interrupted.is_set()
+    if not isinstance(error, StageFailed) or _interrupted.is_set():
+        return False
+    return error.is_retried(run.run_count)
 
 
 @contextmanager
@@ -167,20 +212,23 @@ def environment() -> dict[str, str]:
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    """Stops a process group: SIGTERM, then SIGKILL after `GRACE` seconds."""
-    if process.poll() is not None:
-        return
-    with suppress(psutil.NoSuchProcess, ProcessLookupError):
-        children = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGTERM)
-        for straggler in psutil.wait_procs(children, timeout=GRACE)[1]:
-            with suppress(psutil.NoSuchProcess):
-                straggler.kill()
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
+def end(*processes: subprocess.Popen[str]) -> None:
+    """Stops process groups together: SIGTERM, then SIGKILL after `GRACE` seconds."""
+    alive = [process for process in processes if process.poll() is None]
+    children: list[psutil.Process] = []
+    for process in alive:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            children += psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    for straggler in psutil.wait_procs(children, timeout=GRACE)[1]:
+        with suppress(psutil.NoSuchProcess):
+            straggler.kill()
+    for process in alive:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextmanager
@@ -194,8 +242,7 @@ def stopping_stages() -> Iterator[None]:
         yield
     except BaseException:
         _interrupted.set()
-        for process in list(_running):
-            end(process)
+        end(*_running)
         raise
     finally:
         _flowing.clear()
@@ -205,7 +252,7 @@ def stopping_stages() -> Iterator[None]:
 
 def failure(lines: list[str]) -> str:
     """The message in a failed stage's output: the error that `flywheel` printed, else the last lines."""
-    if any(" is busy, it is being blocked by" in line for line in lines):
+    if _is_busy(lines):
         return graph.busy("\n".join(lines))
     starts = [i for i, line in enumerate(lines) if line.startswith("flywheel: ")]
     if not starts:
@@ -218,6 +265,11 @@ def failure(lines: list[str]) -> str:
     message = lines[starts[-1] :]
     ends = [i for i, line in enumerate(message) if line.startswith("ERROR: ")]
     return "\n".join(message[: ends[0] if ends else None]).removeprefix("flywheel: ").strip()
+
+
+def _is_busy(lines: list[str]) -> bool:
+    """Whether DVC could not get its lock."""
+    return any(" is busy, it is being blocked by" in line for line in lines)
 
 
 def _stage_code(lines: list[str], code: int) -> int:

@@ -1,6 +1,9 @@
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import projects
 import psutil
@@ -11,6 +14,13 @@ from prefect.states import Failed
 from flows import reproduce as reproduce_file
 from flows.reproduce import Reproduced, StageFailed, _is_retryable, failure, reproduce, stopping_stages
 from tasks.project import graph
+
+KILLED = """
+from prefect.logging import disable_run_logger
+from flows.reproduce import reproduce
+with disable_run_logger():
+    reproduce.fn("gate@r2")
+"""
 
 
 @pytest.fixture
@@ -63,15 +73,30 @@ def test_a_failure_carries_the_stages_own_message(gate):
     with pytest.raises(StageFailed) as raised:
         run("gate@r2")
     assert str(raised.value) == "gate@r2: no room\n  on the disk"
-    assert not raised.value.retryable
+    assert raised.value.kind == "lasting"
 
 
-@pytest.mark.parametrize(("command", "retryable"), [("exit 75", True), ("kill -9 $$", True), ("exit 3", False)])
-def test_what_is_retried(gate, command, retryable):
+@pytest.mark.parametrize(
+    ("command", "kind", "retries"),
+    [
+        ("exit 75", "engine", [True, True, True]),
+        ("kill -9 $$", "killed", [True, False, False]),
+        ("exit 3", "lasting", [False] * 3),
+    ],
+)
+def test_what_is_retried_and_how_often(gate, command, kind, retries):
     gate(command)
     with pytest.raises(StageFailed) as raised:
         run("gate@r2")
-    assert raised.value.retryable == retryable
+    assert raised.value.kind == kind
+    failed = Failed(data=raised.value)
+    assert [_is_retryable(None, SimpleNamespace(run_count=n), failed) for n in (1, 2, 3)] == retries
+
+
+def test_a_stage_that_another_process_runs_is_tried_again():
+    error = StageFailed("gate@r2", "another process is running a stage", 255, busy=True)
+    assert error.kind == "busy"
+    assert error.is_retried(3)
 
 
 def test_without_a_message_of_its_own_the_last_lines_are_shown():
@@ -95,5 +120,23 @@ def test_whatever_ends_the_flow_ends_its_stages_and_their_children(gate):
         child = psutil.Process(int(Path("child").read_text()))
         raise KeyboardInterrupt
     assert isinstance(stage.exception(), StageFailed)
-    assert not _is_retryable(None, None, Failed(data=stage.exception())), "a stopped stage is not retried"
+    assert not _is_retryable(None, SimpleNamespace(run_count=1), Failed(data=stage.exception())), (
+        "a stopped stage is not retried"
+    )
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_flow_that_is_killed_takes_its_stage_along(gate, tmp_path):
+    """`kill -9` leaves the flow no chance to end anything."""
+    gate("sleep 60 & echo $! > child; wait")
+    flow = subprocess.Popen([sys.executable, "-c", KILLED], cwd=Path.cwd())
+    while not Path("child").exists() or not Path("child").read_text().strip():
+        assert flow.poll() is None
+        time.sleep(0.05)
+    child = psutil.Process(int(Path("child").read_text()))
+    flow.kill()
+    flow.wait()
+    gone, alive = psutil.wait_procs([child], timeout=60)
+    assert gone and not alive
+    gate("exit 0")
+    assert run("gate@r2").ran, "its lock is free again"
