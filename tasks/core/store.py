@@ -89,9 +89,15 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     warnings: list[str] = []
     tokens: dict[str, int]
+    usage: dict[str, dict[str, int]] = {}
+    """`tokens` by the name under which the stage opened a model: `parent`, or that of a model of the roster."""
     seconds: dict[str, float]
     """`start` (process start-up, imports, model loading), `model`, `run`, and `write`, which includes lazy frames that are
     computed while they are written."""
+    gpus: list[str] = []
+    """Kind of each GPU that the stage held; none on a CPU."""
+    gpu_seconds: float = 0.0
+    """Seconds for which it held them, summed over GPUs; waiting for another process does not count."""
     started: str
     finished: str
 

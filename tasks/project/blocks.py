@@ -14,6 +14,8 @@ from tasks.core.plugin import Params, Plugin, load, names
 from tasks.core.stage import Stage, Strategy, stages
 from tasks.domains import Domain
 from tasks.engines import Engine
+from tasks.project.budget import Budget
+from tasks.project.costs import Prices
 from tasks.project.problems import reasons
 
 FILE = "params.yaml"
@@ -22,10 +24,12 @@ EXAM = ("evaluate", "gate")
 
 
 class Campaign(Params):
-    """How MLflow names the project's rounds and model."""
+    """How MLflow names the project's rounds and model, and what a run of the campaign may spend."""
 
     name: str = Field("flywheel", pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}$")
     """Name of the MLflow experiment and of the registered model: letters, digits, blanks and `_ . -`."""
+    budget: Budget | None = None
+    """What one run of the campaign may spend: `tokens`, `hours`, `money`; null has no limit."""
 
 
 class Defaults(Params):
@@ -160,6 +164,8 @@ class Pipeline:
     roster: dict[str, RosterModel] = field(default_factory=dict)
     default_judges: dict[str, Strategy] = field(default_factory=dict)
     """Judges of the default recipe, which the evaluation of a base measures."""
+    prices: Prices | None = None
+    """None where params.yaml has none."""
 
     @cached_property
     def rounds(self) -> dict[str, Block]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tasks.core.errors import suggest
+from tasks.core.plugin import names
 from tasks.core.stage import ANCESTORS, OPTIONAL, Strategy, stages
 from tasks.project.blocks import EXAM, Block, Pipeline, input_files
 from tasks.project.build import location
@@ -13,6 +14,7 @@ SEEDS = Path("data/seeds")
 
 def check(pipeline: Pipeline, problems: Problems) -> None:
     """Adds every inconsistency to `problems`."""
+    _check_prices(pipeline, problems)
     for block in pipeline.blocks.values():
         _check_models(pipeline, block, problems)
         _check_abilities(pipeline, block, problems)
@@ -33,6 +35,19 @@ def _place(block: Block, path: str) -> str:
     if path.partition(".")[0] in (*EXAM, "domain"):
         return f"bases.{block.base}.{path}"
     return location(block.origins, path, f"rounds.{block.name}")
+
+
+def _check_prices(pipeline: Pipeline, problems: Problems) -> None:
+    """Prices are of engines or of models of the roster; a budget of money needs them."""
+    if pipeline.prices is None:
+        if pipeline.campaign.budget and pipeline.campaign.budget.money is not None:
+            problems.add("campaign.budget.money", "needs prices; write `prices: {gpu_hour: …}` at the top level")
+        return
+    known = {*names("engines"), *pipeline.roster}
+    for name in sorted(pipeline.prices.tokens.keys() - known):
+        problems.add(
+            f"prices.tokens.{name}", f"there is no engine and no model of the roster {name!r}; {suggest(name, known)}"
+        )
 
 
 def _check_names(block: Block, problems: Problems) -> None:

@@ -1,7 +1,8 @@
 """Reads and validates params.yaml: bases, rounds and the roster of models.
 
-    campaign: {name: arithmetic}
+    campaign: {name: arithmetic, budget: {hours: 8}}
     defaults: {recipe: sharpen}
+    prices:   {gpu_hour: 2.5, tokens: {openai: {prompt: 0.15, completion: 0.6}}}
     models:   {teacher: {engine: {strategy: vllm}, path: /models/teacher, digest: 3f1f…}}
     bases:    {r0: {seed: 0, domain: …, engine: …, base: …, evaluate: {…}, gate: {…}}}
     rounds:   {r1: {parent: r0, base: r0, seed: 1, recipe: sharpen, anchor: r0, set: {generate.sample.samples: 4}}}
@@ -33,6 +34,7 @@ from tasks.project.blocks import (
 )
 from tasks.project.build import NAME, Builder
 from tasks.project.checks import SEEDS, check, exam_items
+from tasks.project.costs import Prices
 from tasks.project.problems import Problems
 from tasks.project.recipes import plain
 
@@ -60,7 +62,7 @@ def _parse(root: Path, yaml: YAML) -> Any:
     except (YAMLError, ValueError, TypeError, RecursionError) as error:  # keys that are lists, and anchors in a loop
         raise ParamsError(f"{FILE} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ParamsError(f"{FILE} must hold the keys campaign, defaults, models, bases and rounds")
+        raise ParamsError(f"{FILE} must hold the keys campaign, defaults, prices, models, bases and rounds")
     return content
 
 
@@ -83,8 +85,9 @@ def validate(content: dict[str, Any], root: Path = Path()) -> Pipeline:
         ParamsError: with all problems at once.
     """
     problems = Problems(FILE)
-    problems.keys(content, ("campaign", "defaults", "models", "bases", "rounds"), ("bases",), "")
+    problems.keys(content, ("campaign", "defaults", "prices", "models", "bases", "rounds"), ("bases",), "")
     campaign = problems.model(Campaign, content.get("campaign") or {}, "campaign") or Campaign()
+    prices = None if content.get("prices") is None else problems.model(Prices, content["prices"], "prices")
     defaults = problems.model(Defaults, content.get("defaults") or {}, "defaults") or Defaults()
     roster = _roster(problems.mapping(content, "models"), problems)
     bases, rounds = (problems.mapping(content, key) for key in ("bases", "rounds"))
@@ -99,7 +102,7 @@ def validate(content: dict[str, Any], root: Path = Path()) -> Pipeline:
     for name in order:
         if block := builder.base(name) if name in bases else builder.round(name, blocks):
             blocks[name] = block
-    pipeline = Pipeline(campaign, blocks, roster, builder.default_judges())
+    pipeline = Pipeline(campaign, blocks, roster, builder.default_judges(), prices)
     check(pipeline, problems)
     problems.raise_all()
     return pipeline

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from tasks.core.plugin import load, names
+from tasks.core.plugin import Params, load, names
 from tasks.core.stage import Stage, stages
 from tasks.project.blocks import EXAM, Campaign, Defaults
 from tasks.project.build import REQUIRED
+from tasks.project.costs import Prices
 from tasks.project.recipes import Recipe
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -36,8 +37,9 @@ def of_params() -> dict[str, Any]:
     )
     whole = _object(
         {
-            "campaign": Campaign.model_json_schema(),
+            "campaign": _model(Campaign, defs),
             "defaults": Defaults.model_json_schema(),
+            "prices": _prices(defs),
             "models": {"type": "object", "additionalProperties": model},
             "bases": {"type": "object", "additionalProperties": base},
             "rounds": {"type": "object", "additionalProperties": round_},
@@ -56,6 +58,21 @@ def of_recipe() -> dict[str, Any]:
     for part in (whole, defs["Phase"]):
         part["properties"]["stages"] = {"$ref": "#/$defs/stages"}
     return {"$schema": DRAFT, "$defs": defs | {"stages": _object(own, [])}, **whole, "title": "Flywheel recipe"}
+
+
+def _model(kind: type[Params], defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a block of parameters. Nested blocks go to `defs`, because references start at the root."""
+    schema = kind.model_json_schema()
+    defs |= schema.pop("$defs", {})
+    return schema
+
+
+def _prices(defs: dict[str, Any]) -> dict[str, Any]:
+    """The schema of prices, where one number may stand for both prices of an engine."""
+    schema = _model(Prices, defs)
+    tokens = schema["properties"]["tokens"]
+    tokens["additionalProperties"] = {"anyOf": [{"type": "number", "minimum": 0}, tokens["additionalProperties"]]}
+    return schema
 
 
 def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:

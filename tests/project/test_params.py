@@ -198,8 +198,8 @@ def test_files_that_are_no_params(tmp_path):
     for text, word in {
         "bases: {r0: [}": "line 1",
         "bases:\n  r0: 1\n  r0: 2\n": "duplicate key",
-        "- a\n- b\n": "campaign, defaults, models, bases and rounds",
-        "": "campaign, defaults, models, bases and rounds",
+        "- a\n- b\n": "campaign, defaults, prices, models, bases and rounds",
+        "": "campaign, defaults, prices, models, bases and rounds",
         "? [a, b]\n: c\n": "params.yaml",
         "bases: &a\n  r0: *a\n": "params.yaml",
     }.items():
