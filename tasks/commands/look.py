@@ -113,11 +113,21 @@ def verify(
 
 
 @app.command(rich_help_panel="Look")
-def report() -> None:
+def report(
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            help="Write one page instead, which opens from disk: charts, the funnel by reason, samples with all their verdicts, "
+            "what the last round changed.",
+        ),
+    ] = None,
+) -> None:
     """The table of the rounds: accuracy by level, judges, rows, tokens, seconds."""
+    from tasks.views import page
     from tasks.views.report import show
 
-    show(ROOT)
+    page.show(ROOT, html) if html else show(ROOT)
 
 
 @app.command(rich_help_panel="Look")

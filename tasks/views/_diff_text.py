@@ -11,12 +11,13 @@ ABSENT = "–"
 
 def plain(value: Any) -> str:
     """A value on one line, without characters that would steer a terminal."""
-    text = ABSENT if value is None else f"{value:.6g}" if isinstance(value, float) else _words(value)
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in text)
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "�" for c in words(value))
 
 
-def _words(value: Any) -> str:
-    """A chat as its texts, other lists and structs as JSON."""
+def words(value: Any) -> str:
+    """A value as text: a chat as its texts, other lists and structs as JSON."""
+    if value is None or isinstance(value, float):
+        return ABSENT if value is None else f"{value:.6g}"
     if (
         isinstance(value, list)
         and value

@@ -55,7 +55,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: value if hasattr(value, "__html__") else visible("" if value is None else str(value)),
     )
-    made.filters |= {"n": number, "percent": percent, "text": text, "interval": interval}
+    made.filters |= {"n": number, "percent": percent, "text": text, "plain": plain}
     return made
 
 
@@ -65,11 +65,12 @@ def text(value: Any, limit: int = LONGEST, length: int | None = None) -> Markup:
     `length` is that of the whole text, where `value` is its beginning alone; a cut text says how long the whole is.
     """
     whole = ABSENT if value is None else str(value)
-    length = len(whole) if length is None else length
-    shown, cut = visible(whole[:limit]), Markup("")
-    if length > limit:
-        cut = Markup("<b>… {} of {} characters</b>").format(f"{limit:,}", f"{length:,}")
-    return Markup("<bdi>{}{}</bdi>").format(shown, cut)
+    return Markup("<bdi>{}{}</bdi>").format(visible(whole[:limit]), cut(length or len(whole), limit))
+
+
+def cut(length: int, limit: int = LONGEST) -> Markup:
+    """What stands after a text that was cut; nothing after a shorter one."""
+    return Markup("<b>… {} of {} characters</b>").format(f"{limit:,}", f"{length:,}") if length > limit else Markup("")
 
 
 def visible(value: str) -> Markup:
@@ -105,29 +106,27 @@ def percent(value: float | None, digits: int = 1) -> str:
     return ABSENT if value is None else f"{100 * value:.{digits}f} %"
 
 
-def interval(low: float | None, high: float | None, digits: int = 1) -> str:
-    """A 95 % interval of a share, in percent; empty where there is none."""
-    return "" if low is None or high is None else f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
-
-
 def write(root: Path, file: Path, page: str) -> None:
     """Writes a page; it replaces an older page, and no other file.
 
     Raises:
         FlywheelError: when the file cannot be written, belongs to the project, or is no page of ours.
     """
-    refuse_own(root, file)
-    refuse_other(file)
+    refuse(root, file)
     with replacing(file, b"<!doctype") as new:
         new.write_text(page, encoding="utf-8")
 
 
-def refuse_other(file: Path) -> None:
-    """Refuses to replace a file that is no page of ours.
+def refuse(root: Path, file: Path) -> None:
+    """Refuses a file of the project's own, one that is no page of ours, and one in no folder: before a page is made that takes
+    time.
 
     Raises:
         FlywheelError: naming it.
     """
+    refuse_own(root, file)
+    if not file.parent.is_dir():
+        raise FlywheelError(f"{file} cannot be written: there is no folder {file.parent}")
     try:
         with file.open("rb") as stream:
             head = stream.read(HEAD)

@@ -29,7 +29,6 @@ from tasks.views import _statements
 from tasks.views._diff_sides import open_sides
 from tasks.views._diff_summary import Version, changes, version
 from tasks.views._diff_tables import Database, TableDiff, open_database
-from tasks.views.catalog import refuse_own, replacing
 
 __all__ = ["Diff", "Version", "changes", "compare", "compare_table", "query", "show", "version"]
 EXAMPLES, EXAMPLES_OF_A_TABLE = 2, 5
@@ -99,7 +98,10 @@ def show(
     if table and html:
         raise FlywheelError("--html writes the whole comparison, with every table; leave out --table")
     if html:
-        _write_page(root, html, compare(root, old, new, EXAMPLES_OF_A_TABLE))
+        from tasks.views import _diff_html, _page_base
+
+        _page_base.refuse(root, html)
+        _page_base.write(root, html, _diff_html.page(compare(root, old, new, EXAMPLES_OF_A_TABLE)))
         print(f"{html}: {old} → {new}")
         return
     difference = compare_table(root, old, new, table) if table else compare(root, old, new)
@@ -192,11 +194,3 @@ def _steady(root: Path, old: str, new: str, read: Callable[[], T]) -> T:
 def _known(table: str) -> None:
     if table not in TABLES:
         raise UnknownName("table", table, TABLES, "--table")
-
-
-def _write_page(root: Path, file: Path, difference: Diff) -> None:
-    from tasks.views._diff_html import page
-
-    refuse_own(root, file)
-    with replacing(file, b"<!doctype") as new:
-        new.write_text(page(difference), encoding="utf-8")
