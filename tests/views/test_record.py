@@ -12,10 +12,12 @@ from tasks.core import store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.project import champion as champions
 from tasks.project.params import stages_of
-from tasks.views import _facts, record
+from tasks.views import record
+from tasks.views._dvc_addresses import PROJECT
+from tasks.views.record import _connection, _facts, _runs
 
 pytestmark = pytest.mark.xdist_group("mlflow")
-FIGURES = record.figures
+FIGURES = _runs.figures
 PLAN = synthetic.pipeline("r1", "r2")
 SHORT = {"base", "train", "evaluate", "gate"}
 
@@ -37,16 +39,17 @@ def empty_store(tmp_path_factory, worker_id):
 @pytest.fixture
 def root(tmp_path, empty_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(PROJECT, str(tmp_path))
     monkeypatch.setattr(record, "load_params", lambda root: PLAN)
     monkeypatch.setattr(champions, "plans", synthetic.plans)
-    monkeypatch.setattr(record, "figures", lambda *_: [])
+    monkeypatch.setattr(_runs, "figures", lambda *_: [])
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return tmp_path
 
 
 def book(root):
     """The store as it stands: runs by name, those in force; and all of them."""
-    client = record._client(root)
+    client = _connection.connect(root)
     runs = list(client.search_runs([client.get_experiment_by_name("toy").experiment_id]))
     return client, {r.info.run_name: r for r in runs if "superseded_by" not in r.data.tags}, runs
 
@@ -64,7 +67,7 @@ def counts(root):
 
 
 def test_a_campaign_is_recorded_once(root, monkeypatch):
-    monkeypatch.setattr(record, "figures", FIGURES)
+    monkeypatch.setattr(_runs, "figures", FIGURES)
     for name in ("r0", "r1", "r2"):
         synthetic.make(root, PLAN, name, promoted=name == "r1")
     summary = record.record(root)
@@ -102,8 +105,8 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
     }
 
     version = client.get_model_version("toy", "2")
-    assert version.source == (root / "data/round=r1/model").as_uri()
-    assert version.tags["digest"] == champions.model_digest(root, "r1", store.manifests(root, "r1"))
+    digest = champions.model_digest(root, "r1", store.manifests(root, "r1"))
+    assert version.source == f"dvc:///data/round=r1/model?digest={digest}" and version.tags["digest"] == digest
     assert not list(root.glob("mlruns/**/config.json"))
 
 
@@ -160,7 +163,7 @@ def test_the_same_result_again_is_the_same_run(root):
 def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
     synthetic.make(root, PLAN, "r0")
     synthetic.make(root, PLAN, "r1")
-    left, end = [7], record._Recorder._end
+    left, end = [7], _runs.Recorder._end
 
     def dying(self, run, finished):
         left[0] -= 1
@@ -169,7 +172,7 @@ def test_what_a_kill_cut_off_is_finished(root, monkeypatch):
         end(self, run, finished)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(record._Recorder, "_end", dying)
+        patch.setattr(_runs.Recorder, "_end", dying)
         record.record(root)
     record.record(root)
     client, runs, every = book(root)
@@ -251,7 +254,7 @@ def test_every_look_is_recorded_before_mlflow_is_asked(root, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(FlywheelError):
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        record.record(root, move_alias=False)
+        record.record(root, move_alias=False, strict=True)
     first = (root / champions.LOOKS).read_text()
     assert [e.round for e in champions.ledger(root)] == ["r1"]
     monkeypatch.setitem(synthetic.SOLVED, "r1", 0.58)
@@ -289,7 +292,7 @@ def test_an_mlflow_that_is_down_is_one_message(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(FlywheelError, match=r"http://127.0.0.1:9 does not answer.*flywheel record") as caught:
-        record.record(root)
+        record.record(root, strict=True)
     assert "secret" not in str(caught.value)
 
 
@@ -323,7 +326,7 @@ def test_a_store_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatch):
 def test_a_store_that_is_damaged_is_one_message(root):
     (root / "mlflow.db").write_bytes(b"no database at all" * 1000)
     with pytest.raises(FlywheelError, match="mlflow.db does not answer.*not a database"):
-        record.record(root)
+        record.record(root, strict=True)
 
 
 def test_without_results_there_is_nothing_to_promote(root):
@@ -355,7 +358,7 @@ def test_a_round_is_recorded_while_it_is_made_and_when_it_is_made(made):
     for name, content in late.items():
         (manifests / f"{name}.json").write_bytes(content)
     assert "2 stages new" in record.record(made)
-    client = record._client(made)
+    client = _connection.connect(made)
     experiment = client.get_experiment_by_name("arithmetic").experiment_id
     runs = {r.info.run_name: r.data.params for r in client.search_runs([experiment])}
     assert (runs["r2"]["seed"], runs["r2"]["exam.seed"]) == ("2", "0")
