@@ -1,6 +1,7 @@
 """A diff as one page that needs no other file, and as a part of another page. Everything that a model wrote is escaped."""
 
 import difflib
+import re
 from typing import Any
 
 from markupsafe import Markup
@@ -11,6 +12,9 @@ from tasks.views._diff_printing import DIGEST
 from tasks.views._diff_tables import compared
 from tasks.views._diff_text import ABSENT, words
 from tasks.views.diff import Diff
+
+WORD = re.compile(r"\S+\s*|\s+")
+"""A word with the blanks after it."""
 
 
 def page(diff: Diff) -> str:
@@ -48,12 +52,14 @@ def _rows(table: str, example: Any) -> list[tuple[str, Markup | None, Markup]]:
 def contrast(old: Any, new: Any) -> tuple[Markup, Markup]:
     """Both texts, escaped and cut, with the words marked that differ."""
     whole = [words(value) for value in (old, new)]
-    split = [text[: base.LONGEST].split(" ") for text in whole]
+    pieces = [WORD.findall(text[: base.LONGEST]) for text in whole]
     sides: tuple[list[Markup], list[Markup]] = ([], [])
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, *split, autojunk=False).get_opcodes():
-        for side, tag, found in zip(sides, ("del", "ins"), (split[0][a:b], split[1][c:d]), strict=True):
-            text = base.visible(" ".join(found))
-            if found:
-                side.append(text if kind == "equal" else Markup(f"<{tag}>{{}}</{tag}>").format(text))
-    marked = [Markup(" ").join(side) + base.cut(len(text)) for side, text in zip(sides, whole, strict=True)]
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, *pieces, autojunk=False).get_opcodes():
+        for side, tag, run in zip(sides, ("del", "ins"), (pieces[0][a:b], pieces[1][c:d]), strict=True):
+            text = "".join(run)
+            word, blank = base.visible(text.rstrip()), base.visible(text[len(text.rstrip()) :])
+            side.append(
+                word + blank if kind == "equal" or not word else Markup(f"<{tag}>{{}}</{tag}>{{}}").format(word, blank)
+            )
+    marked = [Markup("").join(side) + base.cut(len(text)) for side, text in zip(sides, whole, strict=True)]
     return Markup("<bdi>{}</bdi>").format(marked[0]), Markup("<bdi>{}</bdi>").format(marked[1])

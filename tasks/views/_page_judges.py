@@ -31,6 +31,20 @@ BINNED = """
     from binned group by all having count(*) >= {least} order by judge, round, bin
 """
 """Bins of equal width where a judge's scores are shares, else ten with equally many scores."""
+TOLD = """
+    with scored as ({rows}),
+    ranked as (select round, judge, score, truth, ceil(score * {bins}) as bin,
+                      rank() over (partition by round, judge order by score)
+                      + (count(*) over (partition by round, judge, score) - 1) / 2 as place from scored),
+    bins as (select round, judge, min(score) >= 0 and max(score) <= 1 as shares, abs(sum(truth::int - score)) as miss
+             from ranked group by round, judge, greatest(1, bin)),
+    errors as (select round, judge, case when bool_and(shares) then sum(miss) end as missed from bins group by all)
+    select round, judge, count(*) as n, any_value(missed) / count(*) as calibration_error,
+           (sum(place) filter (truth) - count(*) filter (truth) * (count(*) filter (truth) + 1) / 2)
+           / nullif(count(*) filter (truth) * count(*) filter (not truth), 0) as auroc
+    from ranked join errors using (round, judge) group by all
+"""
+"""AUROC by the sum of ranks (Mann and Whitney 1947), ties counting half, and the expected calibration error of `evaluate`."""
 
 
 def judges(data: Data) -> Section:
@@ -43,15 +57,26 @@ def judges(data: Data) -> Section:
         select round, member, count(error) / count(*) as share, count(*) as n from page_judgments
         group by all order by member, round
     """)
+    told = _told(data)
     if not charts and not groups:
         return Section(
             "judges", title, missing="an exam with the member judging, or a judge that is the domain's verifier"
         )
     body = render(
-        "judges.html", charts=charts, group=groups[0] if groups else None, names=data.names, prompts=PROMPTS,
+        "judges.html",
+        told=told,
+        own=[n for n in data.names if any(n in rounds for rounds in told.values())], charts=charts, group=groups[0] if groups else None, names=data.names, prompts=PROMPTS,
         errors=[e for e in errors if e["share"] > 0], rewards=sorted(rewards),
     )  # fmt: skip
     return Section("judges", title, body)
+
+
+def _told(data: Data) -> dict[str, dict[str, dict[str, Any]]]:
+    """Judge → round → how well its scores tell right answers from wrong ones among the round's own."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in data.rows(TOLD.format(rows=OWN, bins=BINS)):
+        found.setdefault(row["judge"], {})[row["round"]] = row
+    return dict(sorted(found.items()))
 
 
 def _charts(data: Data, rows: str, whose: str, rewards: set[str]) -> list[Markup]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from tasks.core.stage import stages
 from tasks.evaluate._measures import Z
+from tasks.project.costs import money, read_prices
+from tasks.project.costs import of as costs_of
 from tasks.views import report
 from tasks.views._page_base import render
 from tasks.views._page_charts import Point, Series, Step, Value, dots, forest, funnel, ranges
@@ -185,17 +187,18 @@ def costs(data: Data) -> Section:
         ]
         return dots(title, names, [s for s in series if s.points], unit) if any(s.points for s in series) else None
 
+    prices = read_prices(data.root)
     charts = [
         chart("Seconds, start-up included", lambda r: r["seconds"], "seconds"),
         chart("Tokens generated", lambda r: r["completion_tokens"], "tokens"),
         chart("Tokens read", lambda r: r["prompt_tokens"], "tokens"),
     ]
-    totals = data.rows("""
-        select round, sum(prompt_tokens) as read, sum(completion_tokens) as generated, sum(requests) as requests,
-               sum(seconds) as seconds from stages group by round
-    """)
-    by_round = {row["round"]: row for row in totals}
-    return Section(
-        "costs", "Costs",
-        render("costs.html", charts=[c for c in charts if c], totals=[by_round[n] for n in data.names if n in by_round]),
-    )  # fmt: skip
+    if prices:
+        manifests = {(f.block.name, s): m for f in data.facts for s, m in f.stages.items()}
+        spent = {key: money(m, prices) for key, m in manifests.items()}
+        charts.append(chart("Money", lambda r: spent.get((r["round"], r["stage"]), 0), prices.currency or "money"))
+    totals = [(f.block.name, costs_of(f.stages.values(), prices)) for f in data.facts]
+    body = render(
+        "costs.html", charts=[c for c in charts if c], totals=totals, currency=prices.currency if prices else ""
+    )
+    return Section("costs", "Costs", body)
