@@ -7,7 +7,8 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -16,6 +17,11 @@ from shutil import which
 from filelock import FileLock, Timeout
 
 QUERY = ("--query-gpu=index,uuid", "--format=csv,noheader")
+
+KINDS = ("--query-gpu=uuid,name", "--format=csv,noheader")
+
+_held: dict[str, float] = {}
+"""Seconds for which this process has held each GPU."""
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +47,24 @@ def _lock(name: str) -> Iterator[None]:
     except Timeout:
         log.warning("waiting for the device %s, which another process uses (%s)", name, path)
         lock.acquire()
+    start = time.perf_counter()
     try:
         yield
     finally:
+        if lock.lock_counter == 1:  # held within another block, it counts there
+            _held[name] = _held.get(name, 0.0) + time.perf_counter() - start
         lock.release()
+
+
+def held() -> dict[str, float]:
+    """Seconds for which this process has held each GPU by its name; waiting for another process does not count."""
+    return dict(_held)
+
+
+def kinds(names: Iterable[str]) -> list[str]:
+    """What these GPUs are, such as `NVIDIA H100 80GB HBM3`; a MIG slice is its own name."""
+    known = _query(KINDS) if (wanted := list(names)) else {}
+    return [known.get(name, name) for name in wanted]
 
 
 def devices() -> tuple[str, ...]:
@@ -60,8 +80,13 @@ def devices() -> tuple[str, ...]:
 
 def _gpus() -> dict[str, str]:
     """Index → UUID of each GPU of this machine."""
+    return _query(QUERY)
+
+
+def _query(arguments: Iterable[str]) -> dict[str, str]:
+    """The driver's two columns."""
     if which("nvidia-smi") is None:
         return {}
-    query = subprocess.run(["nvidia-smi", *QUERY], capture_output=True, text=True)
+    query = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True)
     lines = query.stdout.splitlines() if query.returncode == 0 else []
     return dict(line.split(", ", 1) for line in lines if ", " in line)

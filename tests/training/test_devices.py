@@ -5,11 +5,13 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
-from tasks.core.devices import device_lock, devices
+from tasks.core import devices as module
+from tasks.core.devices import device_lock, devices, held, kinds
 
 TWO = "0, GPU-aaaa-1\n1, GPU-bbbb-2\n"
 
@@ -113,6 +115,24 @@ def test_a_second_process_waits_and_the_same_one_does_not(gpus, tmp_path):
         assert names == again == ("GPU-aaaa-1",)
         assert time.monotonic() >= float((tmp_path / "held").read_text())
     child.join()
+
+
+def test_the_seconds_for_which_each_gpu_is_held_are_counted_once(gpus, monkeypatch):
+    gpus()
+    clock = iter(range(100))
+    monkeypatch.setattr(module, "_held", {})
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    with device_lock(2), device_lock(2):  # taken at 0, 1 and 2, 3; let go at 4 and 5
+        assert held() == {}
+    with device_lock():
+        pass
+    assert held() == {"GPU-bbbb-2": 3.0, "GPU-aaaa-1": 6.0}
+
+
+def test_gpus_are_called_by_their_kind(gpus):
+    gpus(answer="GPU-aaaa-1, NVIDIA H100 80GB HBM3\n")
+    assert kinds(["GPU-aaaa-1", "MIG-cccc"]) == ["NVIDIA H100 80GB HBM3", "MIG-cccc"]
+    assert kinds([]) == []
 
 
 def test_a_killed_process_leaves_the_device_free(gpus, tmp_path):
