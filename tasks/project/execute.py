@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 import psutil
 
-from tasks.core import store
+from tasks.core import devices, store
 from tasks.core.errors import StoreError, UnknownName
 from tasks.core.frames import frame
 from tasks.core.ids import content_id
@@ -28,11 +28,14 @@ from tasks.core.plugin import TASKS, load
 from tasks.core.roster import SERVED, Models, Source
 from tasks.core.stage import Input, Result, Stage, Strategy
 from tasks.core.tables import TABLES
+from tasks.project import health
 from tasks.project.blocks import EXAM
 from tasks.project.closure import module_file
 from tasks.project.pieces import ranges, within
 
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
+COUNTS = ("requests", "prompt_tokens", "completion_tokens")
+"""Of a model's meter, what manifests keep."""
 
 
 def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
@@ -56,6 +59,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
             metrics = _write(stage, draft, result)
             models.check()
+            warnings = [*result.warnings, *_unsent(models), *health.warnings(stage.name, _written(draft), arguments)]
         total_seconds, trains = time.perf_counter() - clock, "work" in arguments
         seconds = {
             "start": startup + models.total("load_seconds"),
@@ -71,9 +75,12 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             inputs=digests,
             versions=_versions(),
             metrics=metrics,
-            warnings=[*result.warnings, *_unsent(models)],
-            tokens={k: int(models.total(k)) for k in ("requests", "prompt_tokens", "completion_tokens")},
+            warnings=warnings,
+            tokens={k: int(models.total(k)) for k in COUNTS},
+            usage={name: {k: getattr(meter, k) for k in COUNTS} for name, meter in sorted(models.meters.items())},
             seconds={part: round(value, 3) for part, value in seconds.items()},
+            gpus=devices.kinds(gpus := devices.held()),
+            gpu_seconds=round(sum(gpus.values()), 3),
             started=started.isoformat(timespec="milliseconds"),
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
@@ -260,6 +267,11 @@ def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]
     for name in stage.plots:
         draft.file(f"plots/{name}.csv", result.plots.get(name, pl.DataFrame()).write_csv())
     return metrics
+
+
+def _written(draft: store.Draft) -> dict[str, pl.LazyFrame]:
+    """The tables of a draft."""
+    return {n: pl.scan_parquet(draft.new / n / "*.parquet") for n, o in draft.outputs.items() if o.kind == "table"}
 
 
 def _unsent(models: Models) -> list[str]:

@@ -79,7 +79,7 @@ def prompts(
         own = member_seed(seed, name, member.strategy_name())
         case = PromptsCase(parent_prompts, parent_responses, models, domain, own, tuple(usable(rows.lazy())))
         rows = pl.concat([rows, _named(member(case).collect(), name, rows)], how="vertical_relaxed")
-    return Result({"prompts": rows.lazy().sort("id")}, warnings=_warnings(rows["error"]))
+    return Result({"prompts": rows.lazy().sort("id")})
 
 
 def _named(rows: pl.DataFrame, member: str, earlier: pl.DataFrame) -> pl.DataFrame:
@@ -96,14 +96,3 @@ def _named(rows: pl.DataFrame, member: str, earlier: pl.DataFrame) -> pl.DataFra
         member=pl.lit(member),
     )
     return rows.select(tables.prompts.schema.names)
-
-
-def _warnings(errors: pl.Series) -> tuple[str, ...]:
-    """What to say of a round that has problems and can use none of them."""
-    if errors.is_empty() or errors.null_count():
-        return ()
-    counts = errors.str.split(":").list.first().alias("reason").value_counts().sort("count", "reason", descending=True)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.iter_rows())
-    return (
-        f"all {len(errors)} prompts were rejected ({reasons}): there is nothing to answer, and `generate` will fail",
-    )

@@ -135,11 +135,3 @@ def test_an_ill_posed_problem_is_an_item_of_the_exam_and_no_prompt():
     rows = prompts(member, *none, roster.one(Fake(), Path("m")), Tricky(), 1).frames["prompts"].collect()
     errors = dict(rows.select("problem", "error").rows())
     assert errors == {"some minus some": "contaminated: it is in or near ill_posed", "a": None}
-
-
-def test_a_round_whose_problems_were_all_rejected_says_so():
-    [warning] = run({"one": Scripted(texts=["", "", "an evaluation item"])}).warnings
-
-    assert "2 malformed, 1 contaminated" in warning
-    assert run({"one": Scripted(texts=["", "a"])}).warnings == ()
-    assert run({"one": Scripted(texts=[])}).warnings == ()
