@@ -1,5 +1,7 @@
 """Commands about the servers beside the project."""
 
+from typing import Annotated
+
 import typer
 
 from tasks.commands import ROOT
@@ -31,3 +33,16 @@ def down() -> None:
     from flows.services import down as stop
 
     stop(ROOT)
+
+
+@app.command(rich_help_panel="Look")
+def browse(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 takes a free one.")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the address and open no browser.")] = False,
+) -> None:
+    """Look at the rounds in a browser: rows by reason and judge, answers beside each other, traces, a search; label answers as
+    right or wrong. On loopback, for who has the address that it prints; Ctrl-C ends it.
+    """
+    from tasks.views.browse import serve
+
+    serve(ROOT, port, not no_open)

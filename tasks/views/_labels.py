@@ -1,0 +1,90 @@
+"""How well judges agree with people: each judge of a round on the answers that people labelled."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+
+from tasks.core import labels
+from tasks.core.labels import Label
+from tasks.evaluate._measures import Measure, proportion
+from tasks.evaluate.judging import judge_measures
+
+NAMES = ("agreement", "balanced_accuracy", "auroc", "calibration_error", "errors")
+"""Measures of a judge, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class ByLabels:
+    """A judge of a round, measured by people's labels."""
+
+    round: str
+    judge: str
+    reward: bool
+    """Whether its score is the round's reward."""
+    right: int
+    """Answers that people call right, among those with a row of this judge."""
+    wrong: int
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """By the names of `NAMES`; what could not be measured is missing: agreement and balanced accuracy where it gives no
+    verdicts, AUROC and balanced accuracy while people labelled only right or only wrong answers."""
+
+
+def truths(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> dict[tuple[str, str], bool]:
+    """(round, id of a response) → whether most people who labelled its text call it right. Left out: rows on which people are
+    divided evenly, rows that are gone, and rows that were made again with another text.
+    """
+    said = list(said)
+    votes = {digest: [e.label == "right" for e in people.values()] for digest, people in labels.of_texts(said).items()}
+    verdicts = {digest: sum(v) * 2 > len(v) for digest, v in votes.items() if sum(v) * 2 != len(v)}
+    ids = sorted({e.id for e in said if e.source == "responses"})
+    if not ids or not verdicts:
+        return {}
+    prompts = sorted({e.prompt_id for e in said if e.prompt_id})
+    rows = con.execute(
+        f"""select r.round, r.id, p.problem, r.response from responses r
+            left join prompts p on p.round = r.round and p.id = r.prompt_id and {_one_of("p.id", prompts)}
+            where {_one_of("r.prompt_id", prompts)} and r.id in (select unnest($ids))""",
+        {"ids": ids},
+    ).fetchall()
+    digests = {(round, id): labels.text_digest(problem, response) for round, id, problem, response in rows}
+    return {key: verdicts[digest] for key, digest in digests.items() if digest in verdicts}
+
+
+def by_labels(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> list[ByLabels]:
+    """Every judge of every round that has labelled answers, the reward's first: the share of its verdicts that are people's
+    (Wilson's interval), balanced accuracy, AUROC and calibration error of its scores, and the share that it could not judge.
+    `con` has the SQL views over all rounds.
+    """
+    said = list(said)
+    truth = truths(con, said)
+    if not truth:
+        return []
+    prompts = sorted({e.prompt_id for e in said if e.prompt_id})
+    found = con.execute(
+        f"""select round, member, reward, response_id, score, verdict, error from judgments
+            where {_one_of("prompt_id", prompts)} and response_id in (select unnest($ids)) order by all""",
+        {"ids": sorted({id for _, id in truth})},
+    ).fetchall()
+    groups: dict[tuple[str, bool, str], list[dict[str, Any]]] = {}
+    for round, judge, reward, id, score, verdict, error in found:
+        if (round, id) in truth:
+            row = {"truth": truth[round, id], "level": None, "score": score, "verdict": verdict, "error": error}
+            groups.setdefault((round, not reward, judge), []).append(row)
+    return [_measured(round, judge, not other, rows) for (round, other, judge), rows in sorted(groups.items())]
+
+
+def _measured(round: str, judge: str, reward: bool, rows: list[dict[str, Any]]) -> ByLabels:
+    agrees = [(r["verdict"] == "pass") == r["truth"] for r in rows if r["verdict"]]
+    agreement = proportion("agreement", None, agrees)
+    measures = {m.name.removeprefix(f"{judge}_"): m for m in judge_measures(judge, rows)}
+    measures |= {"agreement": agreement} if agreement else {}
+    right = sum(r["truth"] for r in rows)
+    return ByLabels(round, judge, reward, right, len(rows) - right, measures)
+
+
+def _one_of(column: str, ids: list[str]) -> str:
+    """That a column is one of some ids, written out: so DuckDB reads only the parts of a sorted table that may have them."""
+    quoted = ", ".join("'" + id.replace("'", "''") + "'" for id in ids)
+    return f"{column} in ({quoted})" if ids else "true"
