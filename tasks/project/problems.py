@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -76,8 +76,23 @@ def reasons(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[str
     for e in error.errors():
         path = ".".join(map(str, e["loc"]))
         if e["type"] == "extra_forbidden":
-            yield path, f"unknown key; {suggest(str(e['loc'][-1]), kind.model_fields)}"
+            yield path, f"unknown key; {suggest(str(e['loc'][-1]), _block(kind, e['loc'][:-1]).model_fields)}"
         elif e["type"] == "missing":
             yield path, "is missing; `flywheel schema` describes what it takes"
         else:
             yield path, f"{e['msg'][0].lower()}{e['msg'][1:]}, not {masked(repr(e['input']))}"
+
+
+def _block(kind: type[BaseModel], path: Iterable[int | str]) -> type[BaseModel]:
+    """The block of parameters at a path within `kind`, also where it may be null or is one of several in a map."""
+    for key in path:
+        field = kind.model_fields.get(str(key))
+        kind = next(_blocks(field.annotation), kind) if field else kind
+    return kind
+
+
+def _blocks(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _blocks(inner)
