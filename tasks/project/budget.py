@@ -33,7 +33,7 @@ def reached(root: Path, addresses: Iterable[str]) -> str | None:
     Raises:
         ParamsError: when the budget or the prices of params.yaml are invalid.
     """
-    from tasks.project.costs import of, prices_in
+    from tasks.project.costs import amount, of, prices_in
     from tasks.project.params import plain, read
 
     content = plain(read(root))
@@ -43,15 +43,15 @@ def reached(root: Path, addresses: Iterable[str]) -> str | None:
     prices = prices_in(content)
     spent = of(_manifests(root, addresses), prices)
     limits = (
-        ("tokens", spent.total_tokens, budget.tokens, "{:,}"),
-        ("hours", spent.hours, budget.hours, "{:,.4g}"),
-        ("money", spent.money, budget.money, "{:,.2f}"),
+        ("tokens", spent.total_tokens, budget.tokens, "{:,}".format),
+        ("hours", spent.hours, budget.hours, "{:,.4g}".format),
+        ("money", spent.money, budget.money, amount),
     )
-    for name, value, limit, form in limits:
+    for name, value, limit, text in limits:
         if limit is not None and value is not None and value >= limit:
             unit = ((prices and prices.currency) or "money") if name == "money" else name
             return (
-                f"the budget is reached: {form.format(value)} {unit} spent, campaign.budget.{name} of params.yaml is "
+                f"the budget is reached: {text(value)} {unit} spent, campaign.budget.{name} of params.yaml is "
                 f"{limit:,}; raise it, or run the campaign again, which counts from nothing"
             )
     return None

@@ -52,6 +52,11 @@ class Prices(Params):
         alone = {k: v for k, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         return value | {k: {"prompt": v, "completion": v} for k, v in alone.items()}
 
+    @property
+    def label(self) -> str:
+        """`money`, with the currency where it has a name."""
+        return f"money, {self.currency}" if self.currency else "money"
+
     def of(self, engines: Iterable[str], tokens: Mapping[str, float]) -> float:
         """Money for `prompt_tokens` and `completion_tokens` of a model, at the first of its names that has a price."""
         price = next((self.tokens[name] for name in engines if name in self.tokens), TokenPrice())
@@ -77,6 +82,11 @@ class Costs:
     def total_tokens(self) -> int:
         """Tokens of all engines."""
         return sum(self.tokens.values())
+
+
+def amount(money: float) -> str:
+    """Money as text: two decimals, four where it is less than a tenth."""
+    return f"{money:,.2f}" if money >= 0.1 or not money else f"{money:.4f}"
 
 
 def costs(root: Path, name: str) -> Costs:

@@ -1,6 +1,7 @@
 """What running stages would ask of their engines, before it is asked."""
 
 import gzip
+import json
 
 import projects
 import pytest
@@ -9,7 +10,7 @@ from tasks.core import store
 from tasks.core.plugin import load, names
 from tasks.core.stage import stages
 from tasks.project import graph
-from tasks.project.estimate import estimate, show, volume
+from tasks.project.estimate import Estimate, duration, estimate, show, total, volume
 from tasks.project.params import load_params, stages_of
 from tasks.project.pipeline import address
 
@@ -25,15 +26,92 @@ def test_estimates_start_from_the_earlier_run(made):
     projects.set_values(made, "r2", ["generate.sample.samples=6"])
     volumes = estimate(made, ["generate@r2", "filter@r2"])
     requests, tokens = spent(made, "r2", "generate")
-    assert volumes["generate@r2"] == (2 * requests, 2 * tokens, "as generate@r2 × 2")
+    doubled = volumes["generate@r2"]
+    assert (doubled.requests, doubled.tokens, doubled.source) == (2 * requests, 2 * tokens, "as generate@r2 × 2")
     assert volumes["filter@r2"].requests == 0
+    assert volumes["filter@r2"].source == "as filter@r2"
 
 
 def test_a_round_that_never_ran_is_estimated_from_its_nearest_ancestor(made):
     projects.rewrite(made, lambda c: c["rounds"].update(r3={"parent": "r2", "base": "r0", "seed": 3}))
     volumes = estimate(made, ["generate@r3", "evaluate@r3"])
-    assert volumes["generate@r3"] == (*spent(made, "r2", "generate"), "as generate@r2")
-    assert volumes["evaluate@r3"] == (*spent(made, "r2", "evaluate"), "as evaluate@r2")
+    for stage in ("generate", "evaluate"):
+        v = volumes[f"{stage}@r3"]
+        assert (v.requests, v.tokens, v.source) == (*spent(made, "r2", stage), f"as {stage}@r2")
+
+
+def change(root, stage: str, name: str = "r2", **values) -> None:
+    """Rewrites the manifest of a stage."""
+    path = root / f"data/round={name}/manifests/{stage}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def price(root, **prices) -> None:
+    projects.rewrite(root, lambda c: c.update(prices=prices))
+
+
+def test_time_is_that_of_the_earlier_run_and_only_the_work_is_scaled(made):
+    change(made, "generate", seconds={"start": 5.0, "model": 10.0, "run": 1.0, "write": 1.0})
+    change(made, "filter", seconds={"start": 1.0, "run": 2.0})
+    projects.set_values(made, "r2", ["generate.sample.samples=6", "prompts.seeds.count=6"])
+    then = store.manifests(made, "r2")["prompts"].plan.members["seeds"]["count"]
+    volumes = estimate(made, ["generate@r2", "filter@r2"])
+    assert volumes["generate@r2"].seconds == pytest.approx(5 + 12 * 2 * 6 / then)
+    assert volumes["filter@r2"].seconds == pytest.approx(1 + 2 * 6 / then), "it asks no model: by prompts"
+    assert total(volumes.values()).seconds == pytest.approx(sum(v.seconds for v in volumes.values()))
+
+
+def test_money_is_that_of_tokens_and_gpu_hours_as_far_as_they_have_a_price(made):
+    tokens = spent(made, "r2", "generate")[1]
+    assert estimate(made, ["generate@r2"])["generate@r2"].money is None
+    price(made, tokens={"fake": 1000})
+    assert estimate(made, ["generate@r2"])["generate@r2"].money == pytest.approx(tokens / 1000)
+    price(made, gpu_hour=3)
+    assert estimate(made, ["generate@r2"])["generate@r2"].money == 0
+    change(made, "generate", gpu_seconds=7200.0)
+    projects.set_values(made, "r2", ["generate.sample.samples=6"])
+    volumes = estimate(made, ["generate@r2", "filter@r2"])
+    assert (volumes["generate@r2"].gpu_hours, volumes["generate@r2"].money) == (4.0, 12.0)
+    assert (total(volumes.values()).gpu_hours, total(volumes.values()).money) == (4.0, 12.0)
+
+
+def test_a_model_of_the_roster_has_its_own_price(made):
+    used = {"requests": 1, "prompt_tokens": 2_000_000, "completion_tokens": 1_000_000}
+    change(made, "judge", usage={"parent": used, "large": used})
+    server = {"engine": {"strategy": "openai", "base_url": "http://localhost:1/v1", "model": "big"}}
+    projects.rewrite(made, lambda c: c.update(models={"large": server}))
+    price(made, tokens={"openai": {"prompt": 1, "completion": 10}})
+    assert estimate(made, ["judge@r2"])["judge@r2"].money == 12
+    price(made, tokens={"openai": 1, "large": {"completion": 7}})
+    assert estimate(made, ["judge@r2"])["judge@r2"].money == 7
+
+
+def test_a_stage_that_never_ran_takes_the_seconds_per_token_of_those_that_did(made):
+    for name in ("r1", "r2"):
+        (made / f"data/round={name}/manifests/critique.json").unlink()
+    price(made, tokens={"fake": {"completion": 1_000_000}})
+    read = [store.manifests(made, n).values() for n in ("r0", "r1", "r2")]
+    ran = [m for ms in read for m in ms if m.tokens["completion_tokens"]]
+    rate = sum(m.seconds["model"] for m in ran) / sum(m.tokens["completion_tokens"] for m in ran)
+    guess = estimate(made, ["critique@r2"])["critique@r2"]
+    assert guess.source == "its params"
+    assert guess.tokens > 0
+    assert guess.seconds == pytest.approx(guess.tokens * rate)
+    assert guess.money == pytest.approx(guess.tokens), "as if all of them were generated"
+
+
+def test_where_nothing_ran_the_time_is_not_known_and_not_zero(project):
+    volumes = estimate(project(git=False), ["evaluate-base@r0", "generate@r1", "filter@r1"])
+    assert [v.seconds for v in volumes.values()] == [None, None, None]
+    assert total(volumes.values()).seconds is None
+    assert "1 is not known" in total([volumes["filter@r1"], Estimate(seconds=3.0)]).source
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, ""), (0.4, "0 s"), (59, "59 s"), (90, "2 min"), (3600 * 2.5, "2.5 h")]
+)
+def test_durations_are_in_the_unit_that_a_person_would_say(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_what_the_small_project_asks_is_what_its_params_say(made):
@@ -109,6 +187,7 @@ def test_a_file_of_prompts_has_no_more_of_them_than_lines(tmp_path):
         ("filter", {"representation": {"count": 10}}, 400),
         ("evaluate", {"roles": {"problems": 10, "roles": ["solve", "judge"]}}, 20),
         ("evaluate", {"roles": {"problems": 10}}, 10 * len(load("domains", "arithmetic").roles)),
+        ("evaluate", {"lm_eval": {"tasks": ["a", "b"], "limit": 30}}, 60),
         ("evaluate", {"sharpening": {"problems": 10, "samples": 3}}, 60),
     ],
 )
@@ -143,3 +222,9 @@ def test_dry_run_shows_stages_and_their_sum(made, capsys):
     assert "prompts@r2" not in shown
     [total] = [line for line in shown.splitlines() if " all " in line]
     assert f"{sum(v.requests for v in estimate(made, graph.stale(made, 'r2')).values()):,}" in total
+    assert "money" not in shown and "GPU hours" not in shown
+    price(made, tokens={"fake": 1000}, currency="EUR")
+    change(made, "generate", gpu_seconds=7200.0)
+    show(made, "r2", graph.stale(made, "r2"))
+    shown = capsys.readouterr().out
+    assert "money, EUR" in shown and "GPU hours" in shown
