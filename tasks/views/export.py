@@ -8,6 +8,9 @@ a further column where any row's is not 1.
 <to>/preference/train-00000.parquet             prompt, chosen, rejected, id      for trl.DPOTrainer
 """
 
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,9 +31,13 @@ ID = "id"
 SOURCES = {"sft": ("training",), "preference": ("preferences", "pairs")}
 """Config → source tables; the first with rows is used. `pairs` serves rounds whose recipe trains on no preferences."""
 
+CARD_FILE = "README.md"
+TAG = "flywheel"
+"""In a card's front matter: this was exported, and may be replaced by another export."""
+
 CARD = """---
 pretty_name: {title}
-task_categories:
+{license}task_categories:
 - text-generation
 tags:
 - flywheel
@@ -75,15 +82,16 @@ Stage by stage:
 |---|---|---|---|
 {stages}
 ## Licence
-None is declared. Problems and answers come from the base model and from the domain's own data, and their terms apply:
-choose a licence that they allow, and add it to the front matter as `license:`.
+{licence}
 """
+NO_LICENCE = """None is declared. Problems and answers come from the base model and from the domain's own data, and their terms apply:
+choose a licence that they allow, and add it to the front matter as `license:`."""
 
 
-def export(root: Path, round: str, to: Path) -> str:
+def export(root: Path, round: str, to: Path, licence: str | None = None) -> str:
     """Writes the round's training rows and preferences to the folder `to`, replacing an earlier export; returns a summary.
 
-    Keeps the tables' row order and verifies their digests. A config without rows has no file and is not declared in the
+    `licence` is an identifier of the hub, such as `cc-by-4.0`; the card declares none without it. Keeps the tables' row order and verifies their digests. A config without rows has no file and is not declared in the
     card, because `datasets` cannot read a Parquet file without rows.
 
     Raises:
@@ -93,20 +101,53 @@ def export(root: Path, round: str, to: Path) -> str:
     counts = {c: rows.num_rows for c, rows in frames.items()}
     if not any(counts.values()):
         raise FlywheelError(f"{round} has neither training rows nor preferences; export a round that was trained")
-    _check_target(to)
+    card = _card(root, round, frames, licence)
+
+    def fill(folder: Path) -> None:
+        for config in (c for c, count in counts.items() if count):
+            _write(folder / config, frames[config])
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+    replace(to, CONFIGS, fill)
+    return f"{to}: {counts['sft']} SFT rows, {counts['preference']} preference pairs of {round}"
+
+
+def replace(to: Path, known: Iterable[str], fill: Callable[[Path], None]) -> None:
+    """Makes `to` the folder that `fill` writes, at once. An export replaces nothing but an empty folder or an earlier export: a
+    card with the tag `flywheel` beside files whose names are `known` (patterns).
+
+    Raises:
+        FlywheelError: when `to` holds anything else, or cannot be written.
+    """
+    _check_target(to, known)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".flywheel-", dir=to.parent) as folder:
             new, old = Path(folder) / "new", Path(folder) / "old"
-            for config in (c for c, count in counts.items() if count):
-                _write(new / config, frames[config])
-            (new / "README.md").write_text(_card(root, round, frames), encoding="utf-8")
+            new.mkdir()
+            fill(new)
             if to.exists():
                 to.rename(old)
             new.rename(to)
     except OSError as error:
         raise FlywheelError(f"{to} cannot be written: {error}") from None
-    return f"{to}: {counts['sft']} SFT rows, {counts['preference']} preference pairs of {round}"
+
+
+def licence_lines(licence: str | None) -> dict[str, str]:
+    """A card's front matter and its paragraph on the licence.
+
+    Raises:
+        FlywheelError: for what is no identifier of a licence.
+    """
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        raise FlywheelError(
+            f"--license {licence!r} is no identifier of a licence; the hub's are such as cc-by-4.0, mit"
+        )
+    declared = f"`{licence}`, as declared by who exported it."
+    return {
+        "license": f"license: {licence}\n" if licence else "",
+        "licence": declared if licence else NO_LICENCE,
+    }
 
 
 def _rows(root: Path, round: str, config: str) -> pa.Table:
@@ -128,15 +169,22 @@ def _usable(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(pl.col("label").fill_null(True)) if "label" in rows.columns else rows
 
 
-def _check_target(to: Path) -> None:
-    """An export only replaces an export or an empty folder."""
+def _check_target(to: Path, known: Iterable[str]) -> None:
     if to.exists() and not to.is_dir():
         raise FlywheelError(f"{to} is a file; choose a folder")
     names = {p.name for p in to.iterdir()} if to.is_dir() else set()
-    if foreign := sorted(names - {"README.md", *CONFIGS}):
+    foreign = sorted(n for n in names - {CARD_FILE} if not any(fnmatch(n, pattern) for pattern in known))
+    if foreign:
         raise FlywheelError(f"{to} contains {foreign[0]!r}, which is no export; choose an empty folder")
-    if names and not ("README.md" in names and names & set(CONFIGS)):
+    if names and not (
+        CARD_FILE in names and len(names) > 1 and is_export((to / CARD_FILE).read_text("utf-8", "replace"))
+    ):
         raise FlywheelError(f"{to} is not empty and not an export; choose an empty folder")
+
+
+def is_export(card: str) -> bool:
+    """Whether a card's front matter has the tag of an export."""
+    return f"\n- {TAG}\n" in card.split("\n---\n", 1)[0] + "\n"
 
 
 def _write(folder: Path, rows: pa.Table) -> None:
@@ -144,7 +192,7 @@ def _write(folder: Path, rows: pa.Table) -> None:
     pq.write_table(rows, folder / "train-00000.parquet", compression="zstd")
 
 
-def _card(root: Path, round: str, frames: dict[str, pa.Table]) -> str:
+def _card(root: Path, round: str, frames: dict[str, pa.Table], licence: str | None) -> str:
     with catalog.connect(root) as con:
         facts = _query(con, "select * from rounds where round = $round", round)[0]
         stages = _query(con, "select stage, rows, finished from stages where round = $round", round)
@@ -162,6 +210,7 @@ def _card(root: Path, round: str, frames: dict[str, pa.Table]) -> str:
         configs="".join(_config(c) for c, rows in frames.items() if rows.num_rows),
         counts="".join(counts),
         stages="".join(lines),
+        **licence_lines(licence),
         authors=", ".join(f"`{a['model']}`" for a in authors if a["model"]) or "not recorded",
     )
 
