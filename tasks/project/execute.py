@@ -31,6 +31,7 @@ from tasks.core.tables import TABLES
 from tasks.project import health
 from tasks.project.blocks import EXAM
 from tasks.project.closure import module_file
+from tasks.project.headlines import metrics_text
 from tasks.project.pieces import ranges, within
 
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
@@ -57,7 +58,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             arguments = _arguments(root, stage, plan, inputs, draft, digests, models)
             result = _as_result(stage, _call(stage, arguments))
             run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
-            metrics = _write(stage, draft, result)
+            metrics = _write(root, name, stage, draft, result)
             models.check()
             warnings = [*result.warnings, *_unsent(models), *health.warnings(stage.name, _written(draft), arguments)]
         total_seconds, trains = time.perf_counter() - clock, "work" in arguments
@@ -251,7 +252,7 @@ def _as_result(stage: Stage, result: Any) -> Result:
     return Result({}) if result is None else Result({stage.tables[0].name: result})
 
 
-def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]:
+def _write(root: Path, owner: str, stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]:
     """Writes all outputs of a stage into the draft; returns their metrics."""
     from tasks.project.pipeline import written
 
@@ -263,7 +264,7 @@ def _write(stage: Stage, draft: store.Draft, result: Result) -> dict[str, float]
             table = TABLES[name]
             metrics |= draft.table(table, result.frames[name] if name in result.frames else frame(table))
     metrics |= result.metrics
-    draft.file(f"metrics/{stage.name}.json", json.dumps(metrics, indent=1, sort_keys=True))
+    draft.file(f"metrics/{stage.name}.json", metrics_text(root, owner, stage.name, metrics))
     for name in stage.plots:
         draft.file(f"plots/{name}.csv", result.plots.get(name, pl.DataFrame()).write_csv())
     return metrics

@@ -7,9 +7,16 @@ old version.
 DVC sees no defaults, and knows the same dependencies of every round. So a model of an ancestor or an optional table is one
 where some round's strategies open or read it; and where some round asks for an `anchor` or `grandparent`, `vars` gives each
 round those that it does not name itself. A change of that kind wants `flywheel render`, which `flywheel run` and `plan` do by themselves.
+
+A block has one metrics file that DVC shows, its last stage's. `plots` draw all rounds of a base together, and `artifacts`
+name the models; neither is part of a stage, so that they make nothing stale. They name rounds, so `flywheel round add` and
+`flywheel run` render dvc.yaml again.
 """
 
 import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +32,30 @@ HEADER = """\
 # Rendered from the signatures of the stages in tasks/ by `flywheel render`; a test asserts that it is up to date.
 # Values are in params.yaml and recipes/, and expanded in data/plan/.
 """
+SHOWN = ("plots", "artifacts")
+"""Parts of dvc.yaml that no stage depends on."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot of the rounds of a base, over one file of each."""
+
+    name: str
+    title: str
+    template: str
+    file: str
+    x: str
+    y: str
+    label: str
+    with_base: bool = True
+
+
+PLOTS = (
+    Plot("exam", "Exam", "exam", "metrics/evaluate.json", "round", "value", "held-out accuracy"),
+    Plot("pass_at_1", "pass@1 by level", "levels", "plots/levels.csv", "level", "pass_at_1", "pass@1"),
+    Plot("greedy", "Greedy accuracy by level", "levels", "plots/levels.csv", "level", "greedy", "greedy"),
+    Plot("loss", "Training loss", "curve", "plots/train.csv", "step", "loss", "loss", with_base=False),
+)
 PLAN = {
     "desc": "The plan of every stage of every round: all parameters, code, files and models that decide its result.",
     "cmd": "flywheel plan",
@@ -55,14 +86,29 @@ def write(root: Path, pipeline: Pipeline) -> bool:
 
 
 def is_outdated(root: Path, pipeline: Pipeline) -> bool:
-    """Whether the dependencies in dvc.yaml differ from those that rounds need."""
-    path = root / FILE
-    content = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
-    if not isinstance(content, dict):
+    """Whether dvc.yaml lacks dependencies that rounds need, or differs in what it says of plots and models."""
+    content = _read(root)
+    now = _content(pipeline)
+    return content is not None and (
+        lacks_dependencies(root, pipeline) or any(content.get(key) != now.get(key) for key in SHOWN)
+    )
+
+
+def lacks_dependencies(root: Path, pipeline: Pipeline) -> bool:
+    """Whether the dependencies in dvc.yaml differ from those that rounds need; a running `dvc repro` then has the wrong ones."""
+    content = _read(root)
+    if content is None:
         return False
     now, then = _content(pipeline), content.get("stages") or {}
     same = all(then[n]["do"]["deps"] == g["do"]["deps"] for n, g in now["stages"].items() if n in then and "do" in g)
     return not same or content.get("vars") != now.get("vars")
+
+
+def _read(root: Path) -> dict[str, Any] | None:
+    """The content of dvc.yaml; None where there is none yet."""
+    path = root / FILE
+    content = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
+    return content if isinstance(content, dict) else None
 
 
 def _optional_ancestors(pipeline: Pipeline, block: Block, kinds: set[str]) -> dict[str, str]:
@@ -96,7 +142,8 @@ def _content(pipeline: Pipeline) -> dict[str, Any]:
     needed = _needed_by_rounds(pipeline)
     optional = {i.ancestor for inputs in needed.values() for i in inputs} & set(OPTIONAL)
     named = {b.name: _optional_ancestors(pipeline, b, optional) for b in pipeline.rounds.values()}
-    return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": _groups(needed)}
+    shown = {"plots": list(_plots(pipeline)), "artifacts": _artifacts(pipeline)}
+    return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": _groups(needed)} | shown
 
 
 def _needed_by_rounds(pipeline: Pipeline) -> dict[str, set[Input]]:
@@ -125,28 +172,56 @@ def _groups(needed: dict[str, set[Input]]) -> dict[str, Any]:
 
 
 def _group(stage: Stage, kind: str, needed: set[Input]) -> dict[str, Any]:
-    return {"foreach": f"${{{kind}}}", "do": _entry(stage, needed)}
+    of_kind = [s.name for s in stages().values() if s.bases != ("no" if kind == "bases" else "only")]
+    return {"foreach": f"${{{kind}}}", "do": _entry(stage, needed, stage.name == of_kind[-1])}
 
 
-def _entry(stage: Stage, needed: set[Input]) -> dict[str, Any]:
+def _entry(stage: Stage, needed: set[Input], is_last: bool) -> dict[str, Any]:
     here = "data/round=${key}"
-    outs = [*written(stage), f"manifests/{stage.name}.json"]
+    outs = [*written(stage), f"manifests/{stage.name}.json", *(f"plots/{n}.csv" for n in stage.plots)]
     inputs = [i for i in stage.inputs if i in needed]
-    entry = {
+    metrics = {f"{here}/metrics/{stage.name}.json": {"persist": True}}
+    entry: dict[str, Any] = {
         "desc": (stage.function.__doc__ or "").strip().split("\n")[0],
         "cmd": f"flywheel stage {stage.name} ${{key}}",
         "deps": list(dict.fromkeys([f"{FOLDER}/${{key}}/{stage.name}.json", *map(_template, inputs)])),
         "outs": [{f"{here}/{out}": {"persist": True}} for out in outs],
-        "metrics": [{f"{here}/metrics/{stage.name}.json": {"persist": True}}],
     }
-    if stage.plots:
-        entry["plots"] = [{f"{here}/plots/{n}.csv": {"persist": True, **axes}} for n, axes in stage.plots.items()]
-    return entry
+    return entry | ({"metrics": [metrics]} if is_last else {"outs": [*entry["outs"], metrics]})
 
 
 def _template(need: Input) -> str:
     """The path of an input as a DVC template."""
     return f"data/round=${{{f'item.{need.ancestor}' if need.ancestor else 'key'}}}/{need.name}"
+
+
+def _plots(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
+    """Plots of each base that has rounds, a line a round; their templates are in .dvc/plots."""
+    for base in (b.name for b in pipeline.blocks.values() if b.is_base):
+        rounds = [r.name for r in pipeline.rounds.values() if r.base == base]
+        for plot in PLOTS if rounds else ():
+            names = [base, *rounds] if plot.with_base else rounds
+            yield {
+                f"{plot.name}-{base}": {
+                    "title": f"{plot.title}, rounds of {base}",
+                    "template": plot.template,
+                    "x": plot.x,
+                    "y": {f"data/round={name}/{plot.file}": plot.y for name in names},
+                    "y_label": plot.label,
+                }
+            }
+
+
+def _artifacts(pipeline: Pipeline) -> dict[str, Any]:
+    """Every model under its base's or round's name, for `dvc artifacts get` and registries that read dvc.yaml."""
+    return {
+        re.sub(r"[^a-z0-9]+", "-", block.name.lower()).strip("-"): {
+            "path": f"data/round={block.name}/model",
+            "type": "model",
+            "desc": f"Base {block.name}" if block.is_base else f"Round {block.name}, trained from {block.parent}",
+        }
+        for block in pipeline.blocks.values()
+    }
 
 
 def dependencies(pipeline: Pipeline) -> dict[tuple[str, str], list[tuple[Input, str]]]:

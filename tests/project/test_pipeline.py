@@ -102,10 +102,55 @@ def test_a_manifest_is_an_out_of_its_stage_and_a_dependency_of_nobody(entries, p
             assert not [p for p in deps(entry) if "manifests" in p]
 
 
-def test_metrics_and_plots_are_known_to_dvc_as_such(entries):
-    train = entries["train@r1"]
-    assert [o.def_path for o in train.outs if o.metric] == ["data/round=r1/metrics/train.json"]
-    assert [(o.def_path, o.plot["y"]) for o in train.outs if o.plot] == [("data/round=r1/plots/train.csv", "loss")]
+def test_dvc_shows_one_metrics_file_of_a_block_that_of_its_last_stage(entries, params):
+    shown = [o.def_path for entry in entries.values() for o in entry.outs if o.metric]
+    assert sorted(shown) == [
+        f"data/round={b.name}/metrics/{'evaluate' if b.is_base else 'gate'}.json" for b in params.blocks.values()
+    ]
+    for block in params.blocks.values():
+        for stage in stages_of(block):
+            assert f"data/round={block.name}/metrics/{stage.name}.json" in outs(entries[pipeline.address(stage, block)])
+
+
+def test_plots_name_files_that_stages_write_for_every_round_of_a_base(entries, params):
+    content = YAML(typ="safe").load(pipeline.render(params))
+    made = {p for entry in entries.values() for p in outs(entry)}
+    plots = {name: plot for entry in content["plots"] for name, plot in entry.items()}
+    assert list(plots) == ["exam-r0", "pass_at_1-r0", "greedy-r0", "loss-r0"]
+    for name, plot in plots.items():
+        assert set(plot["y"]) <= made, name
+        assert (projects.HERE / f".dvc/plots/{plot['template']}.json").is_file()
+        rounds = [path.split("=")[1].split("/")[0] for path in plot["y"]]
+        assert rounds == (["r1", "r2"] if name == "loss-r0" else ["r0", "r1", "r2"])
+    assert not [o for entry in entries.values() for o in entry.outs if o.plot], "a chart a round"
+
+
+def test_a_base_without_rounds_has_no_plots(written):
+    values = projects.values(written)
+    values["bases"]["alone"] = values["bases"]["r0"]
+    params = validate(values, written)
+    content = YAML(typ="safe").load(pipeline.render(params))
+    assert not [name for plot in content["plots"] for name in plot if "alone" in name]
+    assert "alone" in content["artifacts"]
+
+
+def test_every_model_is_an_artifact(written, entries, params):
+    made = {p for entry in entries.values() for p in outs(entry)}
+    with projects.dvc(written) as repo:
+        artifacts = repo.artifacts.read()["dvc.yaml"]
+    assert {name: a.path for name, a in artifacts.items()} == {n: f"data/round={n}/model" for n in params.blocks}
+    assert {a.path for a in artifacts.values()} <= made
+    assert {a.type for a in artifacts.values()} == {"model"}
+    assert artifacts["r2"].desc == "Round r2, trained from r1"
+
+
+def test_a_round_that_a_person_adds_by_hand_is_plotted_without_a_word(root):
+    projects.rewrite(root, lambda c: c["rounds"].update(r3={"parent": "r2", "base": "r0", "seed": 3}))
+    params = load_params(root)
+    assert pipeline.is_outdated(root, params)
+    assert not pipeline.lacks_dependencies(root, params), "so that `flywheel plan` renders it and goes on"
+    pipeline.write(root, params)
+    assert not pipeline.is_outdated(root, params)
 
 
 def test_a_base_writes_every_table_that_a_round_may_ask_of_an_ancestor():
