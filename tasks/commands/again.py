@@ -65,3 +65,34 @@ def preview(
     from tasks.views.preview import show
 
     show(ROOT, round, rows)
+
+
+@app.command(rich_help_panel="Again")
+def bisect(
+    good: Annotated[str, typer.Option("--good", help="A round, such as r1.")],
+    bad: Annotated[str, typer.Option("--bad", help="Another one, whose change against it is to be explained.")],
+    metric: Annotated[
+        str, typer.Option("--metric", help="A measure of the exam, such as greedy or pass_at_1/level_4.")
+    ] = "pass_at_1",
+    slice_: Annotated[
+        str | None,
+        typer.Option(
+            "--slice",
+            help="Leave out slices of the bad round's training rows instead, one at a time: by source, level, judge (the rows "
+            "that it failed), member (of collect) or author (member of generate).",
+        ),
+    ] = None,
+    split_all: Annotated[
+        bool, typer.Option("--all", help="Measure everything that differs, also what does nothing together.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to the standard error.")] = False,
+) -> None:
+    """Which stage makes one round better or worse than another: stages, parent and seed are exchanged between them, and what
+    follows is run again, in scratch places; each part of the change with its interval. Goes on where it was stopped.
+    """
+    from tasks.core.errors import FlywheelError
+    from tasks.views.bisect import show
+
+    if slice_ and split_all:
+        raise FlywheelError("--all is about what differs between the rounds; leave out --slice, or --all")
+    show(ROOT, good, bad, metric, slice_, split_all, as_json)
