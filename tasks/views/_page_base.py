@@ -25,13 +25,14 @@ GENERATOR = b'<meta name="generator" content="flywheel">'
 HEAD = 2048
 """Bytes of a file among which a page of ours names its generator."""
 TEMPLATES = Path(__file__).parent / "templates"
+EMPTY = Markup("")
 HARMLESS = "\n\t\u200c\u200d"
 """Characters that are not printable and change nothing around them: joiners are part of words and emoji."""
 
 
 def document(title: str, body: Markup) -> str:
     """A whole page: the frame and the stylesheet around a body."""
-    return render("page.html", title=plain(title), body=body, policy=POLICY, style=style())
+    return str(render("page.html", title=plain(title), body=body, policy=POLICY, style=style()))
 
 
 def style() -> Markup:
@@ -70,7 +71,7 @@ def text(value: Any, limit: int = LONGEST, length: int | None = None) -> Markup:
 
 def cut(length: int, limit: int = LONGEST) -> Markup:
     """What stands after a text that was cut; nothing after a shorter one."""
-    return Markup("<b>… {} of {} characters</b>").format(f"{limit:,}", f"{length:,}") if length > limit else Markup("")
+    return Markup("<b>… {} of {} characters</b>").format(f"{limit:,}", f"{length:,}") if length > limit else EMPTY
 
 
 def visible(value: str) -> Markup:
@@ -87,7 +88,7 @@ def visible(value: str) -> Markup:
         for character, same in groupby(run):
             count = sum(1 for _ in same)
             parts.append(Markup("<i>U+{:04X}{}</i>").format(ord(character), f"×{count}" if count > 1 else ""))
-    return Markup("").join(parts)
+    return EMPTY.join(parts)
 
 
 def _hidden(character: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from tasks.views._diff_text import clip, plain
-from tasks.views._page_base import number, percent, render
+from tasks.views._page_base import EMPTY, number, percent, render
 
 WIDTH, HEIGHT = 360, 236
 """Of a chart, in pixels."""
@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE, "axes.titlesize": 10, "xtick.color": LINE,
     "ytick.color": LINE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.5, "axes.axisbelow": True,
+    "axes.spines.right": False, "axes.axisbelow": True,
     "figure.dpi": 72, "savefig.dpi": 72, "svg.hashsalt": "page",
 }  # fmt: skip
 _drawing, _numbers = Lock(), count(1)
@@ -227,7 +227,13 @@ def funnel(title: str, steps: Sequence[Step], colour: int) -> Markup:
     for y, s in enumerate(steps):
         label = f"{s.left:,.0f}" if s.left == s.total else f"{s.left:,.0f} of {s.total:,.0f}"
         axes.annotate(
-            label, (s.total, y), xytext=(4, 0), textcoords="offset points", va="center", annotation_clip=False
+            label,
+            (s.total, y),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK,
+            annotation_clip=False,
         )
     _rows(axes, [s.name for s in steps], "", 22)
     axes.xaxis.set_visible(False)
@@ -247,7 +253,10 @@ def _axes(height: float, left: float, right: float, bottom: float = BOTTOM) -> t
     with _drawing, mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (TOP + bottom) / height)
-        return figure, figure.add_axes(box)
+        axes = figure.add_axes(box)
+        axes.tick_params(color=LINE, labelcolor=MUTED)  # also of ticks that are made later, without this style
+        axes.grid(visible=True, color=LINE, linewidth=0.5)
+        return figure, axes
 
 
 def _left(names: Any, longest: int = LABEL) -> float:
@@ -281,7 +290,7 @@ def _figure(
 def key(colour: int | None) -> Markup:
     """The marker of a round in its colour, for text; nothing for a round that no chart draws."""
     if colour is None:
-        return Markup("")
+        return EMPTY
     return Markup('<span class="key" style="color: var(--c{})" aria-hidden="true">{}</span>').format(
         colour, GLYPHS[colour]
     )
@@ -297,7 +306,9 @@ def _svg(figure: Any, title: str, description: str) -> Markup:
         name = f"c{next(_numbers)}"
     drawing = buffer.getvalue().decode()
     drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(
+        r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>| font-family: [^;]*;", "", drawing, flags=re.DOTALL
+    )
     drawing = re.sub(r'\bid="|url\(#|href="#', lambda m: f"{m[0]}{name}-", drawing).replace("xlink:href", "href")
     for placeholder, variable in COLOURS.items():
         drawing = drawing.replace(placeholder, f"var({variable})")

@@ -17,13 +17,13 @@ from tasks.core.champion import Election
 from tasks.project.champion import elections
 from tasks.project.params import Pipeline, load_params
 from tasks.views import catalog, report
+from tasks.views._page_base import EMPTY
 from tasks.views._page_charts import SERIES, Point, Spread
 
 DRAWN = len(SERIES)
 """Rounds in charts: each has a colour of its own."""
 PROMPTS = 10_000
 """Prompts of a round whose answers are looked at."""
-EMPTY = Markup("")
 Row = dict[str, Any]
 
 
