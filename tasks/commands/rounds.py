@@ -23,6 +23,8 @@ quarter of the start-up."""
 ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count() or 1},muzzy_decay_ms:0"}
 """jemalloc options, set before polars is imported. By default there are four arenas per core, and freed memory is returned
 late; with these, a stage's peak memory is a sixth lower, at the same speed (benchmarks/chain.py)."""
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+"""No bars of transformers and datasets, which draw one for each load, save and map: a stage prints a line when it ends."""
 
 
 @app.command(rich_help_panel="Rounds")
@@ -198,7 +200,8 @@ def recipe_show(name: Annotated[str, typer.Argument(help="A recipe, such as shar
 def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
     gc.set_threshold(*GARBAGE)
-    os.environ |= {**ALLOCATOR, **os.environ}
+    quiet = QUIET if name != "base" else {}  # which may download a model for minutes
+    os.environ |= {**ALLOCATOR, **quiet, **os.environ}
     from tasks.core.plan import edited_sources
     from tasks.project.execute import run_stage
 
