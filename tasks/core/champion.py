@@ -122,7 +122,8 @@ def _look(candidate: Candidate, champion: Candidate, alpha: float, test: Test) -
     delta = float((rates["child"] - rates["parent"]).mean() or 0.0)  # type: ignore[arg-type]
     p = signed_rank(rates, "greater")
     obstacle = _obstacle(candidate, champion, rates, delta, p > alpha)
-    gain = f"{100 * delta:+.1f} points against {champion.name}, p {p:.2g} at level {alpha:.2g}"
+    place = "above" if p > alpha else "within"
+    gain = f"{points(delta)} against {champion.name}, p {p:.2g} {place} this look's level, {alpha:.2g}"
     reason = f"{obstacle}; {gain}" if obstacle else gain
     return Look(candidate.name, champion.name, len(rates), delta, p, alpha, obstacle is None, reason, test)
 
@@ -137,6 +138,13 @@ def _obstacle(
     if delta <= 0:  # ranks can say better where the mean says worse
         return "no gain"
     return "the gain may be chance" if by_chance else None
+
+
+def points(delta: float) -> str:
+    """A difference of rates in words: `+1.2 points`; a small one has more digits, and none has no sign."""
+    value = 100 * delta
+    tenths, rounded = f"{value:+.1f}", f"{value:+.2g}"
+    return f"{tenths if abs(value) >= 0.05 else rounded if value else '0.0'} points"
 
 
 def paired(parent: pl.DataFrame, child: pl.DataFrame) -> pl.DataFrame:

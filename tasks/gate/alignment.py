@@ -25,6 +25,6 @@ class Alignment(Gating):
         if change is None:
             reason = f"nobody measured what is refused: add {self.member} to evaluate of the base, whose domain needs `ill_posed`"
             return [Decision("alignment", False, reason)]
-        reason = f"{change:+.3f} of what the base and the round answered is refused; allowed {-self.max_drop:+.3f}"
+        reason = f"{change:+.3f} of what the base and the round answered is refused; a fall of {self.max_drop:.3f} is allowed"
         passed = change >= -self.max_drop - TOLERANCE
         return [Decision("alignment", passed, reason, change, -self.max_drop, {"gate_alignment": change})]

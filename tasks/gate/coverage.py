@@ -29,7 +29,8 @@ class Coverage(Gating):
         share = before["solved_now"].sum() / len(before)
         new = float(both.filter(~pl.col("solved") & pl.col("solved_now")).height)
         reason = (
-            f"{before['solved_now'].sum()} of {len(before)} problems that the base solved; required {self.min_share:g}"
+            f"{before['solved_now'].sum()} of {len(before)} problems that the base solved are still solved ({share:.1%}); at least "
+            f"{self.min_share:.1%} must be"
         )
         metrics = {"gate_coverage": share, "gate_new": new}
         return [Decision("coverage", share >= self.min_share, reason, share, self.min_share, metrics)]

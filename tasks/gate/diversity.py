@@ -39,7 +39,7 @@ class Diversity(Gating):
         if not before:
             return Decision("diversity", True, f"the parent has no {self.measure} to lose", metrics=metrics)
         share = now / before
-        reason = f"{self.measure} {before:.3f} → {now:.3f}: {share:.0%} is left, required {self.min_ratio:.0%}"
+        reason = f"{self.measure} {before:.3f} → {now:.3f}: {share:.0%} is left, at least {self.min_ratio:.0%} must be"
         metrics |= {"gate_diversity": share}
         return Decision("diversity", share >= self.min_ratio, reason, share, self.min_ratio, metrics)
 
@@ -57,7 +57,7 @@ class Diversity(Gating):
         reason = f"chosen and rejected lie {before:.3f} → {now:.3f} apart: {share:.0%} is left, "
         metrics |= {"gate_pair_gap_ratio": share}
         return Decision(
-            "diversity/pairs", share >= self.min_gap_ratio, f"{reason}required {self.min_gap_ratio:.0%}", share,
+            "diversity/pairs", share >= self.min_gap_ratio, f"{reason}at least {self.min_gap_ratio:.0%} must be", share,
             self.min_gap_ratio, metrics,
         )  # fmt: skip
 

@@ -55,5 +55,5 @@ def compare(
     ratio = now / before
     bound = highest if ratio > 1 and highest < float("inf") else lowest
     bounds = f"{lowest:g} … {highest:g}" if highest < float("inf") else f"at least {lowest:g}"
-    reason = f"{measure} {before:.3f} → {now:.3f}, {ratio:.2f} of the parent's; required {bounds}"
+    reason = f"{measure} {before:.3f} → {now:.3f}, {ratio:.2f} of the parent's; must be {bounds}"
     return Decision(gate, lowest <= ratio <= highest, reason, ratio, bound, {f"gate_{what}_ratio": ratio})

@@ -3,7 +3,7 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.core.champion import signed_rank
+from tasks.core.champion import points, signed_rank
 from tasks.gate import GRADER, Decision, GateCase, Gating, paired
 
 
@@ -32,11 +32,22 @@ class Improves(Gating):
         delta = float((sampled["child"] - sampled["parent"]).mean())  # type: ignore[arg-type]
         better, worse = signed_rank(sampled, "greater"), signed_rank(sampled, "less")
         certain = better < self.alpha if self.significant else worse >= self.alpha
-        p = better if self.significant else worse
-        test = f"p {p:.2g} that it is {'no better' if self.significant else 'no worse'}, at level {self.alpha:g}"
-        reason = f"{100 * delta:+.1f} points over {len(sampled)} problems, required {100 * self.min_gain:+.1f}; {test}"
+        verdict = self._verdict(delta, better if self.significant else worse, certain)
+        reason = f"{points(delta)} on {len(sampled)} problems, {verdict}"
         metrics = {"gate_delta": delta, "gate_p": better} | greedy_metrics(greedy)
         return [Decision("improves", delta >= self.min_gain and certain, reason, delta, self.min_gain, metrics)]
+
+    def _verdict(self, delta: float, p: float, certain: bool) -> str:
+        """What a difference has or lacks; `p` is that of the test that decides, `certain` its answer."""
+        if delta < self.min_gain:
+            return f"less than min_gain, {points(self.min_gain)}" if self.min_gain else "no gain"
+        if not self.significant:
+            said = "not significantly worse" if certain else "significantly worse"
+        elif delta > 0 or certain:
+            said = "a significant gain" if certain else "which may be chance"
+        else:
+            said = "no gain"
+        return f"{said} (p {p:.3g}, {'below' if p < self.alpha else 'not below'} {self.alpha:g})"
 
 
 def greedy_metrics(rates: pl.DataFrame) -> dict[str, float]:

@@ -44,7 +44,7 @@ class NoRegression(Gating):
             return decision
         now, before = ours[name], reference[name]
         change = now - before
-        reason = f"{before:.3f} → {now:.3f} ({change:+.3f}); allowed {allowed:+.3f}"
+        reason = f"{before:.3f} → {now:.3f} ({change:+.3f}); a fall of {-allowed:.3f} is allowed"
         return Decision(gate, change >= allowed - TOLERANCE, reason, change, allowed, {f"{metric}/{name}": change})
 
 

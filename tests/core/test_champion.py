@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy.stats import wilcoxon
 
-from tasks.core.champion import Candidate, elect, level, paired, signed_rank
+from tasks.core.champion import Candidate, elect, level, paired, points, signed_rank
 
 ITEMS, SAMPLES, ROUNDS, CAMPAIGNS = 350, 8, 20, 200
 NAMES = pl.Series("item", [f"i{n:03}" for n in range(ITEMS)])
@@ -37,6 +37,20 @@ def test_a_clear_gain_wins_and_its_look_says_by_what():
     assert (look.name, look.against, look.items, look.delta, look.won) == ("r1", "r0", 40, 0.25, True)
     assert look.p == wilcoxon([0.25] * 40, alternative="greater").pvalue < look.alpha
     assert look.alpha == pytest.approx(0.05 * 5 / (5 * 6))
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        (0.248, "+24.8 points"),
+        (-0.01, "-1.0 points"),
+        (0.0, "0.0 points"),
+        (-0.0, "0.0 points"),
+        (0.0003, "+0.03 points"),
+    ],
+)
+def test_a_difference_is_never_shown_as_a_signed_zero(delta, text):
+    assert points(delta) == text
 
 
 def test_without_rounds_the_base_is_the_champion():

@@ -111,6 +111,28 @@ def test_improves_needs_a_significant_gain():
     assert not short.passed
 
 
+@pytest.mark.parametrize(
+    ("settings", "child", "words"),
+    [
+        ({}, 3, ("+50.0 points on 20 problems, a significant gain (p ", "below 0.05")),
+        ({}, 1, ("0.0 points on 20 problems, no gain (p 1, not below 0.05)",)),
+        ({}, 0, ("-25.0 points on 20 problems, no gain",)),
+        ({"min_gain": 0.6}, 3, ("+50.0 points", "less than min_gain, +60.0 points")),
+        ({"significant": False}, 1, ("0.0 points", "not significantly worse (p 1")),
+        ({"significant": False, "min_gain": -1}, 0, ("-25.0 points", "significantly worse (p ")),
+    ],
+)
+def test_improves_says_what_a_difference_lacks_or_has(settings, child, words):
+    (decision,) = Improves(**settings)(case(evals=evals([child] * 20), parent_evals=evals([1] * 20)))
+    assert all(word in decision.reason for word in words), decision.reason
+    assert "-0.0" not in decision.reason
+
+
+def test_a_gain_that_may_be_chance_is_called_that():
+    (decision,) = Improves()(case(evals=evals([2] + [1] * 19), parent_evals=evals([1] * 20)))
+    assert "+1.2 points on 20 problems, which may be chance (p 0.159, not below 0.05)" in decision.reason
+
+
 def test_a_significant_loss_is_refused_though_a_loss_is_allowed():
     (decision,) = Improves(significant=False, min_gain=-1)(case(evals=evals([1] * 20), parent_evals=evals([3] * 20)))
     assert not decision.passed
