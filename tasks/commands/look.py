@@ -89,11 +89,12 @@ def why_not(
     id: Annotated[str | None, typer.Argument(help="The id of a row of any table, or the first digits of it.")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The text of a prompt, in the place of an id.")] = None,
     round: Annotated[str | None, typer.Option("--round", help="The round of the row, or of the prompt.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as a JSON list.")] = False,
 ) -> None:
     """Which rule dropped a row, by how much, and the parameter that would have kept it; of a kept one, where it went."""
     from tasks.views.why_not import show
 
-    show(ROOT, id, prompt, round)
+    show(ROOT, id, prompt, round, as_json)
 
 
 @app.command(rich_help_panel="Look")

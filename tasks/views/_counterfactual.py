@@ -1,10 +1,11 @@
 """What a stage would have decided with another parameter: the filter and the pairings run again over a round's stored rows.
 
-Only what asks no model is run again. What is run is today's code: where that does not come to what the round has stored,
-nothing is concluded.
+A filter that compares hidden states opens its model again, whose vectors are in the request cache; where it cannot, nothing
+is tried. What is run is today's code: where that does not come to what the round has stored, nothing is concluded.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
 from tasks.core.plugin import load
 from tasks.core.stage import Strategy, stages
+from tasks.filter import NO_MODELS
+from tasks.project.execute import _models as models_of
 
 DIGITS = 6
 """Decimals of a proposed parameter."""
@@ -62,6 +65,12 @@ class Filter:
         self.tables = {name: store.read(root, round, name) for name in ("prompts", "responses", "judgments")}
         if self.strategy.per_prompt_only():
             self.tables = {name: of_prompt(rows, prompt_id) for name, rows in self.tables.items()}
+        stage = stages()["filter"]
+        self._models = models_of(root, stage, self.plan) if self.strategy.opened_models() else NO_MODELS
+
+    def close(self) -> None:
+        """Lets go of the models that it asked."""
+        self._models.close()
 
     @property
     def place(self) -> str:
@@ -70,14 +79,16 @@ class Filter:
 
     def decide(self, strategy: Strategy) -> pl.DataFrame:
         """The decisions of a strategy on the round's responses."""
-        return stages()["filter"](strategy, **{n: rows.lazy() for n, rows in self.tables.items()}).collect()
+        tables = {name: rows.lazy() for name, rows in self.tables.items()}
+        return stages()["filter"](strategy, **tables, models=self._models).collect()
 
     def trial(self, decision: dict[str, Any]) -> Trial:
         """Changes parameters until the response of a recorded decision is kept."""
-        if self.strategy.opened_models():
-            change = self.change(self.strategy, decision)
-            return Trial([change] if change else [], reason="not tried: this filter asks a model")
-        again = self._row(self.strategy, decision["id"])
+        try:
+            again = self._row(self.strategy, decision["id"])
+        except FlywheelError as error:  # of opening or asking its model
+            change = self.known_change(decision)
+            return Trial([change] if change else [], reason=f"not tried: {error}")
         if again["reason"] != decision["reason"]:
             return Trial(reason="not tried: today's code drops it for another reason than the round's did")
         changes: dict[str, Change] = {}
@@ -114,6 +125,10 @@ class Filter:
             return None
         name, value, bound = found
         return Change(f"{self.place}.{name}", value, bound, getattr(strategy, name))
+
+    def known_change(self, decision: dict[str, Any]) -> Change | None:
+        """As `change`, of the round's own filter, where that asks no model."""
+        return None if decision["reason"] == "near" else self.change(self.strategy, decision)
 
     # One method for each rule: (parameter, value, bound)
 
@@ -162,6 +177,23 @@ class Filter:
 
     def _novelty(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         return "min_score", floor(strategy.min_score - decision["margin"]), "or less"
+
+    def _near(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str] | None:
+        """The candidates are chosen in one order, whatever their number: the first number with which the row is among them is
+        found by halving.
+        """
+        if not self._models.names:
+            return None
+        rows = self.decide(strategy)
+        least = int(rows["kept"].sum())
+        most = least + len(rows.filter(reason="near"))
+        count = bisect_left(range(most), True, least + 1, key=lambda n: self._is_chosen(strategy, n, decision["id"]))
+        if strategy.count is not None:
+            return "count", count, "or more"
+        return "fraction", min(1.0, math.ceil(count / most * 10**DIGITS) / 10**DIGITS), "or more"
+
+    def _is_chosen(self, strategy: Any, count: int, id: str) -> bool:
+        return bool(self._row(strategy.model_copy(update={"count": count}), id)["kept"])
 
     def _duplicate(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str] | None:
         own = self.response(decision["id"])["response"]

@@ -30,7 +30,7 @@ CARD = """---
 
 # {title}
 
-The model of the round `{round}` of a data flywheel: `{parent}`, fine-tuned on answers of its own that its round kept.
+{intro}
 
 ```python
 from transformers import pipeline
@@ -123,6 +123,10 @@ def _card(
         **{k: values[k] for k in ("round", "parent", "base", "recipe", "seed", "domain")},
         metadata=_metadata(facts, results, base, licence),
         title=f"Model of the round {round}" if facts["parent"] else f"The base {round}",
+        intro=f"The model of the round `{round}` of a data flywheel: `{facts['parent']}`, fine-tuned on answers of its own that "
+        "its round kept."
+        if facts["parent"]
+        else f"The model from which the rounds of the base `{round}` of a data flywheel start.",
         strategies=", ".join(f"{stage}: {name}" for stage, name in dict(facts["strategies"]).items()) or "none",
         rows=", ".join(f"{r['n']} rows from `{r['source']}`" for r in rows) or "nothing",
         gates=_decision(gates),

@@ -1,18 +1,17 @@
 """Says of a row which rule dropped it, by how much, and what would have kept it; of one that was kept, where it went."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import duckdb
 from rapidfuzz import fuzz, process
 from rapidfuzz.distance import Indel
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from tasks.core import store
 from tasks.core.errors import FlywheelError
@@ -24,57 +23,14 @@ from tasks.prompts import FROZEN
 from tasks.prompts._near import words
 from tasks.views._counterfactual import Change, Filter, Pairings, Trial, floor, stored_plan
 from tasks.views._lineage import Key, Lineage, Step, walk
+from tasks.views._reasons import FILTERS, NO_PARAMETER, PROMPTS, Answer, lines, number, tried
 from tasks.views.catalog import connect, consistently
 from tasks.views.trace import printer, trained_in
 
 DESTINATIONS = ("training", "preferences", "pairs", "critiques", "refinements")
 """Tables of what is made of a row, what is trained on first."""
-NO_PARAMETER = "no parameter would have kept it"
 MIN_LIKENESS = 60
 """Of a text to a problem, in percent, from which it is named as near."""
-FILTERS = {
-    "error": "the generation failed",
-    "format": "it has no answer that the domain can read, or was cut off",
-    "short": "it has too few tokens",
-    "long": "it has too many tokens",
-    "unjudged": "it has no reward: the reward's judge has no score for it",
-    "judge": "a judge that it must also pass scored it too low",
-    "no_judge": "a judge that it must also pass has no score for it",
-    "score": "its reward is too low",
-    "duplicate": "a better response to the same prompt says the same",
-    "rank": "enough better responses to its prompt were kept",
-    "level": "enough better responses of its level were kept",
-    "process": "enough responses to its prompt were kept that the process score puts before it",
-    "no_correct": "no response to its prompt is correct",
-    "novelty": "its banded score, of majority and novelty, is too low",
-    "near": "it is too near to responses that were kept",
-    "no_vector": "the model gave no hidden states for it",
-}
-"""Rule of a filter → what it objects to."""
-PROMPTS = {
-    "failed": "the engine gave nothing",
-    "malformed": "the domain cannot read it as a problem",
-    "duplicate": "it is a problem in use, or near one",
-    "contaminated": "it is, or is near, a problem of the exam or an ill-posed one, which are kept out of training whatever the parameters",
-}
-"""Reason for which a prompt is rejected → what it means."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of a row at one stage."""
-
-    key: Key
-    kept: bool
-    stage: str
-    rule: str
-    """The rule that dropped it; what became of it where it was kept."""
-    facts: dict[str, str] = field(default_factory=dict)
-    """Value, threshold, margin, and what else says why."""
-    changes: list[str] = field(default_factory=list)
-    """Parameters that would have kept it."""
-    note: str = ""
-    """Whether these were tried."""
 
 
 def show(
@@ -82,12 +38,17 @@ def show(
     id: str | None = None,
     prompt: str | None = None,
     round: str | None = None,
+    as_json: bool = False,
     console: Console | None = None,
 ) -> None:
-    """Prints the answers for an id, or for the prompts of a round with a text."""
+    """Prints the answers for an id, or for the prompts of a round with a text; with `as_json` as a JSON list."""
+    answers = consistently(root, lambda: explain(root, id, prompt, round))
+    if as_json:
+        print(json.dumps([answer.as_json() for answer in answers], ensure_ascii=False, default=str, indent=1))
+        return
     console = console or printer()
-    for answer in consistently(root, lambda: explain(root, id, prompt, round)):
-        for line in _lines(answer):
+    for answer in answers:
+        for line in lines(answer):
             console.print(line)
 
 
@@ -197,9 +158,7 @@ class _Explainer:
             "margin": f"{likeness - limit:.4g}",
         }
         change = Change(name, -floor(-likeness), "or more")
-        return Answer(
-            step.key, False, "prompts", reason, facts, [change.text], "unless it is near another problem, too"
-        )
+        return Answer(step.key, False, "prompts", reason, facts, [change], "unless it is near another problem, too")
 
     def _twin(self, plan: Plan, values: dict[str, Any], id: str) -> str | None:
         """The text of a problem in use: of a round, or a seed of the domain."""
@@ -211,7 +170,7 @@ class _Explainer:
     # Responses
 
     def _judgments(self, step: Step) -> Iterator[Answer]:
-        facts = {"error": step.row["error"]} if step.row["error"] else {"score": _number(step.row["score"])}
+        facts = {"error": step.row["error"]} if step.row["error"] else {"score": number(step.row["score"])}
         yield Answer(step.key, True, "judge", "a judgment is never dropped; its response:", facts)
         yield from self._responses(step)
 
@@ -229,37 +188,39 @@ class _Explainer:
         return next((s for s in rows if s.key.round == key.round), None)
 
     def _filtered(self, key: Key, decision: dict[str, Any]) -> Iterator[Answer]:
-        filter = Filter(self.root, key.round, decision["prompt_id"])
-        numbers = {"value": _number(decision["score"]) + " (reward)"} if decision["score"] is not None else {}
+        with closing(Filter(self.root, key.round, decision["prompt_id"])) as filter:
+            yield self._decided(filter, key, decision)
+
+    def _decided(self, filter: Filter, key: Key, decision: dict[str, Any]) -> Answer:
+        numbers = {"value": number(decision["score"]) + " (reward)"} if decision["score"] is not None else {}
         if decision["kept"]:
-            facts = numbers | {"margin": _number(decision["margin"]), "rank": str(decision["rank"])}
+            facts = numbers | {"margin": number(decision["margin"]), "rank": str(decision["rank"])}
             [row] = [
                 s
                 for s in self.lineage.select("responses", "id in (select unnest($ids))", [key.id])
                 if s.key.round == key.round
             ]
-            yield Answer(
-                key, True, "filter", f"kept by {filter.place}", facts | self._went(row) | self._uncollected(row)
-            )
-            return
+            facts |= self._went(row) | self._uncollected(row)
+            return Answer(key, True, "filter", f"kept by {filter.place}", facts)
         rule, _, judge = decision["reason"].partition("/")
         facts = {"rule": FILTERS.get(rule, f"a rule of {filter.place}")} | (
             numbers if rule not in ("short", "long") else {}
         )
         if judge:
-            facts["value"] = f"{_number(filter.score(key.id, judge))} ({judge})"
-        facts |= self._limits(filter, key, decision, rule)
+            facts["value"] = f"{number(filter.score(key.id, judge))} ({judge})"
         trial = filter.trial(decision)
-        yield Answer(key, False, "filter", decision["reason"], facts, [c.text for c in trial.changes], _tried(trial))
+        facts |= self._limits(filter, key, decision, rule, trial)
+        return Answer(key, False, "filter", decision["reason"], facts, trial.changes, tried(trial))
 
-    def _limits(self, filter: Filter, key: Key, decision: dict[str, Any], rule: str) -> dict[str, str]:
+    def _limits(self, filter: Filter, key: Key, decision: dict[str, Any], rule: str, trial: Trial) -> dict[str, str]:
         """Threshold, margin, and what else makes a decision plain."""
         response = filter.response(key.id)
         facts = {"value": f"{response['tokens']} tokens"} if rule in ("short", "long") else {}
-        if (change := filter.change(filter.strategy, decision)) is not None and change.now is not None:
+        change = trial.changes[0] if trial.changes else filter.known_change(decision)
+        if change is not None and change.now is not None:
             facts["threshold"] = f"{change.now} ({change.parameter})"
         if decision["margin"] is not None:
-            facts["margin"] = _number(decision["margin"])
+            facts["margin"] = number(decision["margin"])
         if rule in ("error", "unjudged", "no_judge"):
             facts["error"] = response["error"] or "; ".join(_errors(filter, key.id)) or "none is recorded"
         if rule in ("rank", "duplicate"):
@@ -283,11 +244,11 @@ class _Explainer:
         if pairings is None or not pairings.members:
             return
         for member, gap, change in pairings.nearest(response_id):
-            facts = {"value": f"{_number(gap)} (gap of the rewards)", "threshold": f"{change.now} ({change.parameter})"}
-            facts["margin"] = _number(change.now - gap)
+            facts = {"value": f"{number(gap)} (gap of the rewards)", "threshold": f"{change.now} ({change.parameter})"}
+            facts["margin"] = number(change.now - gap)
             made = len(pairings.candidates(member, change.value))
             note = "tried: the pair is made then" if made else ""
-            yield Answer(key, False, "pair", "min_margin", facts, [change.text], note)
+            yield Answer(key, False, "pair", "min_margin", facts, [change], note)
             return
         yield Answer(key, False, "pair", "no pair", {"rule": self._no_candidate(pairings, pairs)})
 
@@ -328,7 +289,7 @@ class _Explainer:
                 "threshold": f"{limit:g} ({name})",
                 "margin": f"{limit - share:.4g}",
             }
-            changes = [Change(name, floor(share), "or less").text] if share else []
+            changes = [Change(name, floor(share), "or less")] if share else []
             note = "" if share else f"{NO_PARAMETER}: none of its refinements succeeded"
             yield Answer(step.key, False, "critique", "min_success", facts, changes, note)
 
@@ -368,7 +329,9 @@ class _Explainer:
             "collect takes a pair of two answers once, from another member of pair" if takes
             else f"collect has no member `pairs` (it has {', '.join(members) or 'none'})"
         )  # fmt: skip
-        yield Answer(step.key, False, "collect", "not taken", {"rule": rule}, [] if takes else ["collect.pairs: {}"])
+        yield Answer(
+            step.key, False, "collect", "not taken", {"rule": rule}, [] if takes else [Change("collect.pairs", {})]
+        )
 
     def _training(self, step: Step) -> Iterator[Answer]:
         error = step.row["error"]
@@ -391,7 +354,7 @@ class _Explainer:
             "rule": "it has more tokens than the trainer is given", "value": f"{tokens} tokens",
             "threshold": f"{most} (collect.max_length)", "margin": str(tokens - most),
         }  # fmt: skip
-        yield Answer(step.key, False, "collect", "long", facts, [Change("collect.max_length", tokens, "or more").text])
+        yield Answer(step.key, False, "collect", "long", facts, [Change("collect.max_length", tokens, "or more")])
 
     _preferences = _training
 
@@ -424,40 +387,3 @@ def domain_of(plan: Plan) -> Domain:
 def _errors(filter: Filter, id: str) -> list[str]:
     rows = filter.tables["judgments"].filter(response_id=id).drop_nulls("error")
     return [f"{member}: {error}" for member, error in rows.select("member", "error").rows()]
-
-
-def _tried(trial: Trial) -> str:
-    if trial.kept is None:
-        return trial.reason
-    if trial.kept:
-        return "tried: it is kept then"
-    return f"{'then ' if trial.changes else ''}{NO_PARAMETER}: rule {trial.reason}"
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"
-
-
-def _lines(answer: Answer) -> Iterator[RenderableType]:
-    table, round, id = answer.key
-    head = Text.assemble((table, "bold cyan"), " ", (round, "bold"), " ", (id, "yellow"), "  ")
-    if answer.kept:
-        yield head.append(answer.rule, "green")
-    else:
-        what = "in no pair" if answer.stage == "pair" else f"dropped by {answer.stage}"
-        yield head.append(what, "bold red").append("" if answer.rule == "no pair" else f": {answer.rule}")
-    for name, value in answer.facts.items():
-        yield _indented(Text(name, style="dim"), Text(value))
-    if answer.changes:
-        yield _indented(Text("kept with", style="dim"), Text(", ".join(answer.changes), style="bold"))
-    if answer.note:
-        yield _indented(Text(), Text(answer.note, style="italic"))
-
-
-def _indented(name: Text, value: Text) -> Table:
-    """A name and a value that is wrapped beside it."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(width=14)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text("  ") + name, value)
-    return grid

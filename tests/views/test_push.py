@@ -90,7 +90,7 @@ def test_an_exported_model_is_loaded_by_transformers(mixed, tmp_path):
 
     to = tmp_path / "here"
     assert "model of r0" in export_model(mixed, "r0", to)
-    assert "# The base r0" in (to / "README.md").read_text()
+    assert "rounds of the base `r0`" in (to / "README.md").read_text()
     AutoModelForCausalLM.from_pretrained(to)
     assert AutoTokenizer.from_pretrained(to).chat_template
     export_model(mixed, "r2", to)  # over the earlier one

@@ -1,5 +1,7 @@
 """Why rows of a real project were dropped, and whether what would have kept them does."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from tasks.core.tables import TABLES
 from tasks.project import plan
 from tasks.project.execute import run_stage
 from tasks.views._counterfactual import Filter
-from tasks.views.why_not import Answer, explain, show
+from tasks.views._reasons import Answer
+from tasks.views.why_not import explain, show
 
 
 def ask(root: Path, id: str, round: str = "r1") -> list[Answer]:
@@ -142,6 +145,48 @@ def test_a_failed_generation_says_its_error(copied: Path) -> None:
     answer = ask(copied, id)[0]
     assert (answer.rule, answer.facts["error"]) == ("error", "context: 600 tokens")
     assert answer.changes == []
+
+
+# Filters that compare hidden states
+
+
+def kept_by(trial: Any, root: Path, member: str, row: dict[str, Any], **values: Any) -> bool:
+    """Whether r1 keeps the response when its filter runs with what a trial found, or with these values."""
+    found = {change.parameter.rpartition(".")[2]: change.value for change in trial.changes}
+    return row["id"] not in set(refiltered(root, **{member: found | values})["id"])
+
+
+@pytest.mark.parametrize(
+    ("filter", "reason", "parameter"),
+    [
+        ({"novelty": {"min_score": 0.75}}, "novelty", "min_score"),
+        ({"representation": {"fraction": 0.2}}, "near", "fraction"),
+        ({"representation": {"count": 3}}, "near", "count"),
+    ],
+)
+def test_a_filter_that_asks_a_model_is_tried_and_no_looser_than_it_must_be(
+    copied: Path, filter: dict[str, Any], reason: str, parameter: str
+) -> None:
+    [(member, values)] = filter.items()
+    row = first(refiltered(copied, **filter), reason)
+    answer = ask(copied, row["id"])[0]
+    assert (answer.rule, answer.note) == (reason, "tried: it is kept then")
+    assert answer.facts["threshold"] == f"{values[parameter]} (filter.{member}.{parameter})"
+    change = answer.parameters[0]
+    assert change.parameter == f"filter.{member}.{parameter}"
+    step = {"min_score": 1e-4, "fraction": -1e-4, "count": -1}[parameter]
+    assert kept_by(Filter(copied, "r1", row["prompt_id"]).trial(row), copied, member, row)
+    refiltered(copied, **filter)
+    trial = Filter(copied, "r1", row["prompt_id"]).trial(row)
+    assert not kept_by(trial, copied, member, row, **{parameter: change.value + step})
+
+
+def test_without_the_model_nothing_is_tried(copied: Path) -> None:
+    row = first(refiltered(copied, representation={"fraction": 0.2}), "near")
+    shutil.rmtree(copied / "data/round=r0/model")
+    answer = ask(copied, row["id"])[0]
+    assert (answer.rule, answer.changes) == ("near", [])
+    assert answer.note.startswith("not tried: ")
 
 
 # Pairs
@@ -285,6 +330,20 @@ def test_every_table_has_answers(mixed: Path) -> None:
                 continue
             for id in store.read(mixed, round, table.name)["id"].sort()[:2]:
                 assert ask(mixed, id, round), (table.name, id)
+
+
+def test_json_holds_all_that_is_printed(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = first(store.read(mixed, "r1", "filtered").sort("id"), "score")
+    show(mixed, row["id"], as_json=True)
+    told, *more = json.loads(capsys.readouterr().out)
+    assert [told[k] for k in ("table", "round", "id", "kept", "stage", "rule")] == [
+        "responses", "r1", row["id"], False, "filter", "score",
+    ]  # fmt: skip
+    assert told["changes"][0]["parameter"] == "filter.threshold.min_reward"
+    assert told["changes"][0]["value"] == pytest.approx(row["score"])
+    assert (told["changes"][0]["now"], told["changes"][0]["bound"]) == (0.5, "or less")
+    assert told["note"] == "tried: it is kept then"
+    assert all(answer["id"] for answer in more)
 
 
 @pytest.mark.parametrize("width", [80, 160])
