@@ -10,6 +10,7 @@ from tasks.core import labels
 from tasks.core.labels import Label
 from tasks.evaluate._measures import Measure, proportion
 from tasks.evaluate.judging import judge_measures
+from tasks.views import _statements
 
 NAMES = ("agreement", "balanced_accuracy", "auroc", "calibration_error", "errors")
 """Measures of a judge, in the order in which they are shown."""
@@ -85,6 +86,5 @@ def _measured(round: str, judge: str, reward: bool, rows: list[dict[str, Any]]) 
 
 
 def _one_of(column: str, ids: list[str]) -> str:
-    """That a column is one of some ids, written out: so DuckDB reads only the parts of a sorted table that may have them."""
-    quoted = ", ".join("'" + id.replace("'", "''") + "'" for id in ids)
-    return f"{column} in ({quoted})" if ids else "true"
+    """That a column is one of some ids, written out: DuckDB then reads only the parts of a sorted table that may have them."""
+    return f"{column} in ({', '.join(map(_statements.quoted, ids))})" if ids else "true"

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def serve(root: Path, port: int = 0, open_browser: bool = True) -> None:
         port, token = listening.getsockname()[1], secrets.token_urlsafe(24)
         browse = Browse(root, token, port)
         browse.live.blocks()
+        threading.Thread(target=browse.warm, daemon=True).start()
         address = f"http://{HOST}:{port}/?token={token}"
         print(f"{address}\nThe token is in the address; Ctrl-C ends it.", flush=True)
         if open_browser and _has_screen():

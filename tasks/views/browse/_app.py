@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,14 @@ class Browse:
         routes = [Route(path, _guarded(self, page)) for path, page in get.items()]
         routes += [Route("/label", self.label, methods=["POST"])]
         routes += [Route(f"/{name}", partial(_static, name)) for name in STATIC]
-        handlers = {HTTPException: self._no_page}
+        handlers = {HTTPException: self._no_page, Exception: self._fault}
         app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
         self.guard = Guard(app, token, port)
+
+    def warm(self) -> None:
+        """Makes ready what the first trace would wait for."""
+        with suppress(FlywheelError):  # the page that needs it says so
+            self.live.catalog()
 
     # Pages
 
@@ -72,10 +78,11 @@ class Browse:
         options = _search.options(self.live, asked)
         tables = {name: stored.rows for name, stored in self.live.tables(asked.round).items()}
         tables = {name: rows for name, rows in tables.items() if name in _search.TABLES_SHOWN}
+        on = page.next and _address("/rows", asked.address | {"after": str(page.next)})
         return self._page(
-            "rows.html", title=f"{asked.table} of {asked.round}", asked=asked, page=page, options=options, tables=tables,
+            "rows.html", refresh=on if page.next and not page.rows else None, title=f"{asked.table} of {asked.round}", asked=asked, page=page, options=options, tables=tables,
             texts=_search.TEXTS.get(asked.table, ()), rounds=list(self.live.blocks()),
-            next=page.next and _address("/rows", asked.address | {"after": str(page.next)}),
+            next=on,
             started=bool(request.query_params.get("after")), first=_address("/rows", asked.address),
         )  # fmt: skip
 
@@ -152,7 +159,7 @@ class Browse:
         """The page of `flywheel report --html`; it is drawn beside, for a large project takes longer than a person waits."""
         page = self.report.page()
         if page is None:
-            return self._page("message.html", title="Report", texts=["The page is being drawn."], refresh=True)
+            return self._page("message.html", title="Report", texts=["The page is being drawn."], refresh="/report")
         return HTMLResponse(page, headers={"Content-Security-Policy": _page_base.POLICY})
 
     async def label(self, request: Request) -> Response:
@@ -221,7 +228,7 @@ class Browse:
         )
 
     def _page(self, template: str, status: int = 200, **values: Any) -> Response:
-        text = self.templates.get_template(template).render(refresh=values.pop("refresh", False), **values)
+        text = self.templates.get_template(template).render(refresh=values.pop("refresh", None), **values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
     def _safely(self, page: Callable[[], Response]) -> Response:
@@ -236,6 +243,10 @@ class Browse:
     def _no_page(self, request: Request, error: HTTPException) -> Response:
         texts = [f"There is no page {request.url.path}." if error.status_code == 404 else error.detail]
         return self._page("message.html", error.status_code, title="Not there", texts=texts)
+
+    def _fault(self, request: Request, error: Exception) -> Response:
+        texts = [f"An error of this program, which its terminal shows in full: {type(error).__name__}: {error}"]
+        return self._page("message.html", 500, title="That did not work", texts=texts)
 
 
 NOTHING = "No round has rows to look at yet; `flywheel run r1` makes the round r1, and `flywheel campaign` all of them."
@@ -258,7 +269,8 @@ def _templates() -> Environment:
 
 
 def _interval(measure: Any) -> str:
-    return "" if measure is None else _page_base.interval(measure.low, measure.high)
+    """A measure's 95 % interval, in percent."""
+    return "" if measure is None or measure.low is None else f"{100 * measure.low:.1f}–{100 * measure.high:.1f}"
 
 
 def _address(path: str, values: dict[str, Any]) -> str:

@@ -57,5 +57,7 @@ def _nearest(found: Ids, prefix: str) -> Ids:
     def shared(row: tuple[str, str, str]) -> int:
         return next((n for n, (a, b) in enumerate(zip(row[2], prefix, strict=False)) if a != b), len(prefix))
 
+    exact = [row for row in found.rows if row[2] == prefix]
+    found = replace(found, rows=exact or found.rows)
     near = [] if found.rows else sorted(found.near, key=lambda row: (-shared(row), row[2]))
     return replace(found, rows=found.rows[:LISTED], near=near[:LISTED])

@@ -7,13 +7,13 @@ sorted. What was not reached is one link further on: a place is the part and row
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from tasks.core.errors import FlywheelError, UnknownName
 from tasks.core.tables import TABLES
+from tasks.views import _statements
 from tasks.views.browse._live import Live, Row, Stored
 
 ROWS = 40
@@ -52,6 +52,8 @@ VERDICTS = {
     "none": "verdict is null and error is null",
     "error": "error is not null",
 }
+QUOTED = re.compile(r"[!-/:-@\[-^`{-~]")
+"""Characters that mean something in a regular expression, and a few that do no harm there."""
 TABLES_SHOWN = tuple(name for name in TABLES if name not in ("measures", "decisions"))
 
 
@@ -114,8 +116,8 @@ def options(live: Live, asked: Filter) -> dict[str, dict[str, int | None]]:
     if stage == "filter" and metrics:
         kept = int(metrics.get("kept", 0))
         reasons = {KEPT: kept, DROPPED: sum(v or 0 for v in reasons.values())} | reasons
-    judges = manifests["judge"].plan.members if "judge" in manifests and asked.table in JUDGED else {}
-    named: dict[str, int | None] = dict.fromkeys(judges)
+    judges = manifests["judge"].plan.members if "judge" in manifests and asked.table in JUDGED else ()
+    named: dict[str, int | None] = dict.fromkeys(sorted(judges))
     return {"reason": reasons, "judge": named, "verdict": dict.fromkeys(VERDICTS if named else ())}
 
 
@@ -152,7 +154,7 @@ def _check(live: Live, asked: Filter) -> None:
         raise FlywheelError(f"{asked.table} have no reason; {', '.join(REASONS)} do")
 
 
-def _read(matches: Any, stored: Stored, start: Place, page: Page) -> None:
+def _read(matches: Callable[[range, int, int], list[Row]], stored: Stored, start: Place, page: Page) -> None:
     """Reads parts from a place on until the page is full or its time is over."""
     clock, at, row, step = time.monotonic(), start.part, start.row, FIRST
     while at < len(stored.parts):
@@ -174,20 +176,38 @@ def _read(matches: Any, stored: Stored, start: Place, page: Page) -> None:
 
 
 def _matches(live: Live, stored: Stored, asked: Filter, parts: range, after: int, limit: int) -> list[Row]:
+    """The first rows of some parts that the filter lets through. Their places come first, from the columns that the filter
+    needs; then what a page shows is read of these rows alone.
+    """
     chosen = [stored.parts[n] for n in parts]
     names = [path.name for path in chosen]
-    conditions, given = _conditions(live, stored, asked, parts)
+    conditions, given, joined = _conditions(live, stored, asked, parts)
     if after >= 0:
         conditions.append("(parse_filename(filename) <> $first or file_row_number > $after)")
         given |= {"first": names[0], "after": after}
-    where = " and ".join(conditions) or "true"
-    columns = ", ".join(_columns(asked.table))
-    sql = f"""select parse_filename(filename) as _file, file_row_number as _row, {columns} from {stored.sql(chosen)}
-              where {where} limit {limit}"""
-    rows = live.query(sql, **given)
-    for row in rows:
-        row["_part"] = parts[names.index(row.pop("_file"))]
-    return rows
+    own = [name for name in ("id", "prompt_id") if name in TABLES[asked.table].schema.names]
+    order = "order by _file, _row" if joined else ""  # a join may change the order, a scan does not
+    places = live.query(
+        f"""select parse_filename(filename) as _file, file_row_number as _row, {", ".join(own)} from {stored.sql(chosen)}
+            where {" and ".join(conditions) or "true"} {order} limit {limit}""",
+        **given,
+    )
+    for place in places:
+        place["_part"] = parts[names.index(place.pop("_file"))]
+    shown = _shown(live, stored, places)
+    return [shown[place["id"]] | place for place in places]
+
+
+def _shown(live: Live, stored: Stored, places: list[Row]) -> dict[str, Row]:
+    """What a list shows of some rows, by id."""
+    if not places:
+        return {}
+    parts = [stored.parts[n] for n in sorted({place["_part"] for place in places})]
+    where = [
+        one_of(name, sorted({place[name] for place in places})) for name in ("id", "prompt_id") if name in places[0]
+    ]
+    sql = f"select {', '.join(_columns(stored.table))} from {stored.sql(parts)} where {' and '.join(where)}"
+    return {row["id"]: row for row in live.query(sql)}
 
 
 def _columns(table: str) -> Iterator[str]:
@@ -215,12 +235,12 @@ def _text(table: str, column: str) -> str:
     )
 
 
-def _conditions(live: Live, stored: Stored, asked: Filter, parts: range) -> tuple[list[str], Row]:
-    """The filter as SQL predicates, with their parameters."""
-    conditions, given = [], {}
+def _conditions(live: Live, stored: Stored, asked: Filter, parts: range) -> tuple[list[str], Row, bool]:
+    """The filter as SQL predicates, with their parameters, and whether other tables are joined."""
+    conditions, given, joined = [], {}, []
     if asked.text:
         conditions.append(_contains(asked))
-        given["text"] = asked.text if _is_exact(asked.text) else asked.text.lower()
+        given["text"] = asked.text if _is_exact(asked.text) else QUOTED.sub(r"\\\g<0>", asked.text)
     if asked.table == "responses":
         joined, span = _joined(live, stored, asked, parts)
         conditions, given = conditions + joined, given | span
@@ -229,15 +249,15 @@ def _conditions(live: Live, stored: Stored, asked: Filter, parts: range) -> tupl
     if asked.table == "judgments":
         conditions += _judged(asked)
     used = " ".join(conditions)
-    return conditions, given | {n: getattr(asked, n) for n in ("reason", "judge") if f"${n}" in used}
+    return conditions, given | {n: getattr(asked, n) for n in ("reason", "judge") if f"${n}" in used}, bool(joined)
 
 
 def _contains(asked: Filter) -> str:
     texts = [_text(asked.table, column) for column in TEXTS.get(asked.table, ())]
     if not texts:
         raise FlywheelError(f"{asked.table} hold no texts; search {', '.join(TEXTS)}")
-    folded = texts if _is_exact(asked.text) else [f"lower({text})" for text in texts]
-    return f"({' or '.join(f'contains({text}, $text)' for text in folded)})"
+    form = "contains({}, $text)" if _is_exact(asked.text) else "regexp_matches({}, $text, 'i')"  # faster than lower()
+    return f"({' or '.join(form.format(text) for text in texts)})"
 
 
 def _is_exact(text: str) -> bool:
@@ -274,22 +294,25 @@ def _in(live: Live, round: str, table: str, column: str, where: list[str]) -> st
     return f"id in (select {column} from {other.sql()} where {' and '.join(where)})"
 
 
+def one_of(column: str, ids: list[str]) -> str:
+    """That a column is one of some ids, written out: DuckDB then reads only the parts of a sorted table that may have them."""
+    return f"{column} in ({', '.join(map(_statements.quoted, ids))})" if ids else "false"
+
+
 def decide(live: Live, asked: Filter, rows: list[Row]) -> None:
     """Adds to responses what became of them: the filter's decision, and the judgment of the judge that is asked for, or else
     of the reward.
     """
     if not rows or asked.table != "responses":
         return
-    prompts = [row["prompt_id"] for row in rows]
-    given = {"low": min(prompts), "high": max(prompts), "ids": [row["id"] for row in rows]}
-    nearby = "prompt_id between $low and $high"
-    kept = live.select(
-        asked.round, "filtered", "id, kept, reason", f"{nearby} and id in (select unnest($ids))", **given
-    )
+    nearby = one_of("prompt_id", sorted({row["prompt_id"] for row in rows}))
+    ids = sorted(row["id"] for row in rows)
+    kept = live.select(asked.round, "filtered", "id, kept, reason", f"{nearby} and {one_of('id', ids)}")
     judge, named = ("member = $judge", {"judge": asked.judge}) if asked.judge else ("reward", {})
     what = "response_id as id, member as judge, score, verdict, left(error, 80) as judge_error"
-    where = f"{nearby} and response_id in (select unnest($ids)) and {judge}"
-    judged = live.select(asked.round, "judgments", what, where, **given, **named)
+    judged = live.select(
+        asked.round, "judgments", what, f"{nearby} and {one_of('response_id', ids)} and {judge}", **named
+    )
     for found in (kept, judged):
         by_id = {row["id"]: row for row in found}
         for row in rows:
