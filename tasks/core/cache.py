@@ -3,11 +3,16 @@
 One SQLite file in WAL mode, shared by all rounds and safe with several processes. A batch of answers is one transaction:
 after `kill -9` the next run misses at most the batches in flight. The file may be deleted at any time; a damaged one is
 renamed to `….damaged`. It saves work and holds nothing that cannot be computed again.
+
+It sees every request and every answer, so it is what tells how far a stage is: a bar where somebody looks at a terminal, a
+line now and then where the output goes to a log.
 """
 
 import hashlib
 import json
 import sqlite3
+import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +29,10 @@ BUSY_TIMEOUT = 60.0
 """Seconds to wait while another process writes."""
 KEYS_PER_QUERY = 500
 """SQLite allows 32,766 variables; more than this is no faster."""
+LINE_EVERY = 10.0
+"""Seconds between two lines on progress in a log."""
+BAR_AFTER = 2.0
+"""Seconds after which a bar appears: what is over by then needs none."""
 
 
 def key(*parts: Any) -> bytes:
@@ -37,12 +46,16 @@ class RequestCache:
     def __init__(self, folder: Path | None) -> None:
         self._path = folder and Path(folder) / FILE
         self._connection: sqlite3.Connection | None = None
+        self._progress = Progress()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Any]:
         """The cached answers of these keys. An answer with a wrong checksum counts as missing."""
-        if self._path is None:
-            return {}
         unique = list(dict.fromkeys(keys))
+        found = self._stored(unique) if self._path is not None else {}
+        self._progress.ask(len(unique), len(found))
+        return found
+
+    def _stored(self, unique: list[bytes]) -> dict[bytes, Any]:
         chunks = [unique[i : i + KEYS_PER_QUERY] for i in range(0, len(unique), KEYS_PER_QUERY)]
         rows = self._attempt(lambda c: [row for chunk in chunks for row in _select(c, chunk)], [])
         return {k: json.loads(value) for k, crc, value in rows if zlib.crc32(value) == crc}
@@ -53,6 +66,7 @@ class RequestCache:
         Raises:
             StoreError: when the disk is full.
         """
+        self._progress.answered(len(answers))
         if self._path is None or not answers:
             return
         values = [(k, json.dumps(v).encode()) for k, v in answers.items()]
@@ -60,7 +74,8 @@ class RequestCache:
         self._attempt(lambda c: _insert(c, rows), None)
 
     def close(self) -> None:
-        """Closes the file; the next call opens it again."""
+        """Closes the file; the next call opens it again. Ends the display of progress."""
+        self._progress.end()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -97,6 +112,58 @@ class RequestCache:
             path = self._path.with_name(self._path.name + suffix)
             if path.exists():  # another process may have been first
                 path.replace(aside.with_name(aside.name + suffix))
+
+
+class Progress:
+    """How many of the requests to a model are answered, on stderr: a bar on a terminal, else a line every `LINE_EVERY` seconds
+    of waiting. Requests that fail count as open, for they are answered by no answer. Total and count go on from one call of
+    the engine to the next, so the total is what has been asked for so far.
+    """
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self._began = self._told = time.monotonic()
+        self._lines = 0
+        self._bar: Any = None
+
+    def ask(self, count: int, known: int) -> None:
+        """So many requests are asked for, of which so many are answered."""
+        if self.done >= self.total:  # nobody waited since the last answer
+            self._told = time.monotonic()
+        self.total += count
+        self.done += known
+        self._show()
+
+    def answered(self, count: int) -> None:
+        """So many answers have arrived."""
+        self.done += count
+        self._show()
+
+    def end(self) -> None:
+        """Takes the bar away; in a log, the last count follows earlier ones."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._lines:
+            self._print()
+        self._lines = 0
+
+    def _show(self) -> None:
+        if self._bar is None and sys.stderr.isatty() and self.total:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.total, unit="request", delay=BAR_AFTER, leave=False, dynamic_ncols=True)
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.update(self.done - self._bar.n)
+        elif time.monotonic() - self._told >= LINE_EVERY:
+            self._print()
+
+    def _print(self) -> None:
+        self._told = time.monotonic()
+        self._lines += 1
+        seconds = self._told - self._began
+        print(f"{self.done:,} of {self.total:,} requests answered, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def _select(connection: sqlite3.Connection, keys: list[bytes]) -> list[tuple[bytes, int, bytes]]:

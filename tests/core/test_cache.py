@@ -101,3 +101,75 @@ def test_a_kill_leaves_whole_batches(tmp_path):
     found = RequestCache(tmp_path).get([key(batch, i) for batch in range(200) for i in range(10)])
     assert len(found) >= 10
     assert len(found) % 10 == 0
+
+
+# Progress
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("tasks.core.cache.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def answer(cache, clock, seconds, ids):
+    clock.now += seconds
+    cache.put(dict.fromkeys(ids, "x"))
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_last_count(tmp_path, clock, capsys):
+    cache, ids = RequestCache(tmp_path), keys(2000)
+    cache.get(ids)
+    answer(cache, clock, 6, ids[:500])
+    answer(cache, clock, 6, ids[500:1000])
+    answer(cache, clock, 6, ids[1000:])
+    cache.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "1,000 of 2,000 requests answered, 12 s",
+        "2,000 of 2,000 requests answered, 18 s",
+    ]
+
+
+def test_known_answers_count_and_a_short_wait_is_not_worth_a_line(tmp_path, clock, capsys):
+    cache, ids = RequestCache(tmp_path), keys(30)
+    cache.put(dict.fromkeys(ids[:20], "x"))
+    cache.close()
+    clock.now += 1000  # between two stages, where nobody waits for an answer
+    again = RequestCache(tmp_path)
+    again.get(ids)
+    answer(again, clock, 9, ids[20:])
+    again.get(ids)
+    again.close()
+    assert capsys.readouterr().err == ""
+    cache = RequestCache(None)  # keeps nothing, and tells all the same
+    cache.get(ids)
+    answer(cache, clock, 11, ids[:10])
+    assert capsys.readouterr().err == "10 of 30 requests answered, 11 s\n"
+
+
+def test_time_that_passes_with_nothing_asked_is_no_wait(tmp_path, clock, capsys):
+    cache, ids = RequestCache(tmp_path), keys(4)
+    cache.get(ids[:2])
+    answer(cache, clock, 5, ids[:2])
+    clock.now += 100
+    cache.get(ids[2:])
+    answer(cache, clock, 5, ids[2:])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_that_goes_away(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tasks.core.cache.BAR_AFTER", 0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    cache, ids = RequestCache(tmp_path), keys(10)
+    cache.get(ids)
+    cache.put(dict.fromkeys(ids[:5], "x"))
+    cache._progress._bar.refresh()
+    cache.close()
+    drawn = capsys.readouterr().err
+    assert "5/10" in drawn
+    assert drawn.rsplit("\r", 2)[-1].strip() == ""
