@@ -56,7 +56,7 @@ COMMON = {
     "hinted": "whether a hint, reference answer or critique was in the context",
     "model": "digest of the weights that wrote the row",
     "error": "why the row cannot be used; null where it can",
-    "name": "of the measure, such as `pass_at_1`",
+    "name": "of the measure, such as `pass_at_1`; `metrics` says what it means",
     "value": "the measure's or gate's value",
     "low": "lower end of the 95 % interval",
     "high": "upper end of the 95 % interval",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.core.meanings import meaning
 from tasks.core.plan import Plan
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
@@ -56,11 +57,12 @@ METRICS: Columns = {
     "stage": (TEXT, "the stage that measured it"),
     "name": (TEXT, "such as `pass_at_1/level_4`"),
     "value": (NUMBER, "the metric's value"),
+    "meaning": (TEXT, "what the metric measures, in words"),
 }
 SUMMARIES = {
     "rounds": ("Each base and round: parent, strategies, model, whether it was promoted.", ROUNDS),
     "stages": ("Cost of each stage of each round: rows, tokens, seconds.", STAGES),
-    "metrics": ("Every metric of every stage.", METRICS),
+    "metrics": ("Every metric of every stage, and what it means.", METRICS),
 }
 DOCS = {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABLES.items()} | {
     name: (doc, {column: text for column, (_, text) in columns.items()}) for name, (doc, columns) in SUMMARIES.items()
@@ -75,7 +77,9 @@ def summaries(root: Path, content: dict[str, Any], rounds: Rounds) -> dict[str, 
         "rounds": [_round_row(root, name, manifests, content) for name, manifests in rounds.items()],
         "stages": [_stage_row(manifest) for manifest in stages],
         "metrics": [
-            {"round": m.round, "stage": m.stage, "name": n, "value": v} for m in stages for n, v in m.metrics.items()
+            {"round": m.round, "stage": m.stage, "name": n, "value": v, "meaning": meaning(n)}
+            for m in stages
+            for n, v in m.metrics.items()
         ],
     }
     schemas = {

@@ -348,7 +348,7 @@ def test_files_of_the_project_are_read(root: Path, monkeypatch: pytest.MonkeyPat
         ("explain (format json) from prompts", 1),
         ("values (1), (2)", 2),
         ("from range(100_000) order by random()", 100_000),
-        ("from duckdb_columns() where table_name = 'metrics'", 4),
+        ("from duckdb_columns() where table_name = 'metrics'", 5),
     ],
 )
 def test_queries_of_every_kind_work(root: Path, sql: str, rows: int) -> None:
