@@ -77,6 +77,8 @@ class Costs:
     """Hours for which they held GPUs, summed over these."""
     money: float | None = None
     """None without prices."""
+    money_label: str = "money"
+    """What `money` is called: with the currency where prices name one."""
 
     @property
     def total_tokens(self) -> int:
@@ -137,6 +139,7 @@ def of(manifests: Iterable[store.Manifest], prices: Prices | None) -> Costs:
         _hours(ran),
         sum(m.gpu_seconds for m in ran) / HOUR,
         None if prices is None else sum(money(m, prices) for m in ran),
+        prices.label if prices else "money",
     )
 
 

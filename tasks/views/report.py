@@ -5,8 +5,7 @@ left out; then the table is split into several.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -15,80 +14,18 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from tasks.core import store
 from tasks.core.champion import Election, Look
-from tasks.core.stage import stages
-from tasks.project.champion import decision, elections, model_digest
-from tasks.project.freshness import absent_files, stale_stages
+from tasks.project.champion import decision, elections
 from tasks.project.params import Block, Pipeline, load_params, stages_of
+from tasks.views._diff_text import plain
+from tasks.views._report_facts import Cell, Facts, every_block, facts_of, gather
+from tasks.views._report_rows import ACCURACIES, AT_K, SHORT, Group, Line, decided, groups
 
 DEFAULT_WIDTH = 120
-UNKNOWN = "–"
-SHORT = 8
-"""Digits of a digest in the table."""
-ACCURACIES = {
-    "pass_at_1": "sampled (pass@1), %",
-    "greedy": "greedy, %",
-    "grade_sampled": "sampled, grade, %",
-    "grade": "greedy, grade, %",
-}
-AT_K = ("pass_at_", "majority_at_")
 GAP = 2
 MAX_NAMED = 3
 """Stages of one cause that are named."""
 CAPTION = "Accuracies in percent, on frozen sets, with 95 % intervals. Seconds of a stage exclude its process start-up."
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A formatted value; `low` and `high` if it has an interval."""
-
-    text: str
-    low: float | None = None
-    high: float | None = None
-    style: str = ""
-    value: float | None = None
-    """The number of `text`, where it is a measure's."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A quantity: its name, and its value in each round."""
-
-    label: str
-    cells: tuple[Cell | None, ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Quantities that belong together."""
-
-    title: str
-    lines: list[Line]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Manifests, measures and decisions of a base or round."""
-
-    block: Block
-    stages: dict[str, store.Manifest] = field(default_factory=dict)
-    measures: dict[tuple[str, int | None], Cell] = field(default_factory=dict)
-    decisions: dict[str, tuple[bool, str]] = field(default_factory=dict)
-    """Gate → (passed, reason)."""
-    model: str | None = None
-    """The digest of its model, as rows carry it."""
-    stale: dict[str, str] = field(default_factory=dict)
-    """Stages that today's plans and inputs would make anew, each with what was edited; empty where one before it was."""
-    absent: tuple[str, ...] = ()
-    """Files and manifests that are missing."""
-    standing: str = ""
-    """`champion`, or by whom it was promoted by hand; empty for the others."""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The metrics of all its stages."""
-        return {k: v for m in self.stages.values() for k, v in m.metrics.items()}
 
 
 def show(root: Path, console: Console | None = None) -> None:
@@ -126,7 +63,7 @@ def show_tree(root: Path, console: Console | None = None) -> None:
     console = console or _console()
     pipeline = load_params(root)
     results = elections(root, pipeline)
-    rounds = _every_block(root, pipeline, results)
+    rounds = every_block(root, pipeline, results)
     nodes: dict[str, Tree] = {}
     for facts in rounds:
         text, parent = _node_text(facts), facts.block.parent
@@ -139,7 +76,7 @@ def show_tree(root: Path, console: Console | None = None) -> None:
 
 def refusal(root: Path, block: Block) -> str | None:
     """The gates that held a round back, with their reasons; None for one that was promoted or has no decision yet."""
-    return next(iter(decisions([_facts(root, block)])), None)
+    return next(iter(decisions([facts_of(root, block)])), None)
 
 
 def verdict_line(root: Path, name: str) -> str:
@@ -150,7 +87,7 @@ def verdict_line(root: Path, name: str) -> str:
     """
     pipeline = load_params(root)
     block = pipeline.block(name)
-    metrics, parts = _facts(root, block).metrics, outcome(root, pipeline, block)
+    metrics, parts = facts_of(root, block).metrics, outcome(root, pipeline, block)
     if "kept" in metrics:
         parts.append(f"kept {metrics['kept']:,.0f} of {metrics.get('responses', 0):,.0f} answers")
     if election := elections(root, pipeline).get(block.base):
@@ -160,9 +97,9 @@ def verdict_line(root: Path, name: str) -> str:
 
 def outcome(root: Path, pipeline: Pipeline, block: Block) -> list[str]:
     """A round's decision with the gates' reasons, its pass@1 beside its parent's, and accuracies below the parent's interval."""
-    facts = _facts(root, block)
-    parent = _facts(root, pipeline.block(block.parent)) if block.parent else Facts(block)
-    parts = [f"held back by {'; '.join(gates)}" if (gates := _refusals(facts)) else _decision(facts).text]
+    facts = facts_of(root, block)
+    parent = facts_of(root, pipeline.block(block.parent)) if block.parent else Facts(block)
+    parts = [f"held back by {'; '.join(gates)}" if (gates := _refusals(facts)) else decided(facts).text]
     parts = parts if facts.decisions else []
     if cell := facts.measures.get(("pass_at_1", None)):
         before = parent.measures.get(("pass_at_1", None))
@@ -203,7 +140,7 @@ def _node_text(facts: Facts) -> Text:
     if cell := facts.measures.get(("pass_at_1", None)):
         parts.append((f"pass@1 {_with_interval(cell)}", ""))
     if facts.decisions:
-        parts.append((_decision(facts).text, ""))
+        parts.append((decided(facts).text, ""))
     if facts.standing:
         parts.append((f"promoted {facts.standing}" if facts.standing.startswith("by ") else facts.standing, "green"))
     if facts.model:
@@ -211,211 +148,7 @@ def _node_text(facts: Facts) -> Text:
     return Text.assemble((facts.block.name, "bold"), "  ", Text(" · ").join(Text(*part) for part in parts))
 
 
-# Facts
-
-
-def gather(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
-    """Facts of every base and round that has at least one manifest, parents first."""
-    return [facts for facts in _every_block(root, pipeline, results) if facts.stages]
-
-
-def _every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
-    stale, absent = stale_stages(root, pipeline), absent_files(root, pipeline)
-    standing = {election.champion: "champion" for election in results.values()}
-    if choice := decision(root):
-        standing[choice.round] = f"by {choice.by}"
-    return [
-        replace(
-            _facts(root, block),
-            stale=stale.get(name, {}),
-            absent=tuple(absent.get(name, ())),
-            standing=standing.get(name, ""),
-        )
-        for name, block in pipeline.blocks.items()
-    ]
-
-
-def _facts(root: Path, block: Block) -> Facts:
-    manifests = store.manifests(root, block.name)
-    in_order = {s.name: manifests[s.name] for s in stages_of(block) if s.name in manifests}
-    measures = {(r["name"], r["level"]): _percent(r) for r in _rows(root, block.name, "measures")}
-    decisions = {r["gate"]: (r["passed"], r["reason"] or "") for r in _rows(root, block.name, "decisions")}
-    return Facts(block, in_order, measures, decisions, model_digest(root, block.name, manifests))
-
-
-def _rows(root: Path, name: str, table: str) -> Iterable[dict[str, object]]:
-    return store.read(root, name, table).iter_rows(named=True) if store.has(root, name, table) else ()
-
-
-def _percent(row: dict[str, object]) -> Cell:
-    value, low, high = (None if row[k] is None else 100 * row[k] for k in ("value", "low", "high"))  # type: ignore[operator]
-    return Cell(UNKNOWN if value is None else f"{value:.1f}", low, high, value=value)
-
-
-# Rows of the table
-
-
-def groups(rounds: list[Facts]) -> list[Group]:
-    """The groups of the table, without quantities that no round has."""
-    every = [
-        *(_by_level(rounds, *item) for item in ACCURACIES.items()),
-        Group("k samples, %", _of_samples(rounds)),
-        Group("on known answers, %", _judges(rounds)),
-        Group("rows", _counts(rounds)),
-        Group("tokens", [_line("generated", rounds, _tokens("completion")), _line("read", rounds, _tokens("prompt"))]),
-        Group("seconds", _seconds(rounds)),
-        Group("result", [_line(label, rounds, value) for label, value in RESULT.items()]),
-    ]
-    filled = [Group(g.title, [line for line in g.lines if any(line.cells)]) for g in every]
-    return [g for g in filled if g.lines]
-
-
-def _line(label: str, rounds: list[Facts], value: Callable[[Facts], Cell | None]) -> Line:
-    return Line(label, tuple(value(f) for f in rounds))
-
-
-def _measure(label: str, rounds: list[Facts], name: str, level: int | None = None) -> Line:
-    return _line(label, rounds, lambda f: f.measures.get((name, level)))
-
-
-def _by_level(rounds: list[Facts], name: str, title: str) -> Group:
-    levels = sorted({lv for f in rounds for n, lv in f.measures if n == name and lv is not None})
-    lines = [_measure(f"level {lv}", rounds, name, lv) for lv in levels]
-    return Group(title, [*lines, _measure("all levels" if levels else "all", rounds, name)])
-
-
-def _of_samples(rounds: list[Facts]) -> list[Line]:
-    names = {n for f in rounds for n, level in f.measures if level is None}
-    at_k = [n for n in names if n.startswith(AT_K) and n.rpartition("_")[2].isdigit()]
-    ordered = sorted(set(at_k) - {"pass_at_1"}, key=lambda n: (n[0] != "p", int(n.rpartition("_")[2])))
-    return [_measure(n.replace("_at_", "@"), rounds, n) for n in ordered]
-
-
-def _judges(rounds: list[Facts]) -> list[Line]:
-    names = sorted({n for f in rounds for n, level in f.measures if level is None})
-    suffixes = {
-        "_balanced_accuracy": "balanced acc.",
-        "_auroc": "AUROC",
-        "_calibration_error": "calibration error",
-        "_position_bias": "position bias",
-    }
-    lines = [
-        _measure(f"{n.removesuffix(end).replace('_', ' ')}: {label}", rounds, n)
-        for end, label in suffixes.items()
-        for n in names
-        if n.endswith(end)
-    ]
-    location = _measure("critic: wrong step found", rounds, "critique_location")
-    return [*lines, location, _measure("greedy, self-corrected", rounds, "refined")]
-
-
-def _counts(rounds: list[Facts]) -> list[Line]:
-    def prefixed(prefix: str, label: str) -> list[Line]:
-        names = sorted({k for f in rounds for k in f.metrics if k.startswith(prefix)})
-        return [_line(f"{label}{_words(n.removeprefix(prefix))}", rounds, _count(n)) for n in names]
-
-    return [
-        _line("prompts written", rounds, _written_prompts),
-        *prefixed("prompts_rejected/", "  rejected: "),
-        _line("  used", rounds, _count("prompts")),
-        _line("answers sampled", rounds, _count("responses")),
-        _line("  failed", rounds, _count("response_errors", quiet=True)),
-        _line("kept", rounds, _count("kept")),
-        *prefixed("dropped/", "  dropped: "),
-        _line("critiques kept", rounds, _kept_critiques),
-        _line("pairs", rounds, _count("pairs")),
-        _line("trained on", rounds, _count("training_rows")),
-        *prefixed("training_rows/", "  from "),
-        *prefixed("training_dropped/", "  left out: "),
-        _line("preferences", rounds, _count("preferences")),
-        *prefixed("preferences_dropped/", "  left out: "),
-    ]
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _count(name: str, quiet: bool = False) -> Callable[[Facts], Cell | None]:
-    def value(facts: Facts) -> Cell | None:
-        number = facts.metrics.get(name)
-        return None if number is None or (quiet and not number) else Cell(f"{number:,.0f}")
-
-    return value
-
-
-def _written_prompts(facts: Facts) -> Cell | None:
-    used = facts.metrics.get("prompts")
-    rejected = sum(v for k, v in facts.metrics.items() if k.startswith("prompts_rejected/"))
-    return None if used is None else Cell(f"{used + rejected:,.0f}")
-
-
-def _kept_critiques(facts: Facts) -> Cell | None:
-    kept, total = facts.metrics.get("critiques_kept"), facts.metrics.get("critiques")
-    return None if kept is None or total is None else Cell(f"{kept:,.0f} of {total:,.0f}")
-
-
-def _tokens(kind: str) -> Callable[[Facts], Cell | None]:
-    return lambda facts: Cell(f"{sum(m.tokens.get(f'{kind}_tokens', 0) for m in facts.stages.values()):,}")
-
-
-def _seconds(rounds: list[Facts]) -> list[Line]:
-    """Seconds of each stage without its process start-up, which has a line of its own for all stages."""
-    lines = [_line(name, rounds, _work(name)) for name in stages() if any(name in f.stages for f in rounds)]
-    return [*lines, _line("process start-up", rounds, _start), _line("total", rounds, _total)]
-
-
-def _work(stage: str) -> Callable[[Facts], Cell | None]:
-    def value(facts: Facts) -> Cell | None:
-        manifest = facts.stages.get(stage)
-        return Cell(_time(_total_seconds(manifest) - manifest.seconds.get("start", 0))) if manifest else None
-
-    return value
-
-
-def _total_seconds(manifest: store.Manifest) -> float:
-    return sum(manifest.seconds.values())
-
-
-def _start(facts: Facts) -> Cell:
-    return Cell(_time(sum(m.seconds.get("start", 0) for m in facts.stages.values())))
-
-
-def _total(facts: Facts) -> Cell:
-    return Cell(_time(sum(_total_seconds(m) for m in facts.stages.values())))
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:,.1f}" if seconds < 1000 else f"{seconds:,.0f}"
-
-
-def _gate(facts: Facts) -> Cell | None:
-    return _decision(facts) if facts.decisions else None
-
-
-def _decision(facts: Facts) -> Cell:
-    promoted = facts.decisions.get("all", (False, ""))[0]
-    return Cell("promoted", style="green") if promoted else Cell("held back", style="yellow")
-
-
-def _champion(facts: Facts) -> Cell | None:
-    return Cell(facts.standing, style="green") if facts.standing else None
-
-
-def _state(facts: Facts) -> Cell:
-    if facts.absent:
-        return Cell(f"{len(facts.absent)} missing", style="red")
-    if facts.stale:
-        return Cell(f"{len(facts.stale)} stale", style="yellow")
-    ran, whole = len(facts.stages), len(stages_of(facts.block))
-    return Cell("current" if ran == whole else f"{ran} of {whole}")
-
-
-def _model(facts: Facts) -> Cell | None:
-    return Cell(facts.model[:SHORT]) if facts.model else None
-
-
-RESULT = {"gate": _gate, "champion": _champion, "stages": _state, "model": _model}
+# Lines below the table
 
 
 def outdated(rounds: list[Facts]) -> list[str]:
@@ -460,12 +193,16 @@ def champions(root: Path, results: dict[str, Election]) -> list[str]:
     """The champion of each base, a line per round with the reason why it is champion or not, and a person's decision."""
     lines = []
     for base, election in results.items():
-        earlier = f" ({election.earlier} looks at other answers are spent, too)" if election.earlier else ""
+        earlier = f" ({_spent(election.earlier)})" if election.earlier else ""
         lines.append(f"champion of {base}: {election.champion}{earlier}")
         lines += [f"  {look.name} {_contest(look, election)}" for look in election.looks]
     if choice := decision(root):
         lines.append(f"{choice.by} promoted {choice.round} by hand ({choice.when}), which overrides the champion")
     return lines
+
+
+def _spent(looks: int) -> str:
+    return "1 look at other answers is spent, too" if looks == 1 else f"{looks} looks at other answers are spent, too"
 
 
 def _contest(look: Look, election: Election) -> str:
@@ -476,7 +213,7 @@ def _contest(look: Look, election: Election) -> str:
 
 def warnings(rounds: list[Facts]) -> list[str]:
     """The warnings of all stages, a line each."""
-    return [f"{s}@{f.block.name}: {text}" for f in rounds for s, m in f.stages.items() for text in m.warnings]
+    return [f"{s}@{f.block.name}: {plain(text)}" for f in rounds for s, m in f.stages.items() for text in m.warnings]
 
 
 # Layout
@@ -539,4 +276,7 @@ def _markdown_row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-__all__ = ["markdown", "show", "show_tree"]
+__all__ = [
+    "ACCURACIES", "FORMATS", "Cell", "Facts", "Group", "Line", "champions", "decisions", "gather", "groups", "markdown",
+    "outcome", "outdated", "refusal", "show", "show_tree", "stale_text", "tables", "verdict_line", "warnings",
+]  # fmt: skip

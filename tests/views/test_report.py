@@ -1,7 +1,9 @@
 """The table of the rounds, as a person sees it."""
 
 import io
+import json
 import re
+from dataclasses import replace
 
 import pytest
 import synthetic
@@ -10,6 +12,7 @@ from rich.console import Console
 from tasks.core import store
 from tasks.core.errors import StoreError
 from tasks.project import champion, freshness
+from tasks.project.costs import Prices
 from tasks.views import report
 
 NAMES = ("r0", "r1", "r2", "r3")
@@ -50,7 +53,7 @@ def test_looks_at_answers_that_are_gone_are_named(tmp_path):
     assert "are spent" not in printed(tmp_path, 120)
     (tmp_path / champion.LOOKS).parent.mkdir()
     (tmp_path / champion.LOOKS).write_text(entry.model_dump_json())
-    assert "champion of r0: r1 (1 looks at other answers are spent, too)" in printed(tmp_path, 120)
+    assert "champion of r0: r1 (1 look at other answers is spent, too)" in printed(tmp_path, 120)
 
 
 def test_everything_that_was_measured_is_in_the_table(made):
@@ -138,7 +141,7 @@ def test_the_champion_is_shown_and_why_each_round_is_it_or_not(made):
     text = printed(made, 200)
     assert lines(text, "champion of") == ["champion of r0: r1"]
     [first] = lines(text, "r1 champion: +17.0 points against r0, p ")
-    assert "at level 0.0083" in first
+    assert "within this look's level, 0.0083" in first
     assert lines(text, "r2 not champion: not promoted by its gates; +23.0 points against r1")
     assert not lines(text, "r3 not champion") and not lines(text, "r3 champion"), "its gates have not run"
     tree = printed(made, 200, report.show_tree)
@@ -154,10 +157,41 @@ def test_a_person_s_choice_is_shown(tmp_path):
     assert lines(printed(tmp_path, 200), "tom promoted r0 by hand (2026-01-01)")
 
 
+def test_without_prices_and_gpus_nothing_is_said_of_either(made):
+    text = printed(made, 120)
+    assert "money" not in text and "GPU hours" not in text and "costs" not in text
+
+
+def test_money_and_gpu_hours_of_each_round_are_shown(tmp_path, monkeypatch):
+    for name in ("r0", "r1"):
+        synthetic.make(tmp_path, PLAN, name)
+    path = tmp_path / "data/round=r1/manifests/train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gpus": ["H100"], "gpu_seconds": 5400.0}))
+    prices = Prices(gpu_hour=2, currency="EUR", tokens={"fake": {"completion": 10}})
+    monkeypatch.setattr(report, "load_params", lambda root: replace(PLAN, prices=prices))
+    text = printed(tmp_path, 120)
+    assert cells(text, "GPU hours") == ["0.00", "1.50"]
+    asking = [s for s in store.manifests(tmp_path, "r1").values() if s.plan.engine]
+    assert cells(text, "money, EUR")[1] == f"{3 + len(asking) * 0.2:.2f}", "20,000 tokens of each stage with an engine"
+    assert "| money, EUR |" in report.markdown(tmp_path)
+
+
+def test_tokens_are_told_apart_by_engine_where_there_are_several(tmp_path):
+    synthetic.make(tmp_path, PLAN, "r1")
+    path = tmp_path / "data/round=r1/manifests/judge.json"
+    manifest = json.loads(path.read_text())
+    manifest["plan"]["models"] = {"large": {"engine": {"strategy": "openai"}}}
+    counts = {"requests": 5, "prompt_tokens": 1000, "completion_tokens": 234}
+    path.write_text(json.dumps(manifest | {"usage": {"large": counts, "parent": counts}}))
+    text = printed(tmp_path, 120)
+    assert cells(text, "of large") == ["1,234"]
+    assert cells(text, "of fake")
+
+
 def test_warnings_are_shown(tmp_path):
-    synthetic.make(tmp_path, PLAN, "r0", warnings={"evaluate": ["3 answers were cut", "no [levels]"]})
+    synthetic.make(tmp_path, PLAN, "r0", warnings={"evaluate": ["3 answers\x1b[2J were\ncut", "no [levels]"]})
     text = printed(tmp_path, 200)
-    assert lines(text, "evaluate@r0:") == ["evaluate@r0: 3 answers were cut", "evaluate@r0: no [levels]"]
+    assert lines(text, "evaluate@r0:") == ["evaluate@r0: 3 answers�[2J were⏎cut", "evaluate@r0: no [levels]"]
 
 
 # What is stale, and what is missing
