@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from counting import counting
 from pydantic import ValidationError
 
 from tasks.core import frames, roster, tables
@@ -91,22 +92,13 @@ def test_no_model_is_named_twice():
 
 
 def test_models_are_open_one_after_the_other():
-    opened = []
-
-    class Counting(Fake):
-        @contextmanager
-        def open(self, model, cache=None):
-            opened.append(model)
-            assert len(opened) == 1
-            with super().open(model, cache) as policy:
-                yield policy
-            opened.remove(model)
-
-    engine = {n: Counting.scripted(solver().answer) for n in ("parent", "base", "anchor")}
-    for strategy in (Ensemble(models=tuple(engine)), Teacher(model="base"), Feedback(teacher="base")):
-        models = roster_of(**engine)
+    engine, openings = counting()
+    engines = {n: engine.scripted(solver().answer) for n in ("parent", "base", "anchor")}
+    for strategy in (Ensemble(models=tuple(engines)), Teacher(model="base"), Feedback(teacher="base")):
+        models = roster_of(**engines)
         assert len(run(strategy, models)) > 16
         models.close()
+    assert {count for _, count in openings} == {1}
 
 
 def test_a_teacher_answers_what_the_student_does_not_solve():

@@ -1,8 +1,8 @@
-from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pytest
+from counting import counting
 
 from tasks.core import frames, roster, tables
 from tasks.domains import Domain, Item
@@ -71,19 +71,10 @@ def test_two_pipelines_each_with_examples_of_its_own_kind():
 
 
 def test_the_authors_take_turns_and_are_not_open_together():
-    opened = []
-
-    class Counting(Fake):
-        @contextmanager
-        def open(self, model, cache=None):
-            opened.append(model)
-            assert len(opened) == 1
-            with super().open(model, cache) as policy:
-                yield policy
-            opened.remove(model)
-
-    rows, models = run(small(), **{n: Counting.scripted(author) for n in ("parent", "base")})
+    engine, openings = counting()
+    rows, models = run(small(), **{n: engine.scripted(author) for n in ("parent", "base")})
     models.close()
+    assert {count for _, count in openings} == {1}
     assert rows["model"].value_counts()["count"].to_list() == [20, 20]
     assert small().opened_models() == {"parent", "base"}
 
