@@ -1,5 +1,5 @@
-"""The tables `rounds`, `stages` and `metrics` of the SQL views, made from params.yaml and the manifests; and what every table
-and column holds.
+"""The tables `rounds`, `stages`, `costs`, `warnings` and `metrics` of the SQL views, made from params.yaml and the manifests;
+and what every table and column holds.
 """
 
 from pathlib import Path
@@ -11,8 +11,9 @@ from tasks.core.meanings import meaning
 from tasks.core.plan import Plan
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
-from tasks.project import params
+from tasks.project import costs, params
 from tasks.project.champion import model_digest
+from tasks.project.costs import Prices
 
 Rounds = dict[str, dict[str, Manifest]]
 """Round → stage → manifest, in the order of params.yaml; rounds that are only on disk come last."""
@@ -36,6 +37,9 @@ ROUNDS: Columns = {
     "promoted": (FLAG, "whether its gates promoted it; null before they have run"),
     "stages": (INTEGER, "number that have run"),
     "finished": (TEXT, "the last of them, ISO 8601, UTC"),
+    "hours": (NUMBER, "in which at least one of its stages ran"),
+    "gpu_hours": (NUMBER, "for which its stages held GPUs, summed over these"),
+    "money": (NUMBER, "for its tokens and GPU hours at today's `prices`; null where params.yaml has none"),
 }
 STAGES: Columns = {
     "round": (TEXT, ROUND),
@@ -51,6 +55,23 @@ STAGES: Columns = {
     "write_seconds": (NUMBER, "writing and checking tables"),
     "started": (TEXT, "ISO 8601, UTC"),
     "finished": (TEXT, "ISO 8601, UTC"),
+    "gpus": (pa.list_(TEXT), "kind of each GPU that it held; empty on a CPU"),
+    "gpu_hours": (NUMBER, "for which it held them, summed over these"),
+    "money": (NUMBER, "for its tokens and GPU hours at today's `prices`; null where params.yaml has none"),
+}
+COSTS: Columns = {
+    "round": (TEXT, ROUND),
+    "stage": (TEXT, "the stage that asked"),
+    "engine": (TEXT, "the engine's name, or that of the roster's model, which is an engine of its own"),
+    "requests": (INTEGER, "those from the cache among them"),
+    "prompt_tokens": (INTEGER, "tokens of the prompts"),
+    "completion_tokens": (INTEGER, "tokens generated"),
+    "money": (NUMBER, "for these tokens at today's `prices`, GPU hours left out; null where params.yaml has none"),
+}
+WARNINGS: Columns = {
+    "round": (TEXT, ROUND),
+    "stage": (TEXT, "the stage that warned"),
+    "warning": (TEXT, "what a person should know, as the run printed it"),
 }
 METRICS: Columns = {
     "round": (TEXT, ROUND),
@@ -61,7 +82,9 @@ METRICS: Columns = {
 }
 SUMMARIES = {
     "rounds": ("Each base and round: parent, strategies, model, whether it was promoted.", ROUNDS),
-    "stages": ("Cost of each stage of each round: rows, tokens, seconds.", STAGES),
+    "stages": ("Cost of each stage of each round: rows, tokens, seconds, GPU hours, money.", STAGES),
+    "costs": ("Tokens and money of each stage of each round by engine.", COSTS),
+    "warnings": ("Every warning of every stage.", WARNINGS),
     "metrics": ("Every metric of every stage, and what it means.", METRICS),
 }
 DOCS = {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABLES.items()} | {
@@ -71,11 +94,18 @@ DOCS = {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABL
 
 
 def summaries(root: Path, content: dict[str, Any], rounds: Rounds) -> dict[str, pa.Table]:
-    """The rows of `rounds`, `stages` and `metrics`; `content` is params.yaml."""
+    """The rows of the tables of `SUMMARIES`; `content` is params.yaml.
+
+    Raises:
+        ParamsError: when its prices are invalid.
+    """
+    prices = costs.prices_in(content)
     stages = [m for manifests in rounds.values() for m in sorted(manifests.values(), key=lambda m: m.finished)]
     rows = {
-        "rounds": [_round_row(root, name, manifests, content) for name, manifests in rounds.items()],
-        "stages": [_stage_row(manifest) for manifest in stages],
+        "rounds": [_round_row(root, name, manifests, content, prices) for name, manifests in rounds.items()],
+        "stages": [_stage_row(manifest, prices) for manifest in stages],
+        "costs": [row for manifest in stages for row in _cost_rows(manifest, prices)],
+        "warnings": [{"round": m.round, "stage": m.stage, "warning": text} for m in stages for text in m.warnings],
         "metrics": [
             {"round": m.round, "stage": m.stage, "name": n, "value": v, "meaning": meaning(n)}
             for m in stages
@@ -88,7 +118,10 @@ def summaries(root: Path, content: dict[str, Any], rounds: Rounds) -> dict[str, 
     return {name: pa.Table.from_pylist(rows[name], schema) for name, schema in schemas.items()}
 
 
-def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: dict[str, Any]) -> dict[str, Any]:
+def _round_row(
+    root: Path, name: str, manifests: dict[str, Manifest], content: dict[str, Any], prices: Prices | None
+) -> dict[str, Any]:
+    spent = costs.of(manifests.values(), prices)
     kind = next((k for k in ("bases", "rounds") if name in (content.get(k) or {})), None)
     block = content[kind][name] or {} if kind else {}
     plans = sorted((m.plan for m in manifests.values()), key=lambda p: (p.stage in params.EXAM, p.stage))
@@ -110,6 +143,9 @@ def _round_row(root: Path, name: str, manifests: dict[str, Manifest], content: d
         "promoted": promoted[0] if promoted else None,
         "stages": len(manifests),
         "finished": max((m.finished for m in manifests.values()), default=None),
+        "hours": spent.hours,
+        "gpu_hours": spent.gpu_hours,
+        "money": spent.money,
     }
 
 
@@ -124,7 +160,7 @@ def _strategies(plan: Plan) -> str:
     return " + ".join(m if m == strategy else f"{m} ({strategy})" for m, strategy in names.items())
 
 
-def _stage_row(manifest: Manifest) -> dict[str, Any]:
+def _stage_row(manifest: Manifest, prices: Prices | None) -> dict[str, Any]:
     return {
         "round": manifest.round,
         "stage": manifest.stage,
@@ -134,4 +170,17 @@ def _stage_row(manifest: Manifest) -> dict[str, Any]:
         **{f"{k}_seconds": manifest.seconds.get(k) for k in ("start", "model", "run", "write")},
         "started": manifest.started,
         "finished": manifest.finished,
+        "gpus": manifest.gpus,
+        "gpu_hours": manifest.gpu_seconds / costs.HOUR,
+        "money": prices and costs.money(manifest, prices),
     }
+
+
+def _cost_rows(manifest: Manifest, prices: Prices | None) -> list[dict[str, Any]]:
+    """A row for each engine that a stage asked."""
+    used = costs.usage(manifest)
+    return [
+        {"round": manifest.round, "stage": manifest.stage, "engine": names[0], **counts}
+        | {"money": prices and prices.of(names, counts)}
+        for names, counts in used.items()
+    ]

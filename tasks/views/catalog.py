@@ -2,7 +2,9 @@
 
     prompts, responses, judgments, …   every table of `tables.py`, with the column `round` in front
     rounds                             each base and round: parent, strategies, model, whether it was promoted
-    stages                             cost of each stage of each round: rows, tokens, seconds
+    stages                             cost of each stage of each round: rows, tokens, seconds, GPU hours, money
+    costs                              tokens and money of each stage by engine
+    warnings                           every warning of every stage
     metrics                            every metric of every stage: (round, stage, name, value)
 
 Views list the files of manifests, not globs, so leftovers of a killed process are in no view. A table that no round has

@@ -128,7 +128,7 @@ def test_every_table_is_a_view_with_its_columns_and_the_round_in_front(root: Pat
 
 def test_a_project_without_anything_has_the_views_too(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("bases: {}")
-    for name in [*TABLES, "rounds", "stages", "metrics"]:
+    for name in [*TABLES, "rounds", "stages", "costs", "warnings", "metrics"]:
         assert ask(tmp_path, f"select count(*) from {name}") == [(0,)]
 
 
@@ -224,6 +224,42 @@ def test_stages_and_metrics(root: Path) -> None:
     assert ask(root, f"select {columns} from stages where stage = 'generate'") == [
         (2, 3, 4, 0, 3.5, 1.0, "2026-01-01T00:00:03+00:00")
     ]
+    assert ask(root, "select round, stage, warning from warnings") == []
+
+
+def change(root: Path, stage: str, **values: object) -> None:
+    """Rewrites the manifest of a stage of r1."""
+    path = root / "data" / "round=r1" / "manifests" / f"{stage}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_rounds_and_stages_cost_is_there_by_engine_and_in_money_where_there_are_prices(root: Path) -> None:
+    counts = {"requests": 1, "prompt_tokens": 1_000_000, "completion_tokens": 2_000_000}
+    plan = json.loads((root / "data" / "round=r1" / "manifests" / "judge.json").read_text())["plan"]
+    roster = {"models": {"large": {"engine": {"strategy": "openai"}}}, "engine": {"strategy": "fake"}}
+    change(root, "judge", usage={"parent": counts, "large": counts}, plan=plan | roster, gpu_seconds=1800.0)
+    change(root, "judge", gpus=["H100"], warnings=["look [here]"])
+    asked = ask(
+        root, "select engine, prompt_tokens, completion_tokens, requests from costs where stage = 'judge' order by all"
+    )
+    assert asked == [("fake", 1_000_000, 2_000_000, 1), ("large", 1_000_000, 2_000_000, 1)]
+    assert ask(root, "select round, stage, warning from warnings") == [("r1", "judge", "look [here]")]
+    assert ask(root, "select gpus, gpu_hours, money from stages where stage = 'judge'") == [(["H100"], 0.5, None)]
+    assert ask(root, "select hours > 0, gpu_hours, money from rounds where round = 'r1'") == [(True, 0.5, None)]
+    prices = "prices: {gpu_hour: 4, tokens: {openai: {prompt: 1, completion: 10}}}\n"
+    (root / "params.yaml").write_text(prices + (root / "params.yaml").read_text())
+    assert ask(root, "select engine, money from costs where stage = 'judge' order by all") == [
+        ("fake", 0),
+        ("large", 21),
+    ]
+    assert ask(root, "select money from stages where stage = 'judge'") == [(23,)]
+    assert ask(root, "select money from rounds where round in ('r1', 'r2') order by round") == [(23,), (0,)]
+
+
+def test_prices_that_are_wrong_are_named(root: Path) -> None:
+    (root / "params.yaml").write_text("prices: {gpu_hours: 4}\n" + (root / "params.yaml").read_text())
+    with pytest.raises(ParamsError, match="'gpu_hour'"):
+        catalog.query(root, "from rounds")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +375,7 @@ def test_files_of_the_project_are_read(root: Path, monkeypatch: pytest.MonkeyPat
         ("(select id from prompts)", 2),
         ("-- all\n select id from prompts", 2),
         ("select 'déjà'; table prompts", 2),
-        ("show tables", len(TABLES) + 3),
+        ("show tables", len(TABLES) + 5),
         ("describe prompts", len(TABLES["prompts"].schema) + 1),
         ("summarize judgments", len(TABLES["judgments"].schema) + 1),
         ("pivot judgments on member using count(*) group by round", 1),
