@@ -71,7 +71,7 @@ def test_a_campaign_is_recorded_once(root, monkeypatch):
     for name in ("r0", "r1", "r2"):
         synthetic.make(root, PLAN, name, promoted=name == "r1")
     summary = record.record(root)
-    assert "3 runs, 22 stages, 3 versions new" in summary
+    assert "3 runs, 22 stages, 3 versions" in summary
     assert "2 new in data/decisions/looks.jsonl" in summary
     assert "champion is r1, version 2, by the gates' decision" in summary
     before = counts(root)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from tasks.core import store
+from tasks.core import labels, store
 from tasks.core.errors import masked
 from tasks.project import champion
 from tasks.project.champion import DECISION, LOOKS, Decision, decision, model_digest
@@ -36,6 +36,8 @@ from tasks.project.edit import lock
 from tasks.project.freshness import absent_files
 from tasks.project.params import Pipeline, load_params
 from tasks.views.record._connection import Unreachable, clear_errors, prepare, project_of, tracking_uri
+from tasks.views.record._page import log_page
+from tasks.views.record._review import keep_answers
 from tasks.views.record._runs import Recorder
 from tasks.views.report import refusal
 
@@ -59,7 +61,11 @@ def record(root: Path, move_alias: bool = True, strict: bool = False) -> str:
             with clear_errors(tracking_uri(root)), project_of(root):
                 recorder = _recorded(root, pipeline, absent)
                 parts.insert(0, summary(root, pipeline, recorder))
+                if answers := keep_answers(root, recorder.review):
+                    parts.append(f"{answers} new in {labels.FOLDER}, to be committed")
                 if move_alias:
+                    if not absent:
+                        parts += log_page(root, recorder)
                     parts.append(recorder.models.move_alias(results, absent))
         except Unreachable as error:
             if strict:

@@ -129,6 +129,7 @@ def totals(manifests: Manifests, prices: Prices | None) -> dict[str, float]:
         values[f"tokens/{kind}"] = sum(m.tokens.get(kind, 0) for m in manifests.values())
     costs = of(manifests.values(), prices)
     values |= {"gpu_hours": costs.gpu_hours, "hours": costs.hours}
+    values |= {f"{HEADLINE}/gpu_hours": costs.gpu_hours} if costs.gpu_hours else {}
     values |= {MONEY: costs.money} if costs.money is not None else {}
     values |= {f"{HEADLINE}/{k}": values[k] for k in HEADLINES if k in values}
     values[f"{HEADLINE}/seconds"] = sum(sum(m.seconds.values()) for m in manifests.values())

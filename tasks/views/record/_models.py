@@ -61,7 +61,7 @@ class Models:
         text = describe(self.root, self.pipeline, block)
         version = self._version(block.name, digest)
         if version is None:
-            tags = {"round": block.name, "digest": digest, "model_id": model_id}
+            tags = {"round": block.name, "digest": digest}
             source = _source(self.root, block.name, digest)
             version = self.client.create_model_version(
                 self.name, source, run.info.run_id, tags, description=text, await_creation_for=0, model_id=model_id

@@ -10,7 +10,8 @@ from tasks.core import store
 from tasks.core.errors import FlywheelError
 from tasks.project.champion import consistent_manifests
 from tasks.project.params import Block, Pipeline, stages_of
-from tasks.views.record._connection import artifact_location, connect
+from tasks.views.record._connection import artifact_location, connect, tracking_uri
+from tasks.views.record._examples import DISPUTED, ITEM, disputed, disputed_key, items, items_key
 from tasks.views.record._facts import (
     MONEY,
     Dataset,
@@ -24,9 +25,14 @@ from tasks.views.record._facts import (
 )
 from tasks.views.record._figures import figures
 from tasks.views.record._models import Models, pages
+from tasks.views.record._review import Review
+from tasks.views.record._traces import Traces
+from tasks.views.record._ui import SAVED_VIEW
 
-EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
-"""Tags of the experiment: its page opens on the runs."""
+EXAMPLES = "examples"
+"""Tag of a run whose examples are logged, with a digest of what they were taken from."""
+EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"} | SAVED_VIEW
+"""Tags of the experiment: models are trained in it, and a saved view of its runs has the headline metrics as columns."""
 METRICS_PER_CALL, PARAMS_PER_CALL = 900, 100
 
 
@@ -38,7 +44,10 @@ class Recorder:
         self.client = connect(root)
         self.experiment = self._experiment()
         self.runs = pages(lambda token: self.client.search_runs([self.experiment], max_results=1000, page_token=token))
-        self.new = Counter[str]()
+        self.new, self.named = Counter[str](), set[str]()
+        self.current: dict[str, Any] = {}
+        self.traces = Traces(tracking_uri(root), self.experiment)
+        self.review = Review(self.traces.client, self.experiment)
         self.models = Models(root, pipeline, self.client, self.experiment, self.new)
 
     def _experiment(self) -> str:
@@ -78,8 +87,10 @@ class Recorder:
             self._price(run, block, manifests)
         self._supersede(block.name, run)
         if model:
-            self._name_output(run, model, self._number(block))
+            self._name_model(run, model, self._number(block))
             self.models.register(block, run, manifests, model)
+        self._show(block, run, manifests, model)
+        self.current[block.name] = run
 
     def _compatible(self, name: str, digests: dict[str, str]) -> Any | None:
         """The run of a round whose stages all have these results; of several the one with the most stages."""
@@ -138,13 +149,41 @@ class Recorder:
         if facts.inputs:
             self.client.log_inputs(run, [_dataset_input(i) for i in facts.inputs])
 
-    def _name_output(self, run: Any, model: str, step: int) -> None:
-        """Names the model as what the run made, once."""
-        from mlflow.entities import LoggedModelOutput
+    def _name_model(self, run: Any, model: str, step: int) -> None:
+        """Names the model once in the round's run and in those of its stages: as what they made or worked towards, and as what
+        `evaluate` read. MLflow shows runs that made no model as evaluations.
+        """
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
-        known = {m.model_id for m in run.outputs.model_outputs} if run.outputs else set()
-        if model not in known:
-            self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model, step)])
+        for each in [run, *self._children(run)]:
+            if each.info.run_id in self.named or (each.outputs and each.outputs.model_outputs):
+                continue
+            if each.data.tags.get("stage") != "evaluate":
+                self.client.log_outputs(each.info.run_id, [LoggedModelOutput(model, step)])
+            elif not (each.inputs and each.inputs.model_inputs):
+                self.client.log_inputs(each.info.run_id, models=[LoggedModelInput(model)])
+            self.named.add(each.info.run_id)
+
+    def _show(self, block: Block, run: Any, manifests: Manifests, model: str | None) -> None:
+        """Shows exam items that were won or lost in the run of `evaluate`, disputed verdicts in that of `judge` and in the review
+        queue; once for each content of the tables.
+        """
+        for child in self._children(run):
+            stage = child.data.tags["stage"]
+            key = {"evaluate": items_key, "judge": disputed_key}.get(stage, lambda *_: None)(
+                self.root, block, manifests
+            )
+            if key is None or child.data.tags.get(EXAMPLES) == key:
+                continue
+            kind, find = (ITEM, items) if stage == "evaluate" else (DISPUTED, disputed)
+            examples = find(self.root, block)
+            ids = self.traces.log(
+                child.info.run_id, model, kind, key, examples, milliseconds(manifests[stage].finished)
+            )
+            if stage == "judge":
+                self.review.ask(ids)
+            self.client.set_tag(child.info.run_id, EXAMPLES, key)
+            self.new["traces"] += len(ids)
 
     def _price(self, run: Any, block: Block, manifests: Manifests) -> None:
         """Logs a round's money again where prices were edited since."""
