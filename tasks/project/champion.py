@@ -8,13 +8,19 @@ Every test of a champion is a line of the ledger `data/decisions/looks.jsonl`, w
 after each stage) and which is never shortened: a round that is removed, or that is run again with another seed until it
 wins, does not give back the level that its test has spent. Keep it in git beside champion.yaml; where branches of git meet,
 keep the lines of both.
+
+A person who is asked (`approve` of a campaign) promotes or refuses a round: `data/decisions/answers.yaml` keeps every answer.
+A promotion is a decision as that of `flywheel promote`. A model that was refused is never champion, nor the parent of a
+campaign's next round, until somebody promotes it; run again, the round has another model, about which nothing was said.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
 from tasks.core import models, store
@@ -31,6 +37,7 @@ ALPHA = 0.05
 """Probability that any round without a gain ever becomes champion of its base."""
 DECISION = Path("data/decisions/champion.yaml")
 LOOKS = Path("data/decisions/looks.jsonl")
+ANSWERS = Path("data/decisions/answers.yaml")
 Manifests = dict[str, Manifest]
 
 
@@ -42,6 +49,13 @@ class Decision(BaseModel):
     """Digest of the model, as rows carry it. A round that was run again has another model, which nobody approved."""
     when: str
     by: str
+    note: str = ""
+
+
+class Answer(Decision):
+    """What a person who was asked said about a round's model."""
+
+    answer: Literal["promote", "refuse"]
 
 
 class Entry(BaseModel):
@@ -119,6 +133,60 @@ def decision(root: Path) -> Decision | None:
         raise FlywheelError(f"{DECISION} cannot be read ({error}); delete it, then `flywheel promote ROUND`") from error
 
 
+def decide(root: Path, choice: Decision) -> None:
+    """Puts a model in force: writes the decision of `flywheel promote`."""
+    _write(root / DECISION, choice.model_dump(include=set(Decision.model_fields), exclude_defaults=True))
+
+
+def answers(root: Path) -> list[Answer]:
+    """Every answer of a person, the first one first.
+
+    Raises:
+        FlywheelError: when the file cannot be read.
+    """
+    path = root / ANSWERS
+    if not path.is_file():
+        return []
+    try:
+        return TypeAdapter(list[Answer]).validate_python(YAML(typ="safe").load(path.read_text(encoding="utf-8")) or [])
+    except Exception as error:
+        raise FlywheelError(f"{ANSWERS} cannot be read ({error}); restore it with `git checkout {ANSWERS}`") from error
+
+
+def keep_answer(root: Path, name: str, answer: Literal["promote", "refuse"], by: str, note: str = "") -> Answer:
+    """Keeps a person's answer about a round's present model; where it promotes, as the decision, too.
+
+    Raises:
+        FlywheelError: when nobody is named, the round has no model, or earlier answers cannot be read.
+    """
+    digest = model_digest(root, name, store.manifests(root, name))
+    if digest is None:
+        raise FlywheelError(f"{name} has no model yet; `flywheel run {name}` makes it")
+    if not by.strip():
+        raise FlywheelError(f"the answer about {name} names nobody; `by` is who gave it")
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    kept = Answer(round=name, digest=digest, answer=answer, by=by.strip(), when=when, note=note.strip())
+    _write(root / ANSWERS, [a.model_dump(exclude_defaults=True) for a in (*answers(root), kept)])
+    if answer == "promote":
+        decide(root, kept)
+    return kept
+
+
+def answer_about(root: Path, name: str) -> Answer | None:
+    """The last answer about a round's present model."""
+    digest = model_digest(root, name, store.manifests(root, name))
+    return next((a for a in reversed(answers(root)) if (a.round, a.digest) == (name, digest)), None)
+
+
+def _write(path: Path, values: Any) -> None:
+    """Replaces a file by one with these values, so that a kill leaves no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    with new.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+    new.replace(path)
+
+
 def champion(root: Path, pipeline: Pipeline, base: str) -> Election:
     """Elects the champion of a base among its evaluated rounds, in the order of params.yaml; the base where none wins."""
     return _State(root, pipeline).election(base)
@@ -145,14 +213,14 @@ def first_champion(results: Mapping[str, Election]) -> str | None:
 
 def next_parent(root: Path, pipeline: Pipeline, stop: bool = False) -> str | None:
     """The parent of the next round: the model that a person promoted, if it descends from the last round's base and still
-    exists; else that base's champion. Before the first round, the first base. With `stop`, None if the gates refused the
-    last round.
+    exists; else that base's champion. Before the first round, the first base. With `stop`, None if the gates or a person
+    refused the last round.
     """
     last = next(reversed(pipeline.rounds), None)
     if last is None:
         return next(iter(pipeline.blocks))
     gate = store.manifests(root, last).get("gate")
-    if stop and not (gate and gate.metrics.get("promoted") == 1):
+    if stop and (not (gate and gate.metrics.get("promoted") == 1) or _refusal(root, last)):
         return None
     base = pipeline.block(last).base
     return _promoted_by_hand(root, pipeline, base) or champion(root, pipeline, base).champion
@@ -165,6 +233,15 @@ def _promoted_by_hand(root: Path, pipeline: Pipeline, base: str) -> str | None:
         return None
     digest = model_digest(root, choice.round, store.manifests(root, choice.round))
     return choice.round if digest == choice.digest else None
+
+
+def _refusal(root: Path, name: str) -> Answer | None:
+    """A person's refusal of a round's present model, unless somebody has promoted it since."""
+    answer = answer_about(root, name)
+    choice = decision(root)
+    if answer is None or answer.answer != "refuse":
+        return None
+    return None if choice and (choice.round, choice.digest) == (name, answer.digest) else answer
 
 
 def consistent_manifests(root: Path, block: Block) -> Manifests:
@@ -222,6 +299,7 @@ class _State:
         }
         current = plans(root, pipeline)
         self.ledger = ledger(root)
+        self.refused = {name: answer for name in pipeline.rounds if (answer := _refusal(root, name))}
         self.current = {name for name in pipeline.blocks if self._is_current(name, current)}
 
     def _is_current(self, name: str, current: Plans) -> bool:
@@ -245,7 +323,16 @@ class _State:
             return Election(base, ())
         rounds = [n for n, b in self.pipeline.rounds.items() if b.base == base and self._is_eligible(n)]
         earlier = [entry.test for entry in self.ledger if entry.base == base]
-        return elect(base, [self._candidate(name) for name in (base, *rounds)], ALPHA, earlier)
+        election = elect(base, [self._candidate(name) for name in (base, *rounds)], ALPHA, earlier)
+        return replace(election, looks=tuple(self._with_person(look) for look in election.looks))
+
+    def _with_person(self, look: Look) -> Look:
+        """A look at a round that a person refused names that person."""
+        answer = self.refused.get(look.name)
+        if answer is None:
+            return look
+        note = f": {answer.note}" if answer.note else ""
+        return replace(look, reason=f"refused by {answer.by} ({answer.when}){note}")
 
     def _is_eligible(self, name: str) -> bool:
         """Whether it is evaluated and current. The round of a phase is none that would be promoted, and spends no look."""
@@ -256,7 +343,7 @@ class _State:
 
     def _candidate(self, name: str) -> Candidate:
         metrics = {k: v for m in self.manifests[name].values() for k, v in m.metrics.items()}
-        promoted = metrics.get("promoted") == 1 and metrics.get("trained") != 0
+        promoted = metrics.get("promoted") == 1 and metrics.get("trained") != 0 and name not in self.refused
         options = self.pipeline.block(name).stages["gate"].options
         member, split = (
             (options.member, options.split) if isinstance(options, GateOptions) else ("answers", "validation")
