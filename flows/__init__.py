@@ -1,17 +1,21 @@
 """Prefect flows over `dvc repro`: when and where stages run. The stages themselves are in `tasks`.
 
-Configures Prefect before anything imports it: telemetry off, and Prefect's log to the server (the UI shows it), not to the
-terminal, where flows print one line a stage. Variables that are already set take precedence.
+Configures Prefect before anything imports it: telemetry off, Prefect's log to the server (the UI shows it), not to the
+terminal, where flows print one line a stage, and a sign of life of each run often enough for `flows.crashes`. Variables that
+are already set take precedence.
 """
 
 import os
 
-QUIET = {
+HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+"""Seconds between two signs of life of a flow run; Prefect allows no fewer. Workers pass it on to what they run."""
+SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    **HEARTBEAT,
 }
 
-for _name, _value in QUIET.items():
+for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)

@@ -5,21 +5,25 @@ that can start, the one with the most descendants goes first. Scheduling is done
 where a waiting task would occupy one of the few workers.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from pydantic import Field
 
+from flows import events
+from flows.choices import LATEST, Round, resolve
 from flows.connection import HereFlow
-from flows.progress import Progress
+from flows.devices import tags
+from flows.progress import Progress, published
+from flows.publish import publishing
 from flows.reproduce import Reproduced, stopping_stages, with_retries
 from tasks.core.errors import FlywheelError
 from tasks.project import graph as graphs
@@ -30,26 +34,68 @@ if TYPE_CHECKING:
 FINAL = ("gate@", "evaluate-base@")
 """The last stages of a round and of a base."""
 
+EXAM = ("evaluate@", "gate@", "evaluate-base@")
+
 Submit = Callable[[str, list[PrefectFuture[Reproduced]]], PrefectFuture[Reproduced]]
+Spent = Callable[[str], str | None]
+"""Counts a stage that ran; returns why no other one may start, or None."""
 
 
-@partial(HereFlow, name="round", flow_run_name="{round}")
-def run_round(round: str, concurrency: int = 2, retries: int = 1) -> list[str]:
+def _title() -> str:
+    return resolve(Path(), flow_run.parameters["round"])
+
+
+@partial(HereFlow, name="round", flow_run_name=_title)
+def run_round(
+    round: Round = LATEST,
+    concurrency: Annotated[int, Field(ge=1)] = 2,
+    retries: Annotated[int, Field(ge=0)] = 1,
+) -> list[str]:
     """Bring a round up to date: itself, the rounds that it descends from, and its anchors.
 
     Args:
-        round: A round or base of params.yaml, such as r2.
+        round: A round or base of params.yaml, such as r2; `latest` is the last round.
         concurrency: Number of stages that may run at the same time, each in its own process.
-        retries: Number of retries of a stage whose engine could not answer or that was killed.
+        retries: Number of retries of a stage whose engine could not answer; one that was killed is tried once more.
 
     Returns:
         The addresses of the stages that were brought up to date.
     """
-    return bring_up_to_date([round], concurrency, retries)
+    return bring_up_to_date([resolve(Path(), round)], concurrency, retries)
 
 
-def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> list[str]:
-    """Runs the stale stages of rounds and of their ancestors in the current flow run, and publishes the results.
+@partial(HereFlow, name="exam", flow_run_name=_title)
+def run_exam(
+    round: Round = LATEST,
+    concurrency: Annotated[int, Field(ge=1)] = 2,
+    retries: Annotated[int, Field(ge=0)] = 1,
+) -> list[str]:
+    """Have the models of a round and of those that it descends from sit their base's exam again, where it was edited. Makes
+    no data and trains nothing.
+
+    Args:
+        round: A round or base of params.yaml, such as r2; `latest` is the last round.
+        concurrency: Number of stages that may run at the same time, each in its own process.
+        retries: Number of retries of a stage whose engine could not answer; one that was killed is tried once more.
+
+    Returns:
+        The addresses of the stages that were brought up to date.
+    """
+    name = resolve(Path(), round)
+    stale = graphs.stale(Path(), name)
+    if other := [item for item in stale if not item.startswith(EXAM)]:
+        raise FlywheelError(
+            f"{name} cannot sit the exam: {other[0]}{f' and {len(other) - 1} more' if other[1:] else ''} must run first, "
+            f"which an exam does not; `flywheel run {name}`, or the deployment round/round, does"
+        )
+    return bring_up_to_date([name], concurrency, retries)
+
+
+def bring_up_to_date(
+    names: Sequence[str], concurrency: int, retries: int, spent: Spent | None = None, hold: bool = False
+) -> list[str]:
+    """Runs the stale stages of rounds and of their ancestors in the current flow run, and publishes the results. With `hold`,
+    no model is promoted.
 
     Raises:
         StageFailed: of the first stage that failed. Running stages finish, no further one starts, and what was made is
@@ -63,15 +109,28 @@ def bring_up_to_date(names: Sequence[str], concurrency: int, retries: int) -> li
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
     earlier = _versions(root, names, todo)
-    with publishing() as publish_soon, stopping_stages(), Progress(root, len(todo)) as progress:
+    made = list(dict.fromkeys(item.partition("@")[2] for item in todo))
+    ran: list[str] = []
+
+    def count(item: str) -> str | None:
+        ran.append(item)
+        return spent(item) if spent else None
+
+    with (
+        publishing(made, hold) as publish_soon,
+        stopping_stages(),
+        Progress(root, todo, published(todo)) as progress,
+    ):
 
         def submit(item: str, after: list[PrefectFuture[Reproduced]]) -> PrefectFuture[Reproduced]:
-            future = task.submit(item, wait_for=after)
+            future = task.with_options(tags=tags(root, item)).submit(item, wait_for=after)
             if item.startswith(FINAL):
                 future.add_done_callback(lambda _: publish_soon())
             return future
 
-        run_graph(graph, submit, concurrency, progress)
+        run_graph(graph, submit, concurrency, progress, count)
+    for name in (item.removeprefix("gate@") for item in ran if item.startswith("gate@")):
+        events.gated(root, name)
     for name, version in earlier.items():
         print_changes(root, name, version)
     return todo
@@ -113,8 +172,11 @@ def print_changes(root: Path, name: str, earlier: "Version | None") -> None:
         get_run_logger().warning(f"what changed in {name} cannot be told: {error}")
 
 
-def run_graph(graph: graphs.Graph, submit: Submit, concurrency: int, progress: Progress) -> None:
-    """Runs the stages of a graph in topological order, at most `concurrency` at a time.
+def run_graph(
+    graph: graphs.Graph, submit: Submit, concurrency: int, progress: Progress, ran: Spent = lambda _: None
+) -> None:
+    """Runs the stages of a graph in topological order, at most `concurrency` at a time. `ran` is told of each stage whose
+    command ran; once it returns a reason, the running ones finish and no further one starts.
 
     Raises:
         Exception: of the first task that failed, once the running ones have ended.
@@ -125,19 +187,21 @@ def run_graph(graph: graphs.Graph, submit: Submit, concurrency: int, progress: P
     futures: dict[str, PrefectFuture[Reproduced]] = {}
     running: set[str] = set()
     failed: list[str] = []
-    while sorter.is_active() and (running or not failed):
+    stop: str | None = None
+    while sorter.is_active() and (running or not (failed or stop)):
         ready = sorted([*ready, *sorter.get_ready()], key=lambda item: -weight[item])
-        while ready and len(running) < concurrency and not failed:
+        while ready and len(running) < concurrency and not (failed or stop):
             item = ready.pop(0)
             progress.started(item)
             running.add(item)
             futures[item] = submit(item, [futures[before] for before in sorted(graph[item])])
             futures[item].add_done_callback(lambda _, item=item: finished.put(item))
-        item = _next(finished)
+        item = _next(finished, progress.tick)
         running.remove(item)
         if isinstance(outcome := futures[item].result(raise_on_failure=False), Reproduced):
             sorter.done(item)
             progress.finished(outcome)
+            stop = (ran(item) if outcome.ran else None) or stop
         else:
             failed.append(item)
             progress.failed(item)
@@ -145,53 +209,11 @@ def run_graph(graph: graphs.Graph, submit: Submit, concurrency: int, progress: P
         futures[failed[0]].result()
 
 
-def _next(finished: SimpleQueue[str]) -> str:
-    """The next stage that ends. Polls, because Polars' signal handler restarts system calls: Ctrl-C would not end `get`."""
+def _next(finished: SimpleQueue[str], tick: Callable[[], None]) -> str:
+    """The next stage that ends; calls `tick` while none does. Polls, because Polars' signal handler restarts system calls:
+    Ctrl-C would not end `get`.
+    """
     while True:
         with suppress(Empty):
             return finished.get(timeout=0.5)
-
-
-@contextmanager
-def publishing() -> Iterator[Callable[[], None]]:
-    """Publishes the results when the block ends, also after an error, which is raised again.
-
-    Yields a function that updates MLflow in the background while the block runs, so that rounds appear there early and
-    little is left for the end.
-    """
-    log, root = get_run_logger(), Path()
-    with ThreadPoolExecutor(1) as background:
-
-        def publish_soon() -> None:
-            with suppress(RuntimeError):  # the block has ended: everything is published below
-                background.submit(_record, root, log)
-
-        try:
-            yield publish_soon
-        except Exception:
-            background.shutdown(cancel_futures=True)
-            try:
-                publish()
-            except Exception:
-                log.exception("results from before the failure could not be published")
-            raise
-    publish()
-
-
-def _record(root: Path, log: Any) -> None:
-    from tasks.views.record import record
-
-    try:
-        record(root, move_alias=False)
-    except Exception as error:  # a stage may be replacing its files; the last call must succeed
-        log.warning(f"MLflow will be updated at the end: {error}")
-
-
-def publish() -> None:
-    """Updates MLflow, and stores the table of the rounds as an artifact in Prefect's UI."""
-    from tasks.views.record import record
-    from tasks.views.report import markdown
-
-    root = Path()
-    get_run_logger().info(record(root))
-    create_markdown_artifact(markdown(root), key="rounds", description="The rounds of this project")
+        tick()

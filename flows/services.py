@@ -84,7 +84,7 @@ def prefect_server(root: Path) -> Service:
     port = _port("PREFECT_SERVER_API_PORT", 4200)
     url = f"http://{HOST}:{port}"
     env = prefect_home(root) | database(root) | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-m", "flows.server", "start", "--host", HOST, "--port", str(port)]
     return Service("prefect server", command, lambda: answers(f"{url}/api"), url, port, "PREFECT_SERVER_API_PORT", env)
 
 
@@ -158,8 +158,7 @@ def _polls(api: str) -> bool:
 def _request(method: str, url: str, json: Any = None) -> httpx.Response | None:
     """The response, if its status is 200; else None. A proxy is used only for other machines."""
     try:
-        trust_env = httpx.URL(url).host not in LOOPBACK
-        response = httpx.request(method, url, json=json, timeout=3, trust_env=trust_env)
+        response = httpx.request(method, url, json=json, timeout=3, trust_env=not is_local(url))
     except (httpx.HTTPError, httpx.InvalidURL):
         return None
     return response if response.status_code == httpx.codes.OK else None
@@ -179,6 +178,20 @@ def running_server(root: Path) -> str | None:
     """API URL of this project's Prefect server, if it answers."""
     started = running(root).get("prefect server")
     return f"{started.url}/api" if started and answers(f"{started.url}/api") else None
+
+
+def mlflow_address(root: Path) -> str | None:
+    """Address of the MLflow server whose UI shows this project's runs: the one that is configured, or `flywheel up`'s."""
+    store = tracking_uri(root)
+    if store.startswith(("http://", "https://")):
+        return store.rstrip("/")
+    started = running(root).get("mlflow")
+    return started.url if started else None
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is on this machine, to which no proxy leads."""
+    return httpx.URL(url).host in LOOPBACK
 
 
 # Start and stop

@@ -1,8 +1,10 @@
 import pytest
 from mlflow.tracking import MlflowClient
 
+from flows import campaign
 from flows.campaign import append, run_campaign
 from tasks.core import store
+from tasks.core.errors import FlywheelError
 from tasks.project import champion, graph
 from tasks.project.edit import add_round
 from tasks.project.params import load_params
@@ -41,9 +43,32 @@ def test_a_refused_round_is_branched_around_or_stops_the_campaign(made, decide):
 
 def test_a_campaign_appends_the_round_that_is_missing_runs_it_and_publishes_it(made):
     """Through Prefect (its ephemeral server) and DVC."""
-    assert run_campaign(3) == ["r1", "r2", "r3"]
+    assert run_campaign(more=1) == ["r1", "r2", "r3"]
     assert load_params(made).block("r3").parent == "r0", "no round is better than the base"
     assert graph.stale(made, "r3") == []
     client = MlflowClient(tracking_uri(made))
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     assert {"r0", "r1", "r2", "r3", "gate@r3"} <= {run.info.run_name for run in runs}
+
+
+def test_a_run_that_is_tried_again_appends_no_further_round(made, monkeypatch):
+    monkeypatch.setattr(campaign, "_file", lambda: made / ".flywheel/campaigns/a.json")
+    assert campaign._begin(made, 3, more=2).rounds == 4
+    append(made, "r1")
+    assert campaign._begin(made, 3, more=2).rounds == 4
+    monkeypatch.setattr(campaign, "_file", lambda: made / ".flywheel/campaigns/b.json")
+    assert campaign._begin(made, 3, more=1).rounds == 4, "another night is one round more"
+    assert campaign._begin(made, 9, more=0).rounds == 4
+
+
+def test_an_appended_round_can_be_of_another_recipe(made):
+    assert append(made, "r1", "sharpen") == "r3"
+    assert load_params(made).block("r3").recipe == "sharpen"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"), [({"approve": True}, "flywheel up"), ({"recipe": "sharpn"}, "did you mean 'sharpen'")]
+)
+def test_what_cannot_work_is_said_before_anything_runs(made, parameters, message):
+    with pytest.raises(FlywheelError, match=message):
+        run_campaign(**parameters)

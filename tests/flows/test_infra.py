@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from prefect import Flow
+from prefect.utilities.callables import parameter_schema
 from ruamel.yaml import YAML
 
-from flows import deploy
+from flows import HEARTBEAT, choices, deploy
 from flows.campaign import run_campaign
-from flows.deploy import FLOWS, NAME
-from flows.round import run_round
+from flows.deploy import DEPLOYMENTS, SERVED
+from flows.round import run_exam, run_round
 from flows.services import POOL
+from tasks.core.errors import UnknownName
+from tasks.project.edit import add_round
 
 INFRA = Path(__file__).parents[2] / "infra"
 
@@ -28,30 +31,58 @@ def flow(entrypoint: str) -> Flow:
 
 def test_the_file_deploys_what_the_code_deploys():
     [content] = load("prefect.yaml")
-    entries = {d["entrypoint"]: d for d in content["deployments"]}
-    assert {e: d["description"] for e, d in entries.items()} == FLOWS
-    assert {d["name"] for d in entries.values()} == {NAME}
-    assert {d["work_pool"]["name"] for d in entries.values()} == {POOL}
-    for entrypoint, entry in entries.items():
-        assert isinstance(flow(entrypoint), Flow)
-        assert set(entry.get("parameters", {})) <= set(flow(entrypoint).parameters.properties)
+    entries = {d["name"]: d for d in content["deployments"]}
+    assert entries.keys() == DEPLOYMENTS.keys()
+    for name, entry in entries.items():
+        code = DEPLOYMENTS[name]
+        assert (entry["entrypoint"], entry["description"]) == (code.entrypoint, code.description)
+        assert entry.get("parameters", {}) == code.parameters
+        assert entry["concurrency_limit"] == {"limit": 1, "collision_strategy": code.collision.value}
+        assert [(s["cron"], s["active"]) for s in entry.get("schedules", [])] == (
+            [(code.cron, False)] if code.cron else []
+        )
+        assert (entry["work_pool"]["name"], entry["work_pool"]["job_variables"]["env"]) == (POOL, HEARTBEAT)
+        assert entry["enforce_parameter_schema"] is False
+        assert set(entry.get("parameters", {})) <= set(flow(code.entrypoint).parameters.properties)
 
 
 def test_what_is_served_does_not_take_the_place_of_what_is_deployed(monkeypatch):
     served = []
     monkeypatch.setattr(deploy, "serve", lambda *deployments: served.extend(deployments))
     deploy.serve_here(INFRA.parent)
-    assert [d.flow_name for d in served] == ["round", "campaign"]
-    assert NAME not in {d.name for d in served}
+    assert [(d.flow_name, d.name) for d in served] == [
+        (flow(d.entrypoint).name, f"{SERVED}-{name}") for name, d in DEPLOYMENTS.items()
+    ]
+    assert len({d.name for d in served} | DEPLOYMENTS.keys()) == 2 * len(served), "each has a name of its own"
 
 
-@pytest.mark.parametrize("flow", [run_round, run_campaign])
-def test_every_parameter_is_explained_in_the_form(flow):
+@pytest.mark.parametrize("flow", [run_round, run_campaign, run_exam])
+def test_every_parameter_is_explained_in_the_form_and_can_be_left_out(flow):
+    """A schedule that was made without parameters runs, too."""
     assert all(p.get("description") for p in flow.parameters.properties.values())
+    assert flow.parameters.required == []
 
 
-def test_a_refusal_is_chosen_from_a_list():
-    assert run_campaign.parameters.properties["on_refusal"]["enum"] == ["branch", "stop"]
+def test_the_form_lists_the_rounds_and_recipes_that_are_there(project):
+    root = project()
+    add_round(root, "mine", "r1")
+    assert parameter_schema(run_round.fn).properties["round"]["enum"] == ["latest", "mine", "r2", "r1", "r0"]
+    properties = parameter_schema(run_campaign.fn).properties
+    assert "small" in properties["recipe"]["enum"]
+    assert properties["on_refusal"]["enum"] == ["branch", "stop"]
+    (root / "params.yaml").write_text("rounds: [")
+    assert "enum" not in parameter_schema(run_round.fn).properties["round"], "a broken file is the run's to report"
+
+
+def test_the_latest_round_is_the_last_one_and_a_wrong_name_is_corrected(project):
+    root = project()
+    assert choices.resolve(root, "latest") == "r2"
+    assert choices.resolve(root, "r0") == "r0"
+    with pytest.raises(UnknownName, match="did you mean"):
+        choices.resolve(root, "r22")
+    add_round(root, "latest", "r1")
+    add_round(root, "r9", "r1")
+    assert choices.resolve(root, "latest") == "latest", "a round that is called so"
 
 
 def test_the_command_of_the_file_says_where_the_project_is():

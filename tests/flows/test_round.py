@@ -1,5 +1,6 @@
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 from time import sleep
 from types import SimpleNamespace
@@ -8,11 +9,15 @@ import projects
 import pytest
 from prefect.logging import disable_run_logger
 
-from flows import round
+from flows import progress as progress_file
+from flows import publish, round
 from flows.progress import Progress
+from flows.publish import publishing, slug
 from flows.reproduce import Reproduced
-from flows.round import _version, print_changes, publishing, run_graph
+from flows.round import _version, print_changes, run_graph
+from tasks.core import store
 from tasks.project import plan
+from tasks.project.edit import add_round
 from tasks.project.execute import run_stage
 
 DIAMOND = {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}, "leaf": {"a"}}
@@ -30,6 +35,8 @@ class Task(Future):
 
 class Runner:
     """Runs tasks in threads, and takes down what ran when."""
+
+    ran = False
 
     def __init__(self, fails=()):
         self.fails, self.pool, self.lock = fails, ThreadPoolExecutor(8), Lock()
@@ -53,13 +60,13 @@ class Runner:
         if item in self.fails:
             task.set_exception(ValueError(item))
         else:
-            task.set_result(Reproduced(item, 0.0, False))
+            task.set_result(Reproduced(item, 0.0, self.ran))
 
 
 def go(graph, concurrency=2, fails=()):
     runner = Runner(fails)
     try:
-        with Progress(None, len(graph)) as progress:
+        with Progress(Path(), list(graph)) as progress:
             run_graph(graph, runner.submit, concurrency, progress)
     finally:
         runner.pool.shutdown()
@@ -88,7 +95,7 @@ def test_after_a_failure_the_running_ones_end_and_no_other_starts():
     with pytest.raises(ValueError, match="b"):
         go(DIAMOND, concurrency=2, fails=("b",))
     runner = Runner(fails=("b",))
-    with pytest.raises(ValueError, match="b"), Progress(None, 5) as progress:
+    with pytest.raises(ValueError, match="b"), Progress(Path(), list(DIAMOND)) as progress:
         run_graph(DIAMOND, runner.submit, 2, progress)
     runner.pool.shutdown()
     assert set(runner.ended) == {"a", "b", "c"}
@@ -98,19 +105,76 @@ def test_after_a_failure_the_running_ones_end_and_no_other_starts():
 def test_what_was_made_before_a_failure_is_published_and_the_failure_is_raised(monkeypatch, reachable):
     calls = []
 
-    def publish():
+    def fail(*_):
         calls.append(1)
         if not reachable:
             raise ConnectionError("no MLflow")
 
-    monkeypatch.setattr(round, "publish", publish)
+    monkeypatch.setattr(publish, "publish", fail)
     with disable_run_logger(), pytest.raises(ValueError, match="r3's engine"), publishing():
         raise ValueError("r3's engine")
     assert calls == [1]
 
 
+def test_once_the_budget_is_spent_the_running_ones_end_and_no_other_starts(monkeypatch):
+    monkeypatch.setattr(progress_file, "rows", lambda *_: "")
+    monkeypatch.setattr(progress_file, "manifest_of", lambda *_: SimpleNamespace(warnings=[]))
+    runner = Runner()
+    told = []
+
+    def spent(item):
+        told.append(item)
+        return "the budget is reached" if item == "b" else None
+
+    runner.ran = True
+    with Progress(Path(), list(DIAMOND)) as progress:
+        run_graph(DIAMOND, runner.submit, 2, progress, spent)
+    runner.pool.shutdown()
+    assert set(runner.ended) == {"a", "b", "c"}
+    assert set(told) == {"a", "b", "c"}
+
+
+def test_what_did_not_run_spends_nothing():
+    with Progress(Path(), list(DIAMOND)) as progress:
+        run_graph(DIAMOND, (runner := Runner()).submit, 2, progress, lambda item: item)
+    runner.pool.shutdown()
+    assert set(runner.ended) == set(DIAMOND)
+
+
+def test_a_long_stage_says_how_long_it_runs_and_what_share_is_done(made, monkeypatch):
+    reports = []
+    monkeypatch.setattr(progress_file, "EVERY", 0)
+    monkeypatch.setattr(progress_file, "expected_seconds", lambda *_: {"evaluate@r1": 30.0, "gate@r1": 10.0})
+    with Progress(made, ["evaluate@r1", "gate@r1"], lambda *report: reports.append(report)) as progress:
+        progress.started("evaluate@r1")
+        progress.running["evaluate@r1"] -= 15
+        progress.tick()
+        progress.running["evaluate@r1"] -= 60
+        progress.tick()
+        progress.finished(Reproduced("evaluate@r1", 75.0, False))
+    shares, texts = zip(*reports, strict=True)
+    assert texts[0] == "running evaluate@r1 for 15 s of about 30 s"
+    assert shares == pytest.approx((15 / 40, 0.95 * 30 / 40, 30 / 40), abs=0.01), "it is not done before it is"
+
+
+def test_how_long_a_stage_takes_is_known_from_its_last_run_or_an_ancestors(made):
+    add_round(made, "r3", "r2")
+    known = progress_file.expected_seconds(made, ["evaluate@r3", "evaluate-base@r0", "gate@r2", "gate@r0"])
+    manifests = store.manifests(made, "r2")
+    assert known["evaluate@r3"] == sum(manifests["evaluate"].seconds.values())
+    assert known["gate@r2"] == sum(manifests["gate"].seconds.values())
+    assert "evaluate-base@r0" in known
+    assert "gate@r0" not in known, "a base has no gate"
+
+
+@pytest.mark.parametrize(("name", "key"), [("r2", "r2"), ("R_2.a", "r-2-a"), ("—", "round")])
+def test_an_artifacts_key_has_nothing_but_letters_digits_and_dashes(name, key):
+    assert slug(name) == key
+
+
 def test_progress_is_a_line_a_stage(made, capsys):
-    with Progress(made, 12) as progress:
+    items = ["generate@r1", "evaluate-base@r0", *(f"judge@r{n}" for n in range(10))]
+    with Progress(made, items) as progress:
         progress.started("generate@r1")
         progress.finished(Reproduced("generate@r1", 1.0, True))
         progress.started("evaluate-base@r0")

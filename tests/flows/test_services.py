@@ -187,7 +187,7 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
             "prefect",
             "deployment",
             "run",
-            "round/local",
+            "round/round",
             "--param",
             "round=r2",
             "--watch",
@@ -210,7 +210,10 @@ def test_the_services_of_a_project(made, ports, monkeypatch, capsys):
         assert "[2/2] gate@r" in capsys.readouterr().out
         assert [r["state_type"] for r in found(server, "flow_runs")] == ["COMPLETED", "COMPLETED"]
         assert sorted(r["name"] for r in found(server, "task_runs")) == sorted(gates * 2)
-        assert "r2" in found(server, "artifacts")[-1]["data"]
+        artifacts = {a["key"]: a["data"] for a in found(server, "artifacts")}
+        assert "r2" in artifacts["rounds"]
+        assert artifacts["page"].endswith("page.html)")
+        assert "/#/experiments/" in artifacts["mlflow-r2"]
     finally:
         services.down(made)
     assert not any(s.process for s in started.values())
