@@ -31,7 +31,7 @@ QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS
 def run(
     round: Name,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run: stages, requests, estimated tokens.")
+        bool, typer.Option("--dry-run", help="Print what would run: stages, estimated requests, tokens, time, money.")
     ] = False,
 ) -> None:
     """Bring a round up to date: itself, the rounds that it descends from, and its anchors."""
@@ -66,6 +66,10 @@ def campaign(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds in the campaign.")] = 3,
 ) -> None:
     """Run rounds one after the other; append the missing ones to params.yaml, each from the champion."""
+    from tasks.project import graph
+    from tasks.project.prompt_files import check_rounds
+
+    check_rounds(ROOT, graph.rounds(ROOT)[:rounds])
     from flows.campaign import run_campaign
 
     run_campaign(rounds)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tasks.core.errors import FlywheelError
 from tasks.domains import Domain, _jsonl
-from tasks.project.params import Block, Pipeline
+from tasks.project.graph import graph
+from tasks.project.params import Block, Pipeline, load_params
 from tasks.prompts.seeds import LINE, Seeds, read
 
 MAX_TOLD = 20
@@ -26,6 +27,18 @@ def check(root: Path, pipeline: Pipeline, names: Iterable[str]) -> None:
         count = "1 broken line" if len(broken) == 1 else f"{len(broken)} broken lines"
         told = "\n  ".join(text.removesuffix(f"; {LINE}") for text in broken[:MAX_TOLD])
         raise FlywheelError(f"prompts: {count}; {LINE}:\n  {told}{more}")
+
+
+def check_rounds(root: Path, names: Iterable[str]) -> None:
+    """Refuses rounds where their files of prompts, or those of the rounds that they need, have broken lines.
+
+    Raises:
+        FlywheelError: as `check`.
+        UnknownName: when there is no such base or round.
+    """
+    pipeline = load_params(root)
+    needed = (item.partition("@") for item in graph(pipeline, names))
+    check(root, pipeline, [name for stage, _, name in needed if stage == "prompts"])
 
 
 def broken_lines(root: Path, block: Block) -> Iterator[str]:
