@@ -149,10 +149,13 @@ class Progress:
         self._lines = 0
 
     def _show(self) -> None:
-        if self._bar is None and sys.stderr.isatty() and self.total:
+        is_terminal = sys.stderr.isatty()
+        if is_terminal and sys.stderr is not sys.__stderr__:
+            return  # whoever took the terminal draws on it
+        if self._bar is None and is_terminal and self.total:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self.total, unit="request", delay=BAR_AFTER, leave=False, dynamic_ncols=True)
+            self._bar = tqdm(total=self.total, unit=" requests", delay=BAR_AFTER, leave=False, dynamic_ncols=True)
         if self._bar is not None:
             self._bar.total = self.total
             self._bar.update(self.done - self._bar.n)

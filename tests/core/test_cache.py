@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import sys
 
 import pytest
 from hypothesis import given
@@ -165,6 +166,7 @@ def test_time_that_passes_with_nothing_asked_is_no_wait(tmp_path, clock, capsys)
 def test_a_terminal_gets_a_bar_that_goes_away(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tasks.core.cache.BAR_AFTER", 0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.__stderr__", sys.stderr)
     cache, ids = RequestCache(tmp_path), keys(10)
     cache.get(ids)
     cache.put(dict.fromkeys(ids[:5], "x"))
@@ -173,3 +175,13 @@ def test_a_terminal_gets_a_bar_that_goes_away(tmp_path, monkeypatch, capsys):
     drawn = capsys.readouterr().err
     assert "5/10" in drawn
     assert drawn.rsplit("\r", 2)[-1].strip() == ""
+
+
+def test_nothing_is_drawn_into_what_another_draws(tmp_path, monkeypatch, clock, capsys):
+    monkeypatch.setattr("tasks.core.cache.BAR_AFTER", 0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    cache, ids = RequestCache(tmp_path), keys(10)
+    cache.get(ids)
+    answer(cache, clock, 60, ids)
+    cache.close()
+    assert capsys.readouterr().err == ""
