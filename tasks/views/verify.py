@@ -264,7 +264,8 @@ def _summary(result: Verified) -> str:
     speed = result.bytes / 1e9 / max(result.seconds, 1e-9)
     places = f"{result.rounds} bases and rounds" if result.rounds != 1 else "1 base or round"
     against = "manifests and dvc.lock" if result.has_lock else "manifests (there is no dvc.lock)"
-    found = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "all as written"
+    found = ", ".join(f"{n} {k if n == 1 else k.replace('differs', 'differ')}" for k, n in counts.items())
+    found = found or "all as written"
     return (
         f"{result.files:,} files of {places}, {result.bytes / 1e9:.3g} GB in {result.seconds:.2f} s ({speed:.2f} GB/s), "
         f"against {against}: {found}"
