@@ -1,14 +1,15 @@
 """How well judges agree with people: each judge of a round on the answers that people labelled."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any
 
 import duckdb
 
 from tasks.core import labels
 from tasks.core.labels import Label
-from tasks.evaluate._measures import Measure, proportion
+from tasks.evaluate._measures import Measure, Z, proportion, wilson
 from tasks.evaluate.judging import judge_measures
 from tasks.views import _statements
 
@@ -55,8 +56,8 @@ def truths(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> dict[tuple[
 
 def by_labels(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> list[ByLabels]:
     """Every judge of every round that has labelled answers, the reward's first: the share of its verdicts that are people's
-    (Wilson's interval), balanced accuracy, AUROC and calibration error of its scores, and the share that it could not judge.
-    `con` has the SQL views over all rounds.
+    (Wilson's interval), balanced accuracy, AUROC and calibration error of its scores, and the share that it could not judge. The
+    intervals hold for few labels, too. `con` has the SQL views over all rounds.
     """
     said = list(said)
     truth = truths(con, said)
@@ -76,13 +77,66 @@ def by_labels(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> list[ByL
     return [_measured(round, judge, not other, rows) for (round, other, judge), rows in sorted(groups.items())]
 
 
+def load() -> None:
+    """Imports what measuring needs, which takes a second or two."""
+    _measured(
+        "",
+        "",
+        False,
+        [{"truth": t, "level": None, "score": float(t), "verdict": None, "error": None} for t in (True, False)],
+    )
+
+
 def _measured(round: str, judge: str, reward: bool, rows: list[dict[str, Any]]) -> ByLabels:
-    agrees = [(r["verdict"] == "pass") == r["truth"] for r in rows if r["verdict"]]
-    agreement = proportion("agreement", None, agrees)
+    agreement = proportion("agreement", None, [(r["verdict"] == "pass") == r["truth"] for r in rows if r["verdict"]])
     measures = {m.name.removeprefix(f"{judge}_"): m for m in judge_measures(judge, rows)}
     measures |= {"agreement": agreement} if agreement else {}
+    if "balanced_accuracy" in measures:
+        passed = [r["verdict"] == "pass" for r in rows if r["truth"] and r["verdict"]]
+        failed = [r["verdict"] == "fail" for r in rows if not r["truth"] and r["verdict"]]
+        low, high = balanced_interval(sum(passed), len(passed), sum(failed), len(failed))
+        measures["balanced_accuracy"] = replace(measures["balanced_accuracy"], low=low, high=high)
+    if "auroc" in measures:
+        kinds = [r["truth"] for r in rows if r["score"] is not None]
+        low, high = auroc_interval(measures["auroc"].value, sum(kinds), len(kinds) - sum(kinds))
+        measures["auroc"] = replace(measures["auroc"], low=low, high=high)
     right = sum(r["truth"] for r in rows)
     return ByLabels(round, judge, reward, right, len(rows) - right, measures)
+
+
+def balanced_interval(hits_a: int, count_a: int, hits_b: int, count_b: int) -> tuple[float, float]:
+    """The 95 % interval of the mean of two independent proportions, from the Wilson interval of each (MOVER: Zou & Donner 2008,
+    Statistics in Medicine 27): a ± ½ √(Σ (p − bound)²). Unlike the normal one it has a width where both are 1.
+    """
+    middle, below, above = 0.0, 0.0, 0.0
+    for hits, count in ((hits_a, count_a), (hits_b, count_b)):
+        share, (low, high) = hits / count, wilson(hits, count)
+        middle, below, above = middle + share / 2, below + (share - low) ** 2, above + (high - share) ** 2
+    return max(0.0, middle - sqrt(below) / 2), min(1.0, middle + sqrt(above) / 2)
+
+
+def auroc_interval(value: float, positives: int, negatives: int) -> tuple[float, float]:
+    """The 95 % interval of an AUROC after Newcombe (2006, Statistics in Medicine 25, part 2, method 5), as we read it: those θ
+    with (θ − A)² ≤ z² θ(1 − θ)(1 + k(1 − θ)/(2 − θ) + kθ/(1 + θ)) / (mn), k = (m + n)/2 − 1, m positives and n negatives.
+    The variance is taken at θ and not at the estimate, so few labels have a wide interval even where A is 1.
+    """
+    k = (positives + negatives) / 2 - 1
+
+    def excess(theta: float) -> float:
+        spread = theta * (1 - theta) * (1 + k * (1 - theta) / (2 - theta) + k * theta / (1 + theta))
+        return (theta - value) ** 2 - Z**2 * spread / (positives * negatives)
+
+    return _crossing(excess, 0.0, value), _crossing(excess, 1.0, value)
+
+
+def _crossing(excess: Callable[[float], float], outside: float, inside: float) -> float:
+    """Where a function that is positive outside and not positive inside changes its sign, by bisection."""
+    if excess(outside) <= 0:
+        return outside
+    for _ in range(60):
+        middle = (outside + inside) / 2
+        outside, inside = (middle, inside) if excess(middle) > 0 else (outside, middle)
+    return inside
 
 
 def _one_of(column: str, ids: list[str]) -> str:

@@ -20,6 +20,7 @@ SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=\"document
 HOSTILE = f"{SCRIPT}\x1b[2J\x07 \u202e desrever \u2066 tail"
 LONG = "x" * 1_000_000
 JUDGES = ("votes", "grader")
+TIME = "2026-01-01T10:00:00+00:00"
 
 
 def prompt_id(n: int) -> str:
@@ -108,8 +109,8 @@ def write(root: Path, stage: str, tables: dict[str, list[dict[str, Any]]]) -> No
                 plan=plan,
                 outputs=draft.outputs,
                 metrics=metrics,
-                started="",
-                finished="",
+                started=TIME,
+                finished=TIME,
                 **fields,
             )
         )

@@ -6,7 +6,7 @@ import pytest
 from tasks.core import labels
 from tasks.core.labels import text_digest
 from tasks.project.labels import write
-from tasks.views._labels import by_labels, truths
+from tasks.views._labels import auroc_interval, balanced_interval, by_labels, truths
 from tasks.views.catalog import connect
 
 ADA, BOB = "Ada <ada@example.org>", "Bob <bob@example.org>"
@@ -71,3 +71,39 @@ def test_what_counts_are_rows_whose_text_is_the_labelled_one_and_on_which_people
 
 def test_without_labels_no_judge_is_measured(root):
     assert measured(root) == {}
+
+
+def test_few_labels_have_wide_intervals_even_where_all_agree(root):
+    for sample, label in ((0, "right"), (1, "wrong")):
+        say(root, 1, sample, label)
+    for name in ("agreement", "balanced_accuracy", "auroc"):
+        measure = measured(root)["votes"].measures[name]
+        assert (measure.value, measure.high) == (1.0, 1.0)
+        assert measure.low < 0.5
+
+
+@pytest.mark.parametrize(("value", "m", "n"), [(1.0, 3, 4), (0.0, 3, 4), (0.5, 1, 1), (0.83, 60, 40), (0.97, 400, 900)])
+def test_an_interval_of_an_auroc_holds_the_value_and_shrinks_with_labels(value, m, n):
+    low, high = auroc_interval(value, m, n)
+    more = auroc_interval(value, 10 * m, 10 * n)
+    assert 0 <= low <= more[0] <= value <= more[1] <= high <= 1 and low < high
+    mirrored = auroc_interval(1 - value, m, n)
+    assert mirrored == (pytest.approx(1 - high), pytest.approx(1 - low))
+
+
+def test_an_interval_of_an_auroc_covers_the_truth_about_as_often_as_it_says():
+    """Scores of right answers are uniform in [0, 1], of wrong ones their square: AUROC ∫ √u du = 2/3."""
+    import numpy as np
+
+    rng, trials, held = np.random.default_rng(0), 400, 0
+    for _ in range(trials):
+        right, wrong = rng.random(12), rng.random(15) ** 2
+        low, high = auroc_interval(float((right[:, None] > wrong[None]).mean()), 12, 15)
+        held += low <= 2 / 3 <= high
+    assert 0.91 <= held / trials <= 0.995
+
+
+def test_a_balanced_interval_is_wilsons_where_both_shares_are_alike():
+    low, high = balanced_interval(8, 10, 8, 10)
+    assert low < 0.8 < high and high - low < 0.5
+    assert balanced_interval(10, 10, 10, 10)[0] == pytest.approx(1 - (1 - 0.7225) / 2**0.5, abs=1e-3)
