@@ -1,5 +1,8 @@
-"""The first difference between two versions of a table or of a model, where numbers may differ within a tolerance."""
+"""The first difference between two versions of a table, of a model, of metrics or of a plot, where numbers may differ within
+a tolerance.
+"""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -18,9 +21,9 @@ class Difference(BaseModel):
     """The first place where a replayed output is not the stored one."""
 
     output: str
-    """A table, or the folder `model`."""
+    """A table, the folder `model`, or a file such as `metrics/train.json`."""
     row: str
-    """The row's key, or the file in the folder."""
+    """The row's key, the file in the folder, or the metric."""
     column: str | None = None
     """Or the tensor; None where the whole row or file is missing or another."""
     stored: str
@@ -73,6 +76,46 @@ def _differs(stored: pl.Series, replayed: pl.Series) -> pl.Series:
     largest = pl.max_horizontal(pl.col("a").abs(), pl.col("b").abs())
     close = ((pl.col("a") - pl.col("b")).abs() <= RTOL * largest + ATOL).fill_null(False)
     return pair.select(differs=pl.col("a").ne_missing(pl.col("b")) & ~close)["differs"]
+
+
+# Metrics and plots
+
+
+def metrics_difference(name: str, stored: Mapping[str, float], replayed: Mapping[str, float]) -> Difference | None:
+    """The first metric by name that one of them lacks, or that differs."""
+    for metric in sorted({*stored, *replayed}):
+        values = [m.get(metric) for m in (stored, replayed)]
+        if _differs(*(pl.Series([v], dtype=pl.Float64) for v in values)).any():
+            return _at(name, metric, None, *("none" if v is None else repr(v) for v in values))
+    return None
+
+
+def plot_difference(name: str, stored: Path, replayed: Path) -> Difference | None:
+    """The first row and column of a plot's CSV that differ; a row's key is its number, from 1."""
+    one, other = _plot(stored), _plot(replayed)
+    if one is None or other is None:
+        there = ["absent" if f is None else "there" for f in (one, other)]
+        return None if one is other else _at(name, "", None, *there)
+    if one.columns != other.columns or len(one) != len(other):
+        return _at(name, "", None, *(f"{len(f)} rows of {', '.join(f.columns)}" for f in (one, other)))
+    for column in one.columns:
+        differs = _differs(
+            *(f[column] if f[column].dtype.is_numeric() else f[column].cast(pl.String) for f in (one, other))
+        )
+        if differs.any():
+            row = differs.arg_max() or 0
+            return _at(name, str(row + 1), column, repr(one[column][row]), repr(other[column][row]))
+    return None
+
+
+def _plot(path: Path) -> pl.DataFrame | None:
+    """A plot's rows, numbers as floats; None where there is none. A plot without data is an empty file."""
+    if not path.is_file():
+        return None
+    if not path.read_bytes().strip():
+        return pl.DataFrame()
+    rows = pl.read_csv(path)
+    return rows.with_columns(pl.selectors.numeric().cast(pl.Float64))
 
 
 # Models
