@@ -5,7 +5,7 @@ description, a label at every line's end, a marker for each round beside its col
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count, pairwise
@@ -33,12 +33,14 @@ COLOURS = {INK: "--ink", MUTED: "--muted", LINE: "--line", PAGE: "--page"} | {
 MARKERS = ("o", "s", "D", "^", "v", "P")
 GLYPHS = "●■◆▲▼✚"
 """The markers as characters, for text beside charts."""
-THOUSANDS = 10_000
-"""Numbers of an axis from which on thousands are separated."""
-LABEL = 18
-"""Characters of a row's name."""
+THOUSANDS, MILLIONS = 10_000, 10_000_000
+"""Numbers from which on an axis, and a label, counts in thousands, and in millions."""
+TICKS = 10
+"""Values of x that are all named."""
+LABEL, STEP, END = 18, 22, 10
+"""Characters of a name that are shown: of a round or stage, of a step of the funnel, and at the end of a line."""
 STYLE: dict[str, Any] = {
-    "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 10,
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": LINE, "axes.titlesize": 10, "xtick.color": LINE,
     "ytick.color": LINE, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True,
@@ -100,42 +102,46 @@ class Step:
 
 
 def lines(
-    title: str, series: Sequence[Series], x: str, y: str, *, shares: bool = True, diagonal: bool = False
+    title: str, series: Sequence[Series], x: str, y: str, *, diagonal: bool = False, doubling: bool = False
 ) -> Markup:
-    """A line a round, with error bars; `shares` are shown in percent, from 0 to 100 where they are spread over much of it."""
-    figure, axes = _axes(HEIGHT, left=38, right=34)
-    factor = 100 if shares else 1
+    """A line a round, of shares in percent, with error bars. With `diagonal`, x is in percent, too, and x = y is drawn; with
+    `doubling`, equal steps of the axis double x.
+    """
+    right = 14 + max((_width(clip(plain(s.name), END), bold=True) for s in series), default=0)
+    figure, axes = _axes(HEIGHT, left=38, right=right)
     xs = sorted({p.x for s in series for p in s.points})
-    step = min((b - a for a, b in pairwise(xs)), default=1)
-    shift = 0 if diagonal else min(0.07, 0.3 / max(len(series), 1)) * step
+    if doubling:
+        axes.set_xscale("log", base=2)
     if diagonal:
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
+    step = 1 if doubling else min((b - a for a, b in pairwise(xs)), default=1)
+    shift = 0 if diagonal else min(0.07, 0.3 / max(len(series), 1)) * step
     for i, s in enumerate(series):
         offset = shift * (i - (len(series) - 1) / 2)
-        places, values = [p.x + offset for p in s.points], [factor * p.y for p in s.points]
-        errors = [[factor * (p.y - p.low) if p.low is not None else 0 for p in s.points],
-                  [factor * (p.high - p.y) if p.high is not None else 0 for p in s.points]]  # fmt: skip
+        errors = [[max(0.0, 100 * (p.y - (p.y if p.low is None else p.low))) for p in s.points],
+                  [max(0.0, 100 * ((p.y if p.high is None else p.high) - p.y)) for p in s.points]]  # fmt: skip
         axes.errorbar(
-            places, values, yerr=[[max(e, 0) for e in side] for side in errors], color=SERIES[s.colour], linewidth=1.6,
-            elinewidth=1, marker=MARKERS[s.colour], markersize=4.5, markeredgecolor=PAGE, markeredgewidth=0.6,
+            [p.x * 2**offset if doubling else p.x + offset for p in s.points], [100 * p.y for p in s.points], yerr=errors,
+            color=SERIES[s.colour], linewidth=1.6, elinewidth=1, marker=MARKERS[s.colour], markersize=4.5,
+            markeredgecolor=PAGE, markeredgewidth=0.6,
         )  # fmt: skip
-    axes.set_xlabel(x)
-    if len(xs) <= 10 and not diagonal:
+    axes.set_xlabel(x, parse_math=False)
+    if len(xs) <= TICKS and not diagonal:
         axes.set_xticks(xs, [number(v) for v in xs])
-    if shares and axes.get_ylim()[1] > 100:
+        axes.minorticks_off()
+    if axes.get_ylim()[1] > 100:
         axes.set_ylim(top=102)
-    _label_ends(axes, [(s, factor * s.points[-1].y) for s in series if s.points])
+    _label_ends(axes, [(s, 100 * s.points[-1].y) for s in series if s.points])
     head = ["round", *(number(v) for v in xs)]
-    form = percent if shares else number
-    table = [[s.name, *(_cell(next((p for p in s.points if p.x == v), None), form) for v in xs)] for s in series]
+    table = [[s.name, *(_cell(next((p for p in s.points if p.x == v), None)) for v in xs)] for s in series]
     return _figure(figure, title, f"{x} on the horizontal axis, {y} on the vertical one.", head, table)
 
 
-def _cell(point: Point | None, form: Any) -> str:
+def _cell(point: Point | None) -> str:
     if point is None:
         return ""
-    ends = "" if point.low is None or point.high is None else f" ({form(point.low)} … {form(point.high)})"
-    return f"{form(point.y)}{ends}"
+    ends = "" if point.low is None or point.high is None else f" ({percent(point.low)} … {percent(point.high)})"
+    return f"{percent(point.y)}{ends}"
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[Series, float]]) -> None:
@@ -145,8 +151,8 @@ def _label_ends(axes: Any, ends: Sequence[tuple[Series, float]]) -> None:
     places = apart([y for _, y in ordered], 12 * (high - low) / (HEIGHT - TOP - BOTTOM), high)
     for (series, _), y in zip(ordered, places, strict=True):
         axes.annotate(
-            clip(plain(series.name), 6), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0),
-            textcoords="offset points", va="center", color=SERIES[series.colour], fontweight="bold", annotation_clip=False,
+            clip(plain(series.name), END), (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0),
+            textcoords="offset points", va="center", color=SERIES[series.colour], fontweight="bold", annotation_clip=False, parse_math=False,
         )  # fmt: skip
 
 
@@ -165,7 +171,10 @@ def apart(places: Sequence[float], gap: float, highest: float) -> list[float]:
 
 def forest(title: str, rows: Sequence[Value], unit: str) -> Markup:
     """A row a round: its value and its interval. The unit `%` makes percent of shares."""
-    figure, axes = _axes(TOP + BOTTOM + ROW * len(rows), left=_left(r.name for r in rows), right=52)
+    labels = [f"{100 * r.point.y:.1f}" if unit == "%" else _short(r.point.y) for r in rows]
+    figure, axes = _axes(
+        TOP + BOTTOM + ROW * len(rows), left=_left(r.name for r in rows), right=12 + max(map(_width, labels), default=0)
+    )
     factor, form = (100, percent) if unit == "%" else (1, number)
     for y, row in enumerate(rows):
         low, high = (row.point.y if end is None else end for end in (row.point.low, row.point.high))
@@ -174,10 +183,9 @@ def forest(title: str, rows: Sequence[Value], unit: str) -> Markup:
         axes.plot(
             [factor * row.point.y], [y], color=colour, marker=MARKERS[row.colour], markersize=7, markeredgecolor=PAGE
         )
-        value = f"{100 * row.point.y:.1f}" if unit == "%" else number(row.point.y)
         axes.annotate(
-            value, (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
-            color=INK, annotation_clip=False,
+            labels[y], (1, y), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center",
+            color=INK, annotation_clip=False, parse_math=False,
         )  # fmt: skip
     _rows(axes, [r.name for r in rows], unit)
     head = ["round", "value", "95 % interval"]
@@ -220,22 +228,25 @@ def dots(title: str, names: Sequence[str], series: Sequence[Series], unit: str) 
 
 def funnel(title: str, steps: Sequence[Step], colour: int) -> Markup:
     """A bar a step: what came, and within it what went on."""
-    figure, axes = _axes(2 * TOP + ROW * len(steps), left=_left((s.name for s in steps), 22), right=70, bottom=TOP)
+    counts = [_short(s.left) if s.left == s.total else f"{_short(s.left)} of {_short(s.total)}" for s in steps]
+    right = 8 + max(map(_width, counts), default=0)
+    figure, axes = _axes(2 * TOP + ROW * len(steps), _left((s.name for s in steps), STEP), right, bottom=TOP)
     places = range(len(steps))
     axes.barh(places, [s.total for s in steps], color=SERIES[colour], alpha=0.25, height=0.7)
     axes.barh(places, [s.left for s in steps], color=SERIES[colour], height=0.7)
     for y, s in enumerate(steps):
-        label = f"{s.left:,.0f}" if s.left == s.total else f"{s.left:,.0f} of {s.total:,.0f}"
         axes.annotate(
-            label,
+            counts[y],
             (s.total, y),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
             color=INK,
             annotation_clip=False,
+            parse_math=False,
         )
-    _rows(axes, [s.name for s in steps], "", 22)
+    axes.set_xlim(0, max((s.total for s in steps), default=1))
+    _rows(axes, [s.name for s in steps], "", STEP)
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     table = [
@@ -259,20 +270,38 @@ def _axes(height: float, left: float, right: float, bottom: float = BOTTOM) -> t
         return figure, axes
 
 
-def _left(names: Any, longest: int = LABEL) -> float:
+def _left(names: Iterable[str], longest: int = LABEL) -> float:
     """Room for the names of rows."""
-    return 12 + 6.1 * max((len(clip(plain(n), longest)) for n in names), default=0)
+    return 12 + max((_width(clip(plain(name), longest)) for name in names), default=0)
+
+
+def _width(text: str, bold: bool = False) -> float:
+    """Width of a text in pixels, in a font as wide as any that a browser takes."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font = FontProperties(family="DejaVu Sans", size=10, weight="bold" if bold else "normal")
+    return float(TextToPath().get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def _short(value: float) -> str:
+    """A number of at most nine characters: in full, or with M, G … for millions and more."""
+    from matplotlib.ticker import EngFormatter
+
+    return number(value) if abs(value) < MILLIONS else EngFormatter(places=1, sep="")(value)
 
 
 def _rows(axes: Any, names: Sequence[str], unit: str, longest: int = LABEL) -> None:
-    axes.set_yticks(range(len(names)), [clip(plain(n), longest) for n in names], color=INK)
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_yticks(range(len(names)), [clip(plain(n), longest) for n in names], color=INK, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(unit)
-    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(unit, parse_math=False)
+    axes.locator_params(axis="x", nbins=max(2, min(5, int(axes.get_position().width * WIDTH / 50))))
     if max(map(abs, axes.get_xlim())) >= THOUSANDS:
-        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _figure(

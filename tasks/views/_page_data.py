@@ -16,9 +16,10 @@ from markupsafe import Markup
 from tasks.core.champion import Election
 from tasks.project.champion import elections
 from tasks.project.params import Pipeline, load_params
-from tasks.views import catalog, report
+from tasks.views import catalog
 from tasks.views._page_base import EMPTY
 from tasks.views._page_charts import SERIES, Point, Spread
+from tasks.views._report_facts import Facts, gather
 
 DRAWN = len(SERIES)
 """Rounds in charts: each has a colour of its own."""
@@ -43,7 +44,7 @@ class Data:
 
     root: Path
     pipeline: Pipeline
-    facts: list[report.Facts]
+    facts: list[Facts]
     """Of every base and round that has a manifest, parents first."""
     elections: Mapping[str, Election]
     con: duckdb.DuckDBPyConnection
@@ -91,14 +92,14 @@ def opened(root: Path) -> Iterator[Data]:
     """
     pipeline = load_params(root)
     results = elections(root, pipeline)
-    facts = report.gather(root, pipeline, results)
+    facts = gather(root, pipeline, results)
     with closing(catalog.connect(root)) as con:
         data = Data(root, pipeline, facts, results, con, colours(facts, results))
         _prepare(data)
         yield data
 
 
-def colours(facts: list[report.Facts], results: Mapping[str, Election]) -> dict[str, int]:
+def colours(facts: list[Facts], results: Mapping[str, Election]) -> dict[str, int]:
     """The rounds to draw, parents first, each with the number of its colour: where there are more than colours, champions
     and their bases, and the last ones.
     """
@@ -146,7 +147,7 @@ def _prepare(data: Data) -> None:
     """)
 
 
-def verifier(facts: report.Facts) -> str | None:
+def verifier(facts: Facts) -> str | None:
     """The name of the judge that is the domain's verifier, in this round."""
     if "judge" not in facts.stages:
         return None

@@ -4,11 +4,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tasks.core import labels
 from tasks.evaluate._measures import wilson
-from tasks.views import report
+from tasks.views._labels import NAMES, by_labels
 from tasks.views._page_base import render
 from tasks.views._page_charts import Point, Series, lines
 from tasks.views._page_data import PROMPTS, Data, Section
+from tasks.views._report_rows import groups
 
 LEAST = 5
 """Answers of a bin that is drawn."""
@@ -52,20 +54,22 @@ def judges(data: Data) -> Section:
     title = "Judges"
     rewards = {row["member"] for row in data.rows("select distinct member from page_judgments where reward")}
     charts = _charts(data, GOLD, "gold answers", rewards) + _charts(data, OWN, "own answers", rewards)
-    groups = [g for g in report.groups(data.facts) if g.title.startswith("on known answers")]
+    known = next((g for g in groups(data.facts) if g.title.startswith("on known answers")), None)
+    by_people = by_labels(data.con, labels.read(data.root / labels.FOLDER))
     errors = data.rows("""
         select round, member, count(error) / count(*) as share, count(*) as n from page_judgments
         group by all order by member, round
     """)
     told = _told(data)
-    if not charts and not groups:
+    if not charts and not known and not by_people:
         return Section(
             "judges", title, missing="an exam with the member judging, or a judge that is the domain's verifier"
         )
     body = render(
         "judges.html",
         told=told,
-        own=[n for n in data.names if any(n in rounds for rounds in told.values())], charts=charts, group=groups[0] if groups else None, names=data.names, prompts=PROMPTS,
+        own=[n for n in data.names if any(n in rounds for rounds in told.values())], charts=charts, group=known,
+        by_people=by_people, measures=NAMES, names=data.names, prompts=PROMPTS,
         errors=[e for e in errors if e["share"] > 0], rewards=sorted(rewards),
     )  # fmt: skip
     return Section("judges", title, body)

@@ -17,6 +17,8 @@ from tasks.views import report
 from tasks.views._page_base import render
 from tasks.views._page_charts import Point, Series, Value, forest, key, lines
 from tasks.views._page_data import Data, Section, point
+from tasks.views._report_facts import Facts
+from tasks.views._report_rows import SHORT
 
 ACCURACIES = {
     "pass_at_1": "sampled (pass@1)",
@@ -31,18 +33,42 @@ ACCURACIES = {
 class Node:
     """A base or round in the tree."""
 
-    facts: report.Facts
+    facts: Facts
     colour: int | None
     accuracy: str
     look: Look | None
-    refusals: list[str]
     note: str
+    warnings: list[str]
     children: list["Node"]
 
     @property
     def promoted(self) -> bool | None:
         """The gates' decision; None before it."""
         return self.facts.decisions["all"][0] if "all" in self.facts.decisions else None
+
+    @property
+    def refusals(self) -> list[str]:
+        """The gates that refused it, with reasons."""
+        return [f"{g}: {reason}" for g, (passed, reason) in self.facts.decisions.items() if not passed and g != "all"]
+
+    @property
+    def size(self) -> int:
+        """Rounds from here on."""
+        return 1 + sum(child.size for child in self.children)
+
+    @property
+    def line(self) -> list["Node"]:
+        """This round and those that go on from it: of several children the one with most rounds. A long campaign is a line that
+        stays at its margin, and only what branches off is set in.
+        """
+        if not self.children:
+            return [self]
+        return [self, *max(self.children, key=lambda child: child.size).line]
+
+    @property
+    def branches(self) -> list["Node"]:
+        """The children that do not go on in the line."""
+        return [child for child in self.children if child not in self.line[1:2]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ def summary(data: Data) -> Markup:
         champions=champions,
         choice=decision(data.root),
         comparisons=comparisons(data),
-        notes=[*report.outdated(data.facts), *report.warnings(data.facts)],
+        notes=[*report.outdated(data.facts), *report.warnings(data.facts[-1:])],
         rounds=rounds,
         others=len(data.names) - len(rounds),
         key=key,
@@ -117,24 +143,20 @@ def tree(data: Data) -> Section:
     recipes = {row["round"]: row["recipe"] for row in data.rows("from rounds")}
     nodes: dict[str, Node] = {}
     for facts in data.facts:
-        name = facts.block.name
-        refusals = [
-            f"{gate}: {reason}" for gate, (passed, reason) in facts.decisions.items() if not passed and gate != "all"
-        ]
-        note = ", ".join(
-            filter(
-                None, [recipes.get(name) or "base", _state(facts), f"model {facts.model[:8]}" if facts.model else ""]
-            )
-        )
-        node = Node(facts, data.colours.get(name), headline.get(name, ""), looks.get(name), refusals, note, [])
-        nodes[name] = node
-        if facts.block.parent in nodes:
-            nodes[facts.block.parent].children.append(node)
+        name, parent = facts.block.name, facts.block.parent
+        model = f"model {facts.model[:SHORT]}" if facts.model else ""
+        note = [f"{recipes.get(name)} from {parent}" if parent else "base", _state(facts), model]
+        nodes[name] = Node(
+            facts, data.colours.get(name), headline.get(name, ""), looks.get(name), ", ".join(filter(None, note)),
+            report.warnings([facts]), [],
+        )  # fmt: skip
+        if parent in nodes:
+            nodes[parent].children.append(nodes[name])
     roots = [n for n in nodes.values() if n.facts.block.parent not in nodes]
     return Section("rounds", "Rounds", render("tree.html", nodes=roots, key=key))
 
 
-def _state(facts: report.Facts) -> str:
+def _state(facts: Facts) -> str:
     whole = len(stages_of(facts.block))
     if facts.absent:
         return f"{len(facts.absent)} files missing"
@@ -191,7 +213,7 @@ def at_k(data: Data) -> Section:
     series = [s for name, colour in data.colours.items() if (s := _pass_curve(name, colour, counts.get(name, [])))]
     if not series:
         return Section("passk", "pass@k", missing="sampled answers to the held-out problems")
-    charts = [lines("pass@k: one of k samples is right, %", series, "k", "pass@k, %")]
+    charts = [lines("pass@k: one of k samples is right, %", series, "k", "pass@k, %", doubling=True)]
     majorities = data.rows("select distinct name from measures where starts_with(name, 'majority_at_')")
     found = data.measured(*(row["name"] for row in majorities))
     for name, rounds in sorted(found.items()):

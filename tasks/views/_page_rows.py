@@ -7,10 +7,11 @@ from tasks.core.stage import stages
 from tasks.evaluate._measures import Z
 from tasks.project.costs import money, read_prices
 from tasks.project.costs import of as costs_of
-from tasks.views import report
 from tasks.views._page_base import render
 from tasks.views._page_charts import Point, Series, Step, Value, dots, forest, funnel, ranges
 from tasks.views._page_data import PROMPTS, Data, Section, point
+from tasks.views._report_facts import Facts
+from tasks.views._report_rows import groups
 
 EXPLORATION = {
     "distinct_answers": ("Exam: different answers a problem", "answers"),
@@ -97,12 +98,12 @@ def funnels(data: Data) -> Section:
     if not drawn:
         return Section("funnel", title, missing="a round that has run")
     charts = [funnel(f.block.name, _steps(f), data.colours[f.block.name]) for f in drawn]
-    rows = next((g for g in report.groups(data.facts) if g.title == "rows"), None)
+    rows = next((g for g in groups(data.facts) if g.title == "rows"), None)
     body = render("funnel.html", charts=charts, rows=rows, names=data.names)
     return Section("funnel", title, body)
 
 
-def _steps(facts: report.Facts) -> list[Step]:
+def _steps(facts: Facts) -> list[Step]:
     metrics = dict(facts.metrics)
     if "prompts" in metrics:
         metrics["written"] = metrics["prompts"] + _total(metrics, "prompts_rejected/")
@@ -122,12 +123,12 @@ def _total(metrics: dict[str, float], prefix: str) -> float:
 def gap(data: Data) -> Section:
     """How far apart chosen and rejected completions are: in score and in length."""
     score = data.spreads(
-        "select round, chosen_score - rejected_score as value from pairs semi join drawn using (round)"
+        "select round, chosen_score - rejected_score as value from pairs semi join page_prompts using (round, prompt_id)"
     )
     if not score:
         return Section("gap", "Chosen and rejected", missing="the stage pair makes preference pairs")
     length = data.spreads("""
-        select round, len(chosen[-1].content) - len(rejected[-1].content) as value from pairs semi join drawn using (round)
+        select round, len(chosen[-1].content) - len(rejected[-1].content) as value from pairs semi join page_prompts using (round, prompt_id)
     """)
     intro = "Pairs whose score gap is small teach little; a length gap to one side teaches length."
     charts = [

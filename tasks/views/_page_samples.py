@@ -4,9 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.views import _diff_html, diff, report
+from tasks.views import _diff_html, diff
 from tasks.views._page_base import render
 from tasks.views._page_data import Data, Row, Section
+from tasks.views._report_rows import groups
 
 SHOWN, READ = 8, 64
 """Different texts of a prompt that are shown, and answers that are read for them."""
@@ -16,6 +17,8 @@ REASONS, DISPUTED = 5, 3
 """Prompts chosen for a reason of the filter, and for judges that disagree."""
 EXAMPLES = 3
 """Of each kind of difference."""
+COMPARED = 2_000_000
+"""Rows of a table up to which a page compares it with the parent's: more take longer than who opens a page waits."""
 
 
 @dataclass
@@ -162,11 +165,23 @@ def difference(data: Data) -> Section:
     last = next((f.block for f in reversed(data.facts) if f.block.parent in made), None)
     if last is None or last.parent is None:
         return Section("diff", title, missing="a round and its parent")
+    rows = max(
+        (
+            o.rows or 0
+            for name in (last.parent, last.name)
+            for m in made[name].stages.values()
+            for o in m.outputs.values()
+        ),
+        default=0,
+    )
+    if rows > COMPARED:
+        command = f"flywheel diff {last.parent} {last.name} --html FILE"
+        return Section("diff", title, missing=f"for {rows:,} rows, `{command}` makes a page of its own")
     found = diff.compare(data.root, last.parent, last.name, EXAMPLES)
     return Section("diff", f"What changed from {last.parent} to {last.name}", _diff_html.body(found, level=3))
 
 
 def figures(data: Data) -> Section:
     """Every figure of the table that `flywheel report` prints."""
-    body = render("figures.html", groups=report.groups(data.facts), names=data.names)
+    body = render("figures.html", groups=groups(data.facts), names=data.names)
     return Section("figures", "All figures", body)

@@ -1,6 +1,8 @@
 """The page of all rounds: its figures are those of the tables, and every state of a project has one."""
 
+import json
 import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import polars as pl
@@ -78,7 +80,7 @@ def test_the_tree_has_every_round_below_its_parent(data):
     assert [body.index(f"<b>{name}</b>") for name in ("r0", "r1", "r2")] == sorted(
         body.index(f"<b>{name}</b>") for name in ("r0", "r1", "r2")
     )
-    assert body.count("<ul") == body.count("</ul>") == 3
+    assert body.count("<ul") == body.count("</ul>") == 1, "a line, of which nothing branches off"
     assert re.findall(r'badge (?:good|bad)">(promoted by its gates|held back)', body) == ["held back"] * 2
 
 
@@ -239,6 +241,47 @@ def replace(root, name, table, rows):
                 draft.table(TABLES[other], rows if other == table else store.read(root, name, other))
         outputs = manifest.outputs | draft.outputs
         draft.commit(manifest.model_copy(update={"outputs": outputs}))
+
+
+def test_a_long_campaign_stays_at_the_margin_and_branches_are_set_in():
+    facts = [SimpleNamespace(decisions={})] * 3
+    third = _page_rounds.Node(facts[2], None, "", None, "", [], [])
+    branch = _page_rounds.Node(facts[1], None, "", None, "branch", [], [])
+    second = _page_rounds.Node(facts[1], None, "", None, "", [], [third])
+    first = _page_rounds.Node(facts[0], None, "", None, "", [], [branch, second])
+    assert first.line == [first, second, third]
+    assert first.branches == [branch]
+    assert second.branches == []
+
+
+def test_judges_are_measured_by_people_too(made):
+    from tasks.core import labels
+    from tasks.views.browse._labels_page import by_labels
+
+    rows = store.read(made, "r2", "responses").join(
+        store.read(made, "r2", "prompts").select("problem", prompt_id="id"), on="prompt_id"
+    )
+    lines = [
+        {"round": "r2", "source": "responses", "id": r["id"], "prompt_id": r["prompt_id"], "label": "right" if n % 2 else "wrong",
+         "digest": labels.text_digest(r["problem"], r["response"]), "person": "ann", "time": f"2026-01-01T00:00:{n:02}+00:00", "note": ""}
+        for n, r in enumerate(rows.to_dicts())
+    ]  # fmt: skip
+    (made / labels.FOLDER).mkdir(parents=True)
+    known = [f.name for f in fields(labels.Label)]
+    text = "".join(json.dumps({k: v for k, v in line.items() if k in known}) + "\n" for line in lines)
+    (made / labels.FOLDER / "ann.jsonl").write_text(text)
+    body = str(sections(made)["judges"].body)
+    with page.opened(made) as data:
+        found = next(j for j in by_labels(data.con, labels.read(made / labels.FOLDER)) if j.reward)
+    row = cells(body[body.index("by people") :], f"{found.judge} (the reward)")
+    assert row[0] == "r2"
+    assert row[-1] == f"{found.right}, {found.wrong}"
+    assert row[1].startswith(f"{100 * found.measures['agreement'].value:.1f}")
+
+
+def test_tables_too_large_to_compare_are_told(made, monkeypatch):
+    monkeypatch.setattr(_page_samples, "COMPARED", 10)
+    assert "flywheel diff r1 r2 --html FILE" in sections(made)["diff"].missing
 
 
 # Charts

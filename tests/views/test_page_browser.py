@@ -7,6 +7,8 @@ import pytest
 from test_page import replace
 
 from tasks.core import store
+from tasks.views import _page_base as base
+from tasks.views import _page_charts as charts
 from tasks.views import diff, page
 
 HOSTILE = (
@@ -115,6 +117,35 @@ def test_every_text_can_be_read(opened):
 def test_no_chart_is_cut_or_overlaps(opened):
     assert opened.evaluate("document.querySelectorAll('figure svg').length") > 10
     assert opened.evaluate(OVERLAPS) == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_charts_of_any_values_and_names_hold_their_texts(browser, tmp_path, width):
+    names = ["r0", "a_very_long_name_of_a_round", "r2", "wwwwwwwwwwwwwwwwwwwwww", "r4", r"<b>$\bad$"]
+    series = [
+        charts.Series(name, n, [charts.Point(k, 0.5 + n / 1e4, 0.1, 1.0) for k in (1, 2, 4, 8)])
+        for n, name in enumerate(names)
+    ]
+    values = [charts.Value(name, n, charts.Point(0, 1e6 * 10**n, None, None)) for n, name in enumerate(names)]
+    spreads = [charts.Spread(name, n, -5e6, -1, 0, 1, 5e6, 0, 10**9) for n, name in enumerate(names)]
+    steps = [charts.Step("a step with a very long name", 10**9, 10**9 - 1), charts.Step("none", 5, 0)]
+    rows = [charts.Series(s.name, s.colour, [charts.Point(n, p.y) for n, p in enumerate(s.points)]) for s in series]
+    drawn = [
+        charts.lines("lines", series, "k", "%", doubling=True),
+        charts.lines("one", [charts.Series("r0", 0, [charts.Point(3, 0.0)])], "score, %", "%", diagonal=True),
+        charts.forest("forest", values, "tokens"),
+        charts.ranges("ranges", spreads, "characters"),
+        charts.dots("dots", ["a stage of some name", "b", "c", "d"], rows, "tokens"),
+        charts.funnel("funnel", steps, 1),
+    ]
+    body = base.render("charts.html", intro="", rows=[drawn])
+    (tmp_path / "charts.html").write_text(base.document("charts", body))
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto((tmp_path / "charts.html").as_uri())
+    assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(CONTRAST) == []
+    assert r"<b>$\bad$" in tab.locator("figure svg").first.text_content()
+    tab.close()
 
 
 @pytest.mark.parametrize("opened", [("page", 400, "dark")], indirect=True)
