@@ -170,6 +170,12 @@ def meaning(name: str) -> str | None:
     return f"{text} ({', '.join(of)})" if of else text
 
 
+def markdown() -> str:
+    """The table of all metrics, as docs/queries.md has it."""
+    rows = (f"| `{name}` | {text[0].upper()}{text[1:]} |" for name, text in MEANINGS.items())
+    return "\n".join(["| metric | meaning |", "|---|---|", *rows]) + "\n"
+
+
 @cache
 def _of_a_measure(name: str) -> tuple[str | None, str | None]:
     """The meaning of a measure, and the member whose name was added to it."""
