@@ -22,8 +22,8 @@ DIGITS = 12
 Tables = Mapping[str, pl.LazyFrame]
 Text = Callable[[str], str | None]
 """The text of the row with an id, to be an example."""
-REASON = pl.col("error").str.split(":").list.first()
-"""The kind of an error, before its details."""
+REASON = pl.coalesce(pl.col("error").str.extract(r"^(\w+): "), "error")
+"""The kind of an error: the word before its details, or all of it."""
 UNLUCKY = (
     pl.when(pl.col("refinements") == 0)
     .then(pl.lit("not refined"))
@@ -60,7 +60,8 @@ def _prompts(written: Tables, arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _generate(written: Tables, arguments: Mapping[str, Any]) -> Iterator[str]:
-    yield from _mostly(written["responses"], ["member"], "{0}: {counts} answers failed")
+    rows = written["responses"]
+    yield from _mostly(rows, ["member"], "{0}: {counts} answers failed", _texts(rows, "error"))
 
 
 def _judge(written: Tables, arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -98,8 +99,11 @@ def _pair(written: Tables, arguments: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _evaluate(written: Tables, arguments: Mapping[str, Any]) -> Iterator[str]:
-    yield from _mostly(written["audits"], ["judge"], "{0} has no verdict on {counts} known answers")
-    yield from _mostly(written["evals"], ["member", "split", "mode"], "{0}, {1}: {counts} {2} answers failed")
+    audits, evals = written["audits"], written["evals"]
+    known = "{0} has no verdict on {counts} known answers"
+    yield from _mostly(audits, ["judge"], known, _texts(audits, "error"))
+    failed = "{0}, {1}: {counts} {2} answers failed"
+    yield from _mostly(evals, ["member", "split", "mode"], failed, _texts(evals, "response", "problem"))
 
 
 LOOKS: dict[str, Callable[[Tables, Mapping[str, Any]], Iterable[str]]] = {
@@ -127,10 +131,10 @@ def _worst(rows: pl.LazyFrame, keys: list[str], form: str) -> Iterator[tuple[lis
             yield names, form.format(*names, counts=f"{failed:,} of {total:,}")
 
 
-def _mostly(rows: pl.LazyFrame, keys: list[str], form: str) -> Iterator[str]:
-    """A warning for each group most of whose rows have an error, whose text is the example."""
+def _mostly(rows: pl.LazyFrame, keys: list[str], form: str, text: Text) -> Iterator[str]:
+    """A warning for each group most of whose rows have an error."""
     for names, said in _worst(rows, keys, form):
-        yield f"{said}, {_reason(rows.filter(_same(keys, names)), _texts(rows, 'error'))}"
+        yield f"{said}, {_reason(rows.filter(_same(keys, names)), text)}"
 
 
 def _nothing(rows: pl.LazyFrame, text: Text, what: str) -> Iterator[str]:
@@ -149,7 +153,9 @@ def _reason(rows: pl.LazyFrame, text: Text) -> str:
     counts = kinds.sort("len", "reason", descending=[True, False]).collect()
     reason, count, id = counts.row(0)
     share = f"{count:,}, {100 * count / counts['len'].sum():.0f} %"
-    return f"most often: {_escaped(reason)} ({share}), such as {id[:DIGITS]}, '{_escaped(text(id))}'"
+    example = text(id) or ""
+    quoted = f", '{_escaped(example)}'" if example and example != reason else ""
+    return f"most often: {_escaped(reason)} ({share}), such as {id[:DIGITS]}{quoted}"
 
 
 def _same(keys: list[str], names: list[Any]) -> pl.Expr:
@@ -166,10 +172,9 @@ def _texts(rows: pl.LazyFrame, *columns: str) -> Text:
     return text
 
 
-def _escaped(text: str | None) -> str:
+def _escaped(text: str) -> str:
     """A text on one line, cut, with all that a terminal would not print as it is escaped."""
-    whole = text or ""
-    return repr(whole[:LONGEST] + ("…" if len(whole) > LONGEST else ""))[1:-1]
+    return repr(text[:LONGEST] + ("…" if len(text) > LONGEST else ""))[1:-1]
 
 
 def _count(rows: pl.LazyFrame) -> int:

@@ -46,7 +46,7 @@ def test_no_problem_that_is_left_is_said_and_none_at_all_is_not():
 
 
 def judgments(member: str, read: int, unread: int, **more) -> list[dict]:
-    fail = {"error": "no verdict: nothing like one"} | more
+    fail = {"error": "no verdict"} | more
     rows = [{"score": 1.0}] * read + [fail] * unread
     return [row | {"member": member, "response_id": f"a{n}", "prompt_id": "p"} for n, row in enumerate(rows)]
 
@@ -67,7 +67,11 @@ def test_answers_that_failed_are_no_fault_of_the_judge():
     assert warned("judge", {"judgments": rows}, {"responses": ANSWERS}) == []
     answers = [{"member": "sample", "error": "not sent: the budget is spent"}] * 3 + [{"member": "sample"}] * 2
     [warning] = warned("generate", {"responses": answers})
-    assert "sample: 3 of 5 answers failed" in warning and "not sent (3, 100 %)" in warning
+    assert (
+        "sample: 3 of 5 answers failed" in warning
+        and "not sent: the budget is spent (3, 100 %), such as 000000000000" in warning
+    )
+    assert warning.count("not sent") == 1, "an example that says nothing more is left out"
 
 
 def decided(*reasons: str | None) -> list[dict]:
@@ -123,7 +127,7 @@ def test_an_exam_whose_judges_or_answers_failed_says_so():
 
 
 def test_what_models_write_is_cut_and_cannot_reach_the_terminal():
-    rows = [{"member": "pool", "problem": HOSTILE, "error": "malformed\x1b: it"}]
+    rows = [{"member": "pool", "problem": HOSTILE, "error": "mal\x1b[2J: it"}]
     [warning] = warned("prompts", {"prompts": rows})
     assert len(warning) < 300
     assert warning.isprintable()
