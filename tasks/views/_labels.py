@@ -1,20 +1,26 @@
 """How well judges agree with people: each judge of a round on the answers that people labelled."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from tasks.core import labels
+from tasks.core.errors import StoreError
 from tasks.core.labels import Label
 from tasks.evaluate._measures import Measure, Z, proportion, wilson
 from tasks.evaluate.judging import judge_measures
 from tasks.views import _statements
+from tasks.views.catalog import connect
 
 NAMES = ("agreement", "balanced_accuracy", "auroc", "calibration_error", "errors")
 """Measures of a judge, in the order in which they are shown."""
+WORDS = {"agreement": "agreement", "auroc": "AUROC"}
+"""Those that a table of rounds has room for, in its words."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,19 @@ def by_labels(con: duckdb.DuckDBPyConnection, said: Iterable[Label]) -> list[ByL
             row = {"truth": truth[round, id], "level": None, "score": score, "verdict": verdict, "error": error}
             groups.setdefault((round, not reward, judge), []).append(row)
     return [_measured(round, judge, not other, rows) for (round, other, judge), rows in sorted(groups.items())]
+
+
+def by_round(root: Path) -> dict[str, dict[str, Measure]]:
+    """What labels say of the judges of each round, in the words of a table: round → `votes: agreement` → measure. Empty without
+    labels, and where a stored file is damaged, which a report says anyway.
+    """
+    said = labels.read(root / labels.FOLDER)
+    found: dict[str, dict[str, Measure]] = {}
+    with suppress(StoreError):
+        for each in by_labels(connect(root), said) if said else ():
+            named = {f"{each.judge}: {WORDS[n]}": each.measures[n] for n in WORDS if n in each.measures}
+            found.setdefault(each.round, {}).update(named)
+    return found
 
 
 def load() -> None:

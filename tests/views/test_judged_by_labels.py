@@ -6,7 +6,7 @@ import pytest
 from tasks.core import labels
 from tasks.core.labels import text_digest
 from tasks.project.labels import write
-from tasks.views._labels import auroc_interval, balanced_interval, by_labels, truths
+from tasks.views._labels import auroc_interval, balanced_interval, by_labels, by_round, truths
 from tasks.views.catalog import connect
 
 ADA, BOB = "Ada <ada@example.org>", "Bob <bob@example.org>"
@@ -71,6 +71,19 @@ def test_what_counts_are_rows_whose_text_is_the_labelled_one_and_on_which_people
 
 def test_without_labels_no_judge_is_measured(root):
     assert measured(root) == {}
+
+
+def test_a_table_of_rounds_gets_the_measures_in_words(root):
+    assert by_round(root) == {}
+    for sample, label in ((0, "right"), (1, "wrong")):
+        say(root, 2, sample, label)
+    found = by_round(root)
+    assert list(found) == ["r1"]
+    assert {name: m.value for name, m in found["r1"].items()} == {
+        "votes: agreement": 1.0, "votes: AUROC": 1.0, "grader: agreement": 0.5, "grader: AUROC": 0.5
+    }  # fmt: skip
+    next((root / "data/round=r1/judgments").iterdir()).unlink()
+    assert by_round(root) == {}
 
 
 def test_few_labels_have_wide_intervals_even_where_all_agree(root):
