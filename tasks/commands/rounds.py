@@ -3,7 +3,7 @@
 import gc
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -64,15 +64,30 @@ def _check_prompts(stale: list[str]) -> None:
 @app.command(rich_help_panel="Rounds")
 def campaign(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds in the campaign.")] = 3,
+    more: Annotated[int, typer.Option("--more", min=0, help="Rounds to append, whatever --rounds says.")] = 0,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="How appended rounds are made (default: as the last round).")
+    ] = None,
+    on_refusal: Annotated[
+        Literal["branch", "stop"],
+        typer.Option(
+            "--on-refusal", help="What follows a round that its gates refuse: one from the champion, or nothing."
+        ),
+    ] = "branch",
 ) -> None:
-    """Run rounds one after the other; append the missing ones to params.yaml, each from the champion."""
-    from tasks.project import graph
+    """Run rounds one after the other; append the missing ones to params.yaml, each from the champion. It stops after the stage in
+    which `campaign.budget` of params.yaml (tokens, hours, money) is reached.
+    """
+    from tasks.project import graph, recipes
     from tasks.project.prompt_files import check_rounds
 
-    check_rounds(ROOT, graph.rounds(ROOT)[:rounds])
+    if recipe:
+        recipes.read(ROOT, recipe)  # refuses an unknown one before a server starts
+    names = graph.rounds(ROOT)
+    check_rounds(ROOT, names if more else names[:rounds])
     from flows.campaign import run_campaign
 
-    run_campaign(rounds)
+    run_campaign(rounds, more, **({"recipe": recipe} if recipe else {}), on_refusal=on_refusal)
 
 
 @round_app.command("add")

@@ -16,6 +16,7 @@ from rich.tree import Tree
 
 from tasks.core.champion import Election, Look
 from tasks.project.champion import decision, elections
+from tasks.project.costs import amount
 from tasks.project.params import Block, Pipeline, load_params, stages_of
 from tasks.views._diff_text import plain
 from tasks.views._report_facts import Cell, Facts, every_block, facts_of, gather
@@ -80,16 +81,21 @@ def refusal(root: Path, block: Block) -> str | None:
 
 
 def verdict_line(root: Path, name: str) -> str:
-    """What became of a round, in one line: decision with reasons, pass@1 beside its parent's, rows kept, champion.
+    """What became of a round, in one line: decision with reasons, pass@1 beside its parent's, rows kept, money, champion.
 
     Raises:
         UnknownName: when there is no such base or round.
     """
     pipeline = load_params(root)
     block = pipeline.block(name)
-    metrics, parts = facts_of(root, block).metrics, outcome(root, pipeline, block)
+    facts, parts = facts_of(root, block, pipeline.prices), outcome(root, pipeline, block)
+    metrics, ran, whole = facts.metrics, len(facts.stages), len(stages_of(block))
+    if 0 < ran < whole:
+        parts.append(f"{ran} of {whole} stages")
     if "kept" in metrics:
         parts.append(f"kept {metrics['kept']:,.0f} of {metrics.get('responses', 0):,.0f} answers")
+    if facts.costs.money:
+        parts.append(f"{facts.costs.money_label}: {amount(facts.costs.money)}")
     if election := elections(root, pipeline).get(block.base):
         parts.append(f"champion of {block.base}: {election.champion}")
     return f"{name}: {'; '.join(parts) or 'nothing has been made yet'}"

@@ -36,6 +36,6 @@ def test_a_campaign_is_refused_before_anything_runs_and_only_for_its_own_rounds(
     before = projects.digests(made)
     prompts(made, "r2", "[1]\n")
     with pytest.raises(FlywheelError, match=r"r2\.jsonl:1: "):
-        rounds.campaign(2)
+        rounds.campaign(rounds=2)
     assert projects.digests(made) == before
     check_rounds(made, ["r1"])

@@ -240,12 +240,16 @@ def test_the_champion_and_the_round_that_a_person_promoted_are_in_the_table(made
     assert " · promoted by tom · " in printed(tmp_path, 120, report.show_tree)
 
 
-def test_the_verdict_on_a_round_is_one_line(made):
+def test_the_verdict_on_a_round_is_one_line(made, monkeypatch):
     first, second = (report.verdict_line(made, name) for name in ("r1", "r2"))
     assert first.startswith("r1: promoted; pass@1 57.0 % (r0: 40.0 %); kept 6 of ")
     assert first.endswith("; champion of r0: r1")
     assert second.startswith("r2: held back by improves (refused by improves); pass@1 61.0 %")
     assert "kept" not in report.verdict_line(made, "r0")
+    assert "10 of 10" not in first and "money" not in first
+    assert "r3: 2 of 10 stages; champion" in report.verdict_line(made, "r3"), "it was stopped"
+    monkeypatch.setattr(report, "load_params", lambda root: replace(PLAN, prices=Prices(tokens={"fake": 10})))
+    assert "; money: " in report.verdict_line(made, "r1")
 
 
 def test_accuracies_below_the_parent_s_interval_are_named(tmp_path, monkeypatch):
