@@ -475,7 +475,9 @@ def test_the_command_prints_an_address_and_ends_at_once(root):
             assert visitor.get(address.partition("?")[0]).status_code == 200  # the cookie is enough
         assert httpx.get(address.partition("?")[0]).status_code == 403
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
+        assert process.returncode == 130
+        assert "leaked" not in (process.stderr.read() if process.stderr else "")
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
 

@@ -47,7 +47,12 @@ def serve(root: Path, port: int = 0, open_browser: bool = True) -> None:
             server_header=False,
             timeout_graceful_shutdown=1,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except SystemExit as ended:  # of a signal, after the last answer: what still reads files need not finish
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
 
 
 def _socket(port: int) -> socket.socket:
