@@ -51,7 +51,7 @@ class Unit(BaseModel):
     name: str
     """A stage, or `rerun`, `parent` or `seed`."""
     differs: list[str]
-    """What differs: `filter.threshold.min_reward: 0.4 → 0.0`."""
+    """What differs: `filter.threshold.min_reward: 0.4 → 0.0`; nothing where plans tell of nothing."""
     place: int
     """Place in the chain of the first stage that it touches."""
     repeatable: bool = True
