@@ -51,7 +51,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
     plan = _plan(root, name, stage_name)
     _check_code(root, plan)
     with store.writing(root, name, stage.name) as draft:
-        clock = time.perf_counter()
+        clock, earlier = time.perf_counter(), devices.held()
         inputs = {i.argument: i for i in stage.inputs if _is_read(i, plan) and _owner(i, plan)}
         digests = {a: store.find(root, str(_owner(i, plan)), i.name)[1].digest for a, i in inputs.items()}
         with closing(_models(root, stage, plan)) as models:
@@ -80,7 +80,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             tokens={k: int(models.total(k)) for k in COUNTS},
             usage={name: {k: getattr(meter, k) for k in COUNTS} for name, meter in sorted(models.meters.items())},
             seconds={part: round(value, 3) for part, value in seconds.items()},
-            gpus=devices.kinds(gpus := devices.held()),
+            gpus=devices.kinds(gpus := _held_since(earlier)),
             gpu_seconds=round(sum(gpus.values()), 3),
             started=started.isoformat(timespec="milliseconds"),
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -273,6 +273,12 @@ def _write(root: Path, owner: str, stage: Stage, draft: store.Draft, result: Res
 def _written(draft: store.Draft) -> dict[str, pl.LazyFrame]:
     """The tables of a draft."""
     return {n: pl.scan_parquet(draft.new / n / "*.parquet") for n, o in draft.outputs.items() if o.kind == "table"}
+
+
+def _held_since(earlier: Mapping[str, float]) -> dict[str, float]:
+    """Seconds for which the stage held each GPU that it held; others may have run in this process before."""
+    seconds = {name: total - earlier.get(name, 0.0) for name, total in devices.held().items()}
+    return {name: value for name, value in seconds.items() if value > 0}
 
 
 def _unsent(models: Models) -> list[str]:

@@ -132,6 +132,23 @@ def test_warnings_are_kept_in_the_manifest(made, monkeypatch):
     assert manifest("r2", "critique").warnings == ["look here", "and there"]
 
 
+def test_a_stage_that_kept_nothing_says_so_in_its_manifest(made):
+    before = store.read(made, "r2", "filtered")
+    planned(made, "r2", "filter.threshold.min_reward=99")
+    run_stage(Path(), "r2", "filter")
+    [warning] = manifest("r2", "filter").warnings
+    assert f"kept none of {len(before)} answers" in warning and "most often: score (" in warning
+    assert store.read(made, "r2", "filtered")["kept"].sum() == 0
+
+
+def test_the_gpus_that_a_stage_held_are_counted_and_not_those_of_a_stage_before_it(made, monkeypatch):
+    held = iter([{"GPU-a": 5.0}, {"GPU-a": 5.0, "GPU-b": 2.5}, {}])
+    monkeypatch.setattr(execute.devices, "held", lambda: next(held))
+    monkeypatch.setattr(execute.devices, "kinds", lambda names: [f"kind of {n}" for n in names])
+    run_stage(Path(), "r2", "filter")
+    assert (manifest("r2", "filter").gpus, manifest("r2", "filter").gpu_seconds) == (["kind of GPU-b"], 2.5)
+
+
 def test_what_has_not_been_made_is_named(project):
     root = project(git=False)
     plan.write(root)
