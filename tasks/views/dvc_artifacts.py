@@ -223,11 +223,17 @@ def _reference(folder: Path) -> str | None:
 def _checkout(repo: Any, md5: str, target: Path) -> None:
     from dvc.fs import localfs
     from dvc_data.hashfile import load
-    from dvc_data.hashfile.checkout import checkout
+    from dvc_data.hashfile.checkout import CheckoutError, checkout
     from dvc_data.hashfile.hash_info import HashInfo
 
     info, cache = HashInfo("md5", md5), repo.cache.local
-    if not (cache.exists(md5) and all(cache.exists(oid.value) for _, _, oid in load(cache, info))):
+    if not cache.exists(md5):
         repo.cloud.pull([info])
+    files = [oid for _, _, oid in load(cache, info)]
+    if missing := [oid for oid in files if not cache.exists(oid.value)]:
+        repo.cloud.pull(missing)
     target.parent.mkdir(parents=True, exist_ok=True)
-    checkout(str(target), localfs, load(cache, info), cache=cache, quiet=True)
+    try:
+        checkout(str(target), localfs, load(cache, info), cache=cache, quiet=True)
+    except CheckoutError as error:
+        raise OSError(f"the remote lacks some of its files ({error})") from error

@@ -36,6 +36,7 @@ class Verdict:
 class Example:
     """A problem with an answer, and what is said of it."""
 
+    kind: str
     key: str
     """Names it within its round."""
     title: str
@@ -78,13 +79,10 @@ def items(root: Path, block: Block, limit: int = MAX_ITEMS) -> list[Example]:
             {} if item.level is None else {"level": str(item.level)}
         )
         answers = {parent: item.old_response, block.name: item.new_response}
-        examples.append(Example(item.item, f"{change} by {block.name}", item.problem or "", answers, verdicts, tags))
+        examples.append(
+            Example(ITEM, item.item, f"{change} by {block.name}", item.problem or "", answers, verdicts, tags)
+        )
     return examples
-
-
-def disputed_key(root: Path, block: Block, manifests: Manifests) -> str | None:
-    """Digest of what `disputed` reads; None before the round is judged."""
-    return manifests["judge"].outputs["judgments"].digest if "judge" in manifests else None
 
 
 def disputed(root: Path, block: Block, limit: int = MAX_DISPUTED) -> list[Example]:
@@ -128,4 +126,4 @@ def _disputed(root: Path, block: Block, ids: list[str], judgments: dict[str, pl.
         digest = text_digest(row["problem"], row["response"])
         tags = {"round": block.name, "response_id": id, "prompt_id": row["prompt_id"], "text_digest": digest}
         problem, answer = row["problem"] or "", {row["author"] or "model": row["response"]}
-        yield Example(id, f"disputed in {block.name}", problem, answer, verdicts, tags)
+        yield Example(DISPUTED, id, f"disputed in {block.name}", problem, answer, verdicts, tags)

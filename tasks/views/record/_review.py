@@ -16,7 +16,7 @@ from tasks.views.record._models import pages
 
 QUEUE = "Disputed verdicts"
 QUESTION = "label"
-INSTRUCTION = "Is the answer right? Judges of the round disagree; their verdicts are beside it."
+INSTRUCTION = "Is the answer right? Judges of the round disagree about it; the full trace shows their verdicts."
 RIGHT, WRONG = "right", "wrong"
 NOBODY = ("", "default", "unknown")
 """Reviewers of a server without accounts."""

@@ -1,7 +1,8 @@
 """Runs: one for each base and round, with a child for each stage, each result once."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tasks.core.errors import FlywheelError
 from tasks.project.champion import consistent_manifests
 from tasks.project.params import Block, Pipeline, stages_of
 from tasks.views.record._connection import artifact_location, connect, tracking_uri
-from tasks.views.record._examples import DISPUTED, ITEM, disputed, disputed_key, items, items_key
+from tasks.views.record._examples import Example, disputed, items, items_key
 from tasks.views.record._facts import (
     MONEY,
     Dataset,
@@ -44,7 +45,7 @@ class Recorder:
         self.client = connect(root)
         self.experiment = self._experiment()
         self.runs = pages(lambda token: self.client.search_runs([self.experiment], max_results=1000, page_token=token))
-        self.new, self.named = Counter[str](), set[str]()
+        self.new = Counter[str]()
         self.current: dict[str, Any] = {}
         self.traces = Traces(tracking_uri(root), self.experiment)
         self.review = Review(self.traces.client, self.experiment)
@@ -150,39 +151,43 @@ class Recorder:
             self.client.log_inputs(run, [_dataset_input(i) for i in facts.inputs])
 
     def _name_model(self, run: Any, model: str, step: int) -> None:
-        """Names the model once in the round's run and in those of its stages: as what they made or worked towards, and as what
-        `evaluate` read. MLflow shows runs that made no model as evaluations.
+        """Names the model once: in the runs of stages as what they worked towards, in the round's as what was examined, for
+        MLflow shows as evaluations the runs that made no model.
         """
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
-        for each in [run, *self._children(run)]:
-            if each.info.run_id in self.named or (each.outputs and each.outputs.model_outputs):
-                continue
-            if each.data.tags.get("stage") != "evaluate":
-                self.client.log_outputs(each.info.run_id, [LoggedModelOutput(model, step)])
-            elif not (each.inputs and each.inputs.model_inputs):
-                self.client.log_inputs(each.info.run_id, models=[LoggedModelInput(model)])
-            self.named.add(each.info.run_id)
+        if not (run.inputs and run.inputs.model_inputs):
+            self.client.log_inputs(run.info.run_id, models=[LoggedModelInput(model)])
+        for child in self._children(run):
+            if not (child.outputs and child.outputs.model_outputs):
+                self.client.log_outputs(child.info.run_id, [LoggedModelOutput(model, step)])
 
     def _show(self, block: Block, run: Any, manifests: Manifests, model: str | None) -> None:
-        """Shows exam items that were won or lost in the run of `evaluate`, disputed verdicts in that of `judge` and in the review
+        """Shows exam items that were won or lost in the round's run, disputed verdicts in that of `judge` and in the review
         queue; once for each content of the tables.
         """
-        for child in self._children(run):
-            stage = child.data.tags["stage"]
-            key = {"evaluate": items_key, "judge": disputed_key}.get(stage, lambda *_: None)(
-                self.root, block, manifests
-            )
-            if key is None or child.data.tags.get(EXAMPLES) == key:
-                continue
-            kind, find = (ITEM, items) if stage == "evaluate" else (DISPUTED, disputed)
-            examples = find(self.root, block)
-            ids = self.traces.log(
-                child.info.run_id, model, kind, key, examples, milliseconds(manifests[stage].finished)
-            )
-            if stage == "judge":
-                self.review.ask(ids)
-            self.client.set_tag(child.info.run_id, EXAMPLES, key)
+        if key := items_key(self.root, block, manifests):
+            self._log_examples(run, model, key, manifests["evaluate"], partial(items, self.root, block))
+        for judge in (c for c in self._children(run) if c.data.tags["stage"] == "judge"):
+            key = manifests["judge"].outputs["judgments"].digest
+            find = partial(disputed, self.root, block)
+            self._log_examples(judge, model, key, manifests["judge"], find, self.review.ask)
+
+    def _log_examples(
+        self,
+        run: Any,
+        model: str | None,
+        key: str,
+        manifest: store.Manifest,
+        find: Callable[[], list[Example]],
+        ask: Callable[[list[str]], None] | None = None,
+    ) -> None:
+        """Logs examples to a run, unless it has those of this key; `ask` is told the ids of their traces."""
+        if run.data.tags.get(EXAMPLES) != key:
+            ids = self.traces.log(run.info.run_id, model, key, find(), milliseconds(manifest.finished))
+            if ask:
+                ask(ids)
+            self.client.set_tag(run.info.run_id, EXAMPLES, key)
             self.new["traces"] += len(ids)
 
     def _price(self, run: Any, block: Block, manifests: Manifests) -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from typing import Any
 
 from tasks.views.record._examples import Example
@@ -20,7 +21,7 @@ class Traces:
 
         self.client, self.experiment = TracingClient(uri), experiment
 
-    def log(self, run: str, model: str | None, kind: str, key: str, examples: list[Example], time: int) -> list[str]:
+    def log(self, run: str, model: str | None, key: str, examples: list[Example], time: int) -> list[str]:
         """Logs examples of a run as traces of a call at `time` (milliseconds since 1970); returns their ids, which follow from
         run, `key` and example. Those that a kill left are completed, and none is doubled.
         """
@@ -35,13 +36,13 @@ class Traces:
         ids = [f"tr-{_hash(run, key, example.key, 32)}" for example in examples]
         for id, example in zip(ids, examples, strict=True):
             if id not in known:
-                self.client.start_trace(self._info(id, run, model, kind, example, time))
+                self.client.start_trace(self._info(id, run, model, example, time))
         self.client.log_spans(
             self.experiment, [s for i, e in zip(ids, examples, strict=True) for s in _spans(i, e, time)]
         )
         return ids
 
-    def _info(self, id: str, run: str, model: str | None, kind: str, example: Example, time: int) -> Any:
+    def _info(self, id: str, run: str, model: str | None, example: Example, time: int) -> Any:
         from mlflow.entities import TraceInfo, TraceLocation, TraceState
         from mlflow.tracing.constant import TraceMetadataKey, TraceTagKey
 
@@ -55,7 +56,7 @@ class Traces:
             request_preview=_preview(example.problem),
             response_preview=_preview(_last(example)),
             trace_metadata=metadata,
-            tags={TraceTagKey.TRACE_NAME: example.title, "kind": kind, **example.tags},
+            tags={TraceTagKey.TRACE_NAME: example.title, "kind": example.kind, **example.tags},
             assessments=[_assessment(id, verdict, time) for verdict in example.verdicts],
         )
 
@@ -87,8 +88,8 @@ def _span(
     from mlflow.entities import Span
     from mlflow.tracing.constant import SpanAttributeKey
 
-    messages = {"messages": [{"role": "user", "content": _clipped(problem)}]}
-    choice = {"choices": [{"message": {"role": "assistant", "content": _clipped(answer or "")}}]}
+    messages = {"messages": [{"role": "user", "content": _verbatim(problem)}]}
+    choice = {"choices": [{"message": {"role": "assistant", "content": _verbatim(answer or "")}}]}
     attributes = {
         SpanAttributeKey.REQUEST_ID: trace,
         SpanAttributeKey.SPAN_TYPE: kind,
@@ -117,6 +118,13 @@ def _base64(id: str) -> str:
 
 def _last(example: Example) -> str:
     return list(example.answers.values())[-1] or ""
+
+
+def _verbatim(text: str) -> str:
+    """A text that MLflow's page, which renders Markdown, shows as it is: its line breaks, and no picture or link."""
+    clipped = _clipped(text)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", clipped)), default=0))
+    return f"{fence}text\n{clipped}\n{fence}"
 
 
 def _clipped(text: str) -> str:
