@@ -49,7 +49,7 @@ def shrink(place):
 def clone(tmp_path_factory):
     """The project as a user has it, with small rounds, a model, prompts and a domain of their own."""
     place = tmp_path_factory.mktemp("readme") / "project"
-    for name in ("tasks", "flows", "recipes", "data/base", "data/taught", "data/seeds", "infra"):
+    for name in ("tasks", "flows", "recipes", "data/base", "data/taught", "data/seeds", "infra", ".dvc/plots", "docs"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         "params.yaml",
