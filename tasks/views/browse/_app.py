@@ -23,9 +23,9 @@ from tasks.core.tables import TABLES
 from tasks.project import labels
 from tasks.views import _labels, _page_base
 from tasks.views.browse import _ids, _labels_page, _prompt, _search, _trace
+from tasks.views.browse._beside import Beside
 from tasks.views.browse._guard import Guard
 from tasks.views.browse._live import Live
-from tasks.views.browse._report import Report
 
 HERE = Path(__file__).parent
 MAX_FORM = 100_000
@@ -41,7 +41,9 @@ class Browse:
     """The application: each page is a method."""
 
     def __init__(self, root: Path, token: str, port: int) -> None:
-        self.live, self.report = Live(root), Report(root)
+        self.live = Live(root)
+        self.report = Beside(root, partial(_draw, root))
+        self.judges = Beside(root, partial(_labels_page.judges, self.live))
         self.writing = threading.Lock()
         self.templates = _templates()
         get = {
@@ -142,10 +144,14 @@ class Browse:
     def labels(self, request: Request) -> Response:
         """People's labels, and how well each judge agrees with them."""
         start = _whole_number(request.query_params.get("from", "0"))
-        said = self.live.steady(self.live.blocks(), lambda: _labels_page.labels(self.live, start))
+        said = _labels_page.labels(self.live, start)
+        try:
+            judges = self.judges.get() if said.total else []
+        except FlywheelError as error:
+            judges, said.notes[:] = [], [*said.notes, f"judges cannot be measured: {error}"]
         more = start + len(said.labels)
         return self._page(
-            "labels.html", title="Labels", said=said, folder=FOLDER, start=start,
+            "labels.html", title="Labels", said=said, judges=judges, folder=FOLDER, start=start,
             more=_address("/labels", {"from": more}) if more < said.total else None,
         )  # fmt: skip
 
@@ -158,7 +164,7 @@ class Browse:
 
     def whole_report(self, request: Request) -> Response:
         """The page of `flywheel report --html`; it is drawn beside, for a large project takes longer than a person waits."""
-        page = self.report.page()
+        page = self.report.get()
         if page is None:
             return self._page("message.html", title="Report", texts=["The page is being drawn."], refresh="/report")
         return HTMLResponse(page, headers={"Content-Security-Policy": _page_base.POLICY})
@@ -248,6 +254,12 @@ class Browse:
     def _fault(self, request: Request, error: Exception) -> Response:
         texts = [f"An error of this program, which its terminal shows in full: {type(error).__name__}: {error}"]
         return self._page("message.html", 500, title="That did not work", texts=texts)
+
+
+def _draw(root: Path) -> str:
+    from tasks.views import page
+
+    return page.html(root)
 
 
 NOTHING = "No round has rows to look at yet; `flywheel run r1` makes the round r1, and `flywheel campaign` all of them."

@@ -55,30 +55,33 @@ def _round(live: Live, name: str, block: dict[str, object], labels: int) -> Roun
 
 @dataclass(frozen=True)
 class Said:
-    """A page of people's labels, and the judges that they measure."""
+    """A page of people's labels."""
 
     labels: list[Label]
     """The latest first."""
     total: int
     people: dict[str, Counter[str]]
     """Labels of each person: right, wrong, notes alone."""
-    judges: list[ByLabels]
     notes: list[str] = field(default_factory=list)
 
 
 def labels(live: Live, start: int = 0) -> Said:
-    """Labels from the one numbered `start`. Where a file of the project is damaged, without the judges."""
+    """Labels from the one numbered `start`."""
     every, notes = live.labels()
     every.sort(key=lambda label: (label.time, label.key), reverse=True)
     people: dict[str, Counter[str]] = {}
     for label in every:
         people.setdefault(label.person, Counter())[label.label or "note"] += 1
-    judges: list[ByLabels] = []
-    try:
-        judges = by_labels(live.catalog(), every) if every else []
-    except FlywheelError as error:
-        notes.append(f"judges cannot be measured: {error}")
-    return Said(every[start : start + LABELS], len(every), people, judges, notes)
+    return Said(every[start : start + LABELS], len(every), people, notes)
+
+
+def judges(live: Live) -> list[ByLabels]:
+    """The judges that labels measure.
+
+    Raises:
+        StoreError: when a stored file is damaged.
+    """
+    return live.steady(live.blocks(), lambda: by_labels(live.catalog(), live.labels()[0]))
 
 
 def draw(live: Live, round: str) -> tuple[str, str]:

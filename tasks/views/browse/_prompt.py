@@ -73,11 +73,9 @@ def sheet(live: Live, round: str, id: str, start: int = 0) -> Sheet:
     before, after = _neighbours(live, round, id)
     if not found:
         raise NoRow(_unknown(live, round, id, [n for n in (before, after) if n]))
-    rows = live.select(
-        round, "responses", f"{_cut('response')}, {_all_but('response')}", "prompt_id = $id", id=id, most=LONGEST
-    )
+    rows = live.select(round, "responses", _answer_columns(live, round), "prompt_id = $id", id=id, most=LONGEST)
     rows.sort(key=lambda row: (row["member"] or "", row["sample"] or 0, row["id"]))
-    answers = [Answer(row, "responses") for row in rows[start : start + ANSWERS]]
+    answers = [Answer(row, "responses", row["_digest"]) for row in rows[start : start + ANSWERS]]
     notes = live.damage(round) + _complete(live, round, found[0], answers)
     return Sheet(round, found[0], answers, len(rows), before, after, notes)
 
@@ -116,9 +114,6 @@ def _complete(live: Live, round: str, prompt: Row, answers: list[Answer]) -> lis
     _criticised(live, round, given, by_id)
     every = [a for answer in answers for a in (answer, *answer.refinements)]
     _used(live, round, prompt["id"], {a.row["id"]: a for a in every})
-    digests = _digests(live, round, prompt["id"], {a.source for a in every})
-    for answer in every:
-        answer.digest = digests.get((answer.source, answer.row["id"]), "")
     said, notes = live.labels()
     label(said, round, every)
     return notes
@@ -131,12 +126,10 @@ def _criticised(live: Live, round: str, given: Row, answers: dict[str, Answer]) 
     ):
         if answer := answers.get(row["response_id"]):
             answer.critiques.append(row)
-    refined = live.select(
-        round, "refinements", f"{_cut('response')}, {_all_but('response')}", "prompt_id = $id", **given
-    )
+    refined = live.select(round, "refinements", _answer_columns(live, round), "prompt_id = $id", **given)
     for row in sorted(refined, key=lambda row: (row["critique_id"] or "", row["sample"] or 0, row["id"])):
         if answer := answers.get(row["response_id"]):
-            answer.refinements.append(Answer(row, "refinements"))
+            answer.refinements.append(Answer(row, "refinements", row["_digest"]))
 
 
 def _used(live: Live, round: str, prompt: str, answers: dict[str, Answer]) -> None:
@@ -147,27 +140,23 @@ def _used(live: Live, round: str, prompt: str, answers: dict[str, Answer]) -> No
                     answer.uses.append({"table": table, "id": row["id"], "role": column.removesuffix("_id")})
 
 
-def _digests(live: Live, round: str, prompt: str, sources: Iterable[str]) -> dict[tuple[str, str], str]:
-    """The digests of whole answers to a prompt, by (table, id), as `text_digest` makes them: here without reading the texts
-    into this process.
-    """
+def _answer_columns(live: Live, round: str) -> str:
+    """An answer with the beginning of its text, and the digest of all of it, of which this process reads no more."""
+    return f"{_cut('response')}, {_digest(live, round)} as _digest, {_all_but('response')}"
+
+
+def _digest(live: Live, round: str) -> str:
+    """The digest of the problem `$id` and a whole answer in SQL, as `text_digest` makes it."""
     problems = live.table(round, "prompts")
-    if problems is None or not problems.parts:
-        return {}
-    problem = f"select problem from {problems.sql()} where id = $id limit 1"
-    text = f"coalesce(({problem}), '') || chr(31) || coalesce(response, '')"
-    return {
-        (source, row["id"]): row["digest"]
-        for source in sorted(sources)
-        for row in live.select(
-            round, source, f"id, substr(sha256({text}), 1, 16) as digest", "prompt_id = $id", id=prompt
-        )
-    }
+    problem = f"(select problem from {problems.sql()} where id = $id limit 1)" if problems and problems.parts else "''"
+    return f"substr(sha256(coalesce({problem}, '') || chr(31) || coalesce(response, '')), 1, 16)"
 
 
 def digest_of(live: Live, round: str, source: str, id: str, prompt: str) -> str | None:
     """The digest of the problem and the answer of one row, as they are now; None where there is no such row."""
-    return _digests(live, round, prompt, [source]).get((source, id))
+    what, where = f"{_digest(live, round)} as digest", "prompt_id = $id and id = $row"
+    rows = live.select(round, source, what, where, id=prompt, row=id)
+    return rows[0]["digest"] if rows else None
 
 
 def label(labels: Iterable[Label], round: str, answers: Iterable[Answer]) -> None:

@@ -18,7 +18,7 @@ from tasks.views.browse._live import Live, Row, Stored
 
 ROWS = 40
 """Of a page."""
-SECONDS = 0.8
+SECONDS = 0.6
 """After which no further parts are read."""
 FIRST, MOST = 1, 16
 """Parts that are read at once: at first, and at most."""

@@ -24,16 +24,23 @@ LINE = 200
 
 
 class Nearby(Lineage):
-    """The lineage of the rows of one prompt."""
+    """The lineage of the rows of one prompt. Of a table that knows the prompts of its rows, those of this one are read once, and
+    looked through in memory.
+    """
 
     def __init__(self, con: duckdb.DuckDBPyConnection, prompt: str | None) -> None:
         super().__init__(con)
-        self.prompt = prompt
+        self.stored, self.prompt, self.near = con, prompt, duckdb.connect()
+        self.read: set[str] = set()
 
     def select(self, table: str, where: str, ids: list[str]) -> list[Step]:
-        """Rows of a table; where it knows the prompt of a row, those of this prompt alone."""
-        if self.prompt is not None and "prompt_id" in TABLES[table].schema.names and ids:
-            where = f"({where}) and prompt_id = '{self.prompt.replace(chr(39), chr(39) * 2)}'"
+        """The rows of a table that a predicate over `$ids` holds for; where it knows the prompt of a row, of this one alone."""
+        near = self.prompt is not None and "prompt_id" in TABLES[table].schema.names
+        if near and ids and table not in self.read:
+            rows = self.stored.sql(f"from {table} where prompt_id = $prompt", params={"prompt": self.prompt})
+            self.near.register(table, rows.to_arrow_table())
+            self.read.add(table)
+        self.con = self.near if near else self.stored
         return super().select(table, where, ids)
 
 
