@@ -18,14 +18,9 @@ from tasks.views._page_base import render
 from tasks.views._page_charts import Point, Series, Value, forest, key, lines
 from tasks.views._page_data import Data, Section, point
 from tasks.views._report_facts import Facts
-from tasks.views._report_rows import SHORT
+from tasks.views._report_rows import ACCURACIES, SHORT
 
-ACCURACIES = {
-    "pass_at_1": "sampled (pass@1)",
-    "greedy": "greedy",
-    "grade_sampled": "grade of samples",
-    "grade": "grade, greedy",
-}
+NAMES = {name: title.removesuffix(", %") for name, title in ACCURACIES.items()}
 """Measures that stand for accuracy, and what a reader calls them."""
 
 
@@ -124,7 +119,7 @@ def _headline(data: Data) -> dict[str, str]:
     """Round → its first accuracy with the interval, as `sampled (pass@1) 86.4 % (83.6–89.2)`."""
     cells: dict[str, str] = {}
     for facts in data.facts:
-        for name, label in ACCURACIES.items():
+        for name, label in NAMES.items():
             cell = facts.measures.get((name, None))
             if cell is not None and cell.value is not None:
                 ends = "" if cell.low is None or cell.high is None else f" ({cell.low:.1f}–{cell.high:.1f})"
@@ -170,12 +165,12 @@ def _state(facts: Facts) -> str:
 
 def accuracy(data: Data) -> Section:
     """Accuracy over all levels by round, and by level where the domain has levels."""
-    found = data.measured(*ACCURACIES)
-    names = [name for name in ACCURACIES if name in found]
+    found = data.measured(*NAMES)
+    names = [name for name in NAMES if name in found]
     if not names:
         return Section("accuracy", "Accuracy", missing="the stage evaluate measures it")
-    overall = [_by_round(data, found[name], f"All levels: {ACCURACIES[name]}") for name in names]
-    by_level = [chart for name in names if (chart := _by_level(data, found[name], ACCURACIES[name]))]
+    overall = [_by_round(data, found[name], f"All levels: {NAMES[name]}") for name in names]
+    by_level = [chart for name in names if (chart := _by_level(data, found[name], NAMES[name]))]
     intro = "On held-out problems that no round trains on; bars are 95 % intervals."
     return Section("accuracy", "Accuracy", render("charts.html", intro=intro, rows=[overall, by_level]))
 

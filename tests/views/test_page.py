@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from tasks.commands import look
 from tasks.core import store
 from tasks.core.errors import FlywheelError, ParamsError
+from tasks.core.frames import frame
+from tasks.core.tables import TABLES
 from tasks.evaluate.judging import calibration_error
 from tasks.project import plan
 from tasks.project.execute import run_stage
@@ -232,8 +234,6 @@ def test_a_round_without_a_verifier_judge(made):
 
 def replace(root, name, table, rows):
     """Another table in the place of a round's own."""
-    from tasks.core.tables import TABLES
-
     stage, manifest = next((s, m) for s, m in store.manifests(root, name).items() if table in m.outputs)
     with store.writing(root, name, stage) as draft:
         for other in manifest.outputs:
@@ -277,6 +277,27 @@ def test_judges_are_measured_by_people_too(made):
     assert row[0] == "r2"
     assert row[-1] == f"{found.right}, {found.wrong}"
     assert row[1].startswith(f"{100 * found.measures['agreement'].value:.1f}")
+
+
+def test_a_domain_without_levels_or_a_verifier(made):
+    rows = [
+        {"name": "grade", "value": 0.4, "low": 0.3, "high": 0.5, "count": 7},
+        {"name": "grade_sampled", "value": 0.2},
+    ]
+    for name in ("r0", "r1", "r2"):
+        replace(made, name, "measures", frame(TABLES["measures"], rows))
+        replace(made, name, "evals", store.read(made, name, "evals").with_columns(level=None, correct=None, score=0.5))
+        replace(made, name, "audits", store.read(made, name, "audits").clear())
+        judgments = store.read(made, name, "judgments")
+        replace(made, name, "judgments", judgments.filter(~pl.col("member").is_in(["verifier"])))
+    found = sections(made)
+    body = str(found["accuracy"].body)
+    assert "All levels: greedy, grade" in body
+    assert "By level" not in body
+    assert cells(body, "r1")[0] == "20.0 %"
+    assert found["passk"].missing
+    assert found["judges"].missing
+    assert "sampled, grade 20.0 %" in page.html(made)
 
 
 def test_tables_too_large_to_compare_are_told(made, monkeypatch):
