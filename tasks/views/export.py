@@ -35,7 +35,19 @@ CARD_FILE = "README.md"
 TAG = "flywheel"
 """In a card's front matter: this was exported, and may be replaced by another export."""
 
-CARD = """---
+FACTS = """| | |
+|---|---|
+| round | `{round}` |
+| parent | `{parent}` |
+| base | `{base}` |
+| recipe | `{recipe}` |
+| seed | {seed} |
+| domain | {domain} |
+"""
+"""The lines of a card that say which round it was."""
+
+CARD = (
+    """---
 pretty_name: {title}
 {license}task_categories:
 - text-generation
@@ -64,15 +76,9 @@ rows = load_dataset("path/to/this/folder", "sft", split="train")
 ```
 
 ## How it was made
-| | |
-|---|---|
-| round | `{round}` |
-| parent | `{parent}` |
-| base | `{base}` |
-| recipe | `{recipe}` |
-| seed | {seed} |
-| domain | {domain} |
-| engine | {engine} |
+"""
+    + FACTS
+    + """| engine | {engine} |
 | model that the round made (sha256) | `{model}` |
 | rows written by (sha256) | {authors} |
 
@@ -84,6 +90,7 @@ Stage by stage:
 ## Licence
 {licence}
 """
+)
 NO_LICENCE = """None is declared. Problems and answers come from the base model and from the domain's own data, and their terms apply:
 choose a licence that they allow, and add it to the front matter as `license:`."""
 

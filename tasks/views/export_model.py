@@ -13,7 +13,7 @@ from tasks.core import models
 from tasks.core.errors import FlywheelError
 from tasks.project.execute import model_folder
 from tasks.views import catalog
-from tasks.views.export import CARD_FILE, TAG, licence_lines, replace
+from tasks.views.export import CARD_FILE, FACTS, TAG, licence_lines, replace
 
 HEADLINES = {
     "pass_at_1": "pass@1, sampled",
@@ -25,7 +25,8 @@ HEADLINES = {
 NO_RESULTS = ("_stderr", "/version", "/num_fewshot", "/errors")
 """Ends of the names of measures that are no result of a task."""
 
-CARD = """---
+CARD = (
+    """---
 {metadata}---
 
 # {title}
@@ -40,15 +41,9 @@ print(chat([{{"role": "user", "content": "…"}}]))
 ```
 
 ## How it was made
-| | |
-|---|---|
-| round | `{round}` |
-| parent | `{parent}` |
-| base | `{base}` |
-| recipe | `{recipe}` |
-| seed | {seed} |
-| domain | {domain} |
-| strategies | {strategies} |
+"""
+    + FACTS
+    + """| strategies | {strategies} |
 | trained on | {rows} |
 | gates | {gates} |
 | digest (sha256 over its files) | `{digest}` |
@@ -66,6 +61,7 @@ On held-out problems of its domain, which no round trained on; with 95 % interva
 ## Licence
 {licence}
 """
+)
 
 
 def export_model(root: Path, round: str, to: Path, licence: str | None = None) -> str:
