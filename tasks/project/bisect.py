@@ -2,10 +2,10 @@
 
 The units in which the rounds differ stand in the order in which they act: parent, seed, prompts … evaluate. A counterfactual
 has the first k units from the good round and the others from the bad one; k = 0 is the bad round, all units are the good one,
-so the changes between neighbours add up to the whole change. The path is halved where the change of a part is clear of noise:
-one cause among m units is found in about log2(m) runs, most of which run the last stages alone. A part that is not halved has
-been measured as a whole. The stage that explains most is then exchanged alone, all else as in the bad round: where it acts only
-together with other differences, the two disagree.
+so the changes between neighbours add up to the whole change. The path is cut before the first stage that differs, and then
+halved, where the change of a part is clear of noise: one cause among m units is found in about log2(m) runs, most of which run
+the last stages alone. A part that is not halved has been measured as a whole. The stage that explains most is then exchanged
+alone, all else as in the bad round: where it acts only together with other differences, the two disagree.
 
 The first unit, `rerun`, is the bad round as its stages make it today: plans do not tell of a table that is not what its stage
 wrote, nor of code as it was then.
@@ -170,8 +170,11 @@ class _Search:
         )
 
     def _split(self, low: int, high: int, split_all: bool) -> Iterator[tuple[int, int]]:
-        """Parts of the path as (first, last) points. The middle is the later one of two: fewer stages run for it."""
-        middles = sorted(range(low + 1, high), key=lambda k: (abs(2 * k - low - high), -k))
+        """Parts of the path as (first, last) points. It is first cut before the first stage that differs, where the good
+        round has all that comes before; then in the middle, of two middles at the later one: few stages run for these.
+        """
+        stages = next((n for n, u in enumerate(self.units) if u.name not in (RERUN, PARENT, SEED)), 0)
+        middles = sorted(range(low + 1, high), key=lambda k: (k != stages, abs(2 * k - low - high), -k))
         if split_all or self._change(low, high).is_clear:
             for middle in middles:
                 if self._point(middle):
