@@ -35,6 +35,7 @@ class LmEval(Evaluation):
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({"samples"})
+    example: ClassVar[dict[str, Any]] = {"tasks": ["gsm8k"], "limit": 8}
 
     tasks: tuple[str, ...] = Field(min_length=1)
     """Names of tasks, groups or tags, such as `gsm8k`; `lm-eval ls tasks` lists those of the harness."""
