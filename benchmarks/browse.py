@@ -250,7 +250,7 @@ def pages(root: Path, count: int) -> dict[str, tuple[str, str]]:
         "search of a response's id": (f"/find?q={middle['id']}", middle["id"]),
         "search of an id that is not there": ("/find?q=0123456789abcdef", "0123"),
         "an answer at random": ("/random?round=r1", "8 answers"),
-        "labels": ("/labels", "Judges against people"),
+        "labels": ("/labels", "200 labels"),
         "report": ("/report", ""),
     }  # fmt: skip
     version = store.manifests(root, "r1")["generate"].outputs["responses"].digest[:12]

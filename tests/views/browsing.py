@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import projects
 from ruamel.yaml import YAML
 
 from tasks.core import store
@@ -127,7 +128,15 @@ def make(root: Path, tables: dict[str, list[dict[str, Any]]] | None = None) -> P
 def empty(root: Path) -> Path:
     """A project of which nothing was made, in git, with somebody who works on it."""
     root.mkdir(exist_ok=True)
-    bases = {"r0": {"seed": 0, "domain": {"strategy": "arithmetic"}, "engine": {"strategy": "fake"}}}
+    base = {
+        "seed": 0,
+        "domain": {"strategy": "arithmetic"},
+        "engine": {"strategy": "fake"},
+        "evaluate": {"answers": {}},
+        "gate": {},
+    }
+    bases = {"r0": base | {"base": {"strategy": "local", "path": "data/base"}}}
+    (root / "recipes").symlink_to(projects.HERE / "recipes")
     rounds = {"r1": {"parent": "r0", "base": "r0", "seed": 1}, "r2": {"parent": "r1", "base": "r0", "seed": 2}}
     YAML().dump({"bases": bases, "rounds": rounds}, root / "params.yaml")
     for command in (["init", "-q"], ["config", "user.name", "Ada L"], ["config", "user.email", "Ada@Example.org"]):
