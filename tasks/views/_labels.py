@@ -96,16 +96,6 @@ def by_round(root: Path) -> dict[str, dict[str, Measure]]:
     return found
 
 
-def load() -> None:
-    """Imports what measuring needs, which takes a second or two."""
-    _measured(
-        "",
-        "",
-        False,
-        [{"truth": t, "level": None, "score": float(t), "verdict": None, "error": None} for t in (True, False)],
-    )
-
-
 def _measured(round: str, judge: str, reward: bool, rows: list[dict[str, Any]]) -> ByLabels:
     agreement = proportion("agreement", None, [(r["verdict"] == "pass") == r["truth"] for r in rows if r["verdict"]])
     measures = {m.name.removeprefix(f"{judge}_"): m for m in judge_measures(judge, rows)}

@@ -21,7 +21,7 @@ from tasks.core.errors import FlywheelError, UnknownName
 from tasks.core.labels import FOLDER
 from tasks.core.tables import TABLES
 from tasks.project import labels
-from tasks.views import _labels, _page_base
+from tasks.views import _page_base
 from tasks.views.browse import _ids, _labels_page, _prompt, _search, _trace
 from tasks.views.browse._beside import Beside
 from tasks.views.browse._guard import Guard
@@ -58,8 +58,7 @@ class Browse:
         self.guard = Guard(app, token, port)
 
     def warm(self) -> None:
-        """Makes ready what the first trace and the first measured judge would wait for."""
-        _labels.load()
+        """Makes ready what the first trace would wait for."""
         with suppress(FlywheelError):  # the page that needs it says so
             self.live.catalog()
 
