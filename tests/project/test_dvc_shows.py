@@ -7,8 +7,12 @@ import subprocess
 import projects
 import pytest
 from dvc.cli import main as dvc
+from ruamel.yaml import YAML
 
 from tasks.core import store
+from tasks.project.graph import changed_stages
+from tasks.project.params import load_params, stages_of
+from tasks.project.pipeline import address
 
 pytestmark = pytest.mark.xdist_group("campaign")
 
@@ -41,6 +45,20 @@ def test_metrics_are_a_line_a_round_and_fit_a_terminal(made, capsys):
     assert head.split() == ["Path", "greedy", "kept", "majority_at_2", "pass_at_1", "promoted"]
     assert [re.search(r"round=(\w+)", row)[1] for row in rows] == ["r0", "r1", "r2"]
     assert max(map(len, [head, *rows])) <= 100
+
+
+def test_a_lock_from_before_metrics_and_plots_were_few_stays_in_force(made):
+    yaml = YAML()
+    content = yaml.load(made / "dvc.yaml")
+    for entry in (group["do"] for group in content["stages"].values() if "do" in group):
+        paths = {path: out for out in entry["outs"] for path in out}
+        shown = {kind: [o for path, o in paths.items() if f"/{kind}/" in path] for kind in ("metrics", "plots")}
+        entry["outs"] = [o for o in paths.values() if o not in [*shown["metrics"], *shown["plots"]]]
+        entry.update({kind: outs for kind, outs in shown.items() if outs})
+    yaml.dump(content, made / "dvc.yaml")
+    params = load_params(made)
+    stages = [address(stage, block) for block in params.blocks.values() for stage in stages_of(block)]
+    assert changed_stages(made, stages) == set()
 
 
 def test_plots_are_drawn_over_rounds_and_without_a_network(plotted, browser):
