@@ -28,7 +28,7 @@ class Approval(RunInput):
     """The form of a suspended campaign."""
 
     answer: Literal["promote", "refuse"] = Field("promote", description="What becomes of the round.")
-    by: str = Field("", description="Your name, which is kept with the answer.")
+    by: str = Field(min_length=1, description="Your name, which is kept with the answer.")
     note: str = Field("", description="Why, in your words; kept with the answer.")
 
 

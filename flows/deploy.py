@@ -21,8 +21,10 @@ from typing import Any
 
 from prefect import Flow, serve
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, DeploymentSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.utilities.callables import parameter_schema
@@ -83,27 +85,36 @@ def make_pool() -> None:
 def _deploy(root: Path, name: str, deployed: Deployed) -> str:
     flow: Any = Flow.from_source(str(root.resolve()), deployed.entrypoint)
     title = f"{flow.name}/{name}"
-    # No schedules for one that is there: it has those that people gave it.
-    schedule = None if deployed.cron is None or _exists(title) else Cron(deployed.cron, active=False)
+    known = _known(title)
     flow.deploy(
         name,
         POOL,
         description=deployed.description,
         parameters=dict(deployed.parameters),
-        schedule=schedule,
+        schedules=_schedules(deployed, known),
+        paused=bool(known and known.paused),
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=deployed.collision),
         enforce_parameter_schema=False,
-        job_variables={"env": HEARTBEAT},
+        # Not a temporary folder, which ends with the process: a run that is resumed at once would lose its own.
+        job_variables={"env": HEARTBEAT, "working_dir": str(root.resolve())},
         print_next_steps=False,
         ignore_warnings=True,
     )
     return title
 
 
-def _exists(title: str) -> bool:
+def _known(title: str) -> DeploymentResponse | None:
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        return bool(client.read_deployment_by_name(title))
-    return False
+        return client.read_deployment_by_name(title)
+    return None
+
+
+def _schedules(deployed: Deployed, known: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
+    """Those that a deployment has, for registering it again replaces them; a new one's own is off."""
+    if known:
+        kept = set(DeploymentScheduleCreate.model_fields) & set(DeploymentSchedule.model_fields)
+        return [DeploymentScheduleCreate(**{field: getattr(s, field) for field in kept}) for s in known.schedules]
+    return [DeploymentScheduleCreate(schedule=CronSchedule(cron=deployed.cron), active=False)] if deployed.cron else []
 
 
 def refresh(root: Path) -> None:

@@ -95,7 +95,7 @@ def bring_up_to_date(
     names: Sequence[str], concurrency: int, retries: int, spent: Spent | None = None, hold: bool = False
 ) -> list[str]:
     """Runs the stale stages of rounds and of their ancestors in the current flow run, and publishes the results. With `hold`,
-    no model is promoted.
+    no model is promoted, and nothing is published where nothing was stale.
 
     Raises:
         StageFailed: of the first stage that failed. Running stages finish, no further one starts, and what was made is
@@ -105,6 +105,8 @@ def bring_up_to_date(
 
     root = Path()
     todo = graphs.stale(root, *names)
+    if hold and not todo:
+        return todo
     whole = graphs.graph(load_params(root), names)
     graph = {item: whole[item] & set(todo) for item in todo}
     task = with_retries(retries)
