@@ -161,6 +161,18 @@ def test_a_label_is_kept_shown_and_taken_back(root):
     assert said(root) == []
 
 
+def test_a_label_is_shown_at_the_same_text_elsewhere_which_cannot_take_it_back(tmp_path):
+    tables = rows()
+    for row in tables["responses"][4:8]:
+        row["response"] = "the same"
+    browsing.make(tmp_path, tables)
+    visitor = client(tmp_path)
+    answer = visitor.post("/label", data=form(visitor.get) | {"label": "right", "note": ""})
+    assert answer.text.count('class="right" aria-pressed="true"') == 4
+    assert answer.text.count('value="remove"') == 1
+    assert text_of(answer).count("of the same text in another answer") == 3
+
+
 def test_labels_measure_judges(root):
     visitor = client(root)
     for n in range(1, 4):
