@@ -34,6 +34,8 @@ HEADLINES = (
     "tokens/completion_tokens",
     "gpu_hours",
 )
+FIRST = [f"{HEADLINE}/{name}" for name in HEADLINES]
+"""Logged before the others: MLflow compares runs by the first of their metrics."""
 MONEY = f"{HEADLINE}/money"
 MODELS_PARAMS = ("parent", "base", "recipe", "anchor")
 EXAM_MEASURES = {
@@ -111,6 +113,7 @@ def round_facts(root: Path, block: Block, manifests: Manifests, number: int, pri
     if len(manifests) == len(stages_of(block)):
         finished = max(milliseconds(m.finished) for m in manifests.values())
         metrics += _metrics(totals(manifests, prices), finished, number)
+    metrics.sort(key=lambda m: (m.key not in FIRST, FIRST.index(m.key) if m.key in FIRST else 0, m.key))
     params = {k: v for m in manifests.values() for k, v in _params(m).items()}
     params |= {k: getattr(block, k) or "" for k in MODELS_PARAMS}
     inputs = [
