@@ -34,7 +34,7 @@ from tasks.project.closure import module_file
 from tasks.project.headlines import metrics_text
 from tasks.project.pieces import ranges, within
 
-VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow")
+VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow", "lm_eval")
 COUNTS = ("requests", "prompt_tokens", "completion_tokens")
 """Of a model's meter, what manifests keep."""
 
