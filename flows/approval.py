@@ -62,4 +62,4 @@ def ask(root: Path, name: str) -> None:
         kept = champion.keep_answer(root, name, given.answer, given.by, given.note)
         get_run_logger().info(f"{kept.by}: {kept.answer} {name}. Commit {champion.ANSWERS}, which keeps it")
         events.decided(root, name)
-    publish(root)
+        publish(root, [name])

@@ -14,8 +14,9 @@ from flows import publish, round
 from flows.progress import Progress
 from flows.publish import publishing, slug
 from flows.reproduce import Reproduced
-from flows.round import _version, print_changes, run_graph
+from flows.round import _version, print_changes, run_exam, run_graph
 from tasks.core import store
+from tasks.core.errors import FlywheelError
 from tasks.project import plan
 from tasks.project.edit import add_round
 from tasks.project.execute import run_stage
@@ -226,3 +227,9 @@ def test_a_summary_that_cannot_be_made_fails_nothing(made, capsys, monkeypatch):
     assert changed(made, "r2", capsys, None) == []
     [warning] = warnings
     assert "evals" in warning
+
+
+def test_an_exam_makes_no_data(made):
+    projects.set_values(made, "r2", ["generate.sample.samples=4"])
+    with pytest.raises(FlywheelError, match="r2 cannot sit the exam: generate@r2 and .* `flywheel run r2`"):
+        run_exam.fn("latest")
