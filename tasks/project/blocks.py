@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, PlainValidator, ValidationError, model_validator
 
-from tasks.core import models
+from tasks.core import labels, models
 from tasks.core.errors import ModelRefused, UnknownName
 from tasks.core.plugin import Params, Plugin, load, names
 from tasks.core.stage import Stage, Strategy, stages
@@ -207,6 +207,11 @@ def input_files(block: Block) -> dict[str, Path]:
     plugins: dict[str, Plugin] = {"domain": block.domain}
     plugins |= {f"{stage}.{member}": s for stage, member, s in block.strategies() if stage != "base"}
     return {f"{key}.{at}": path for key, plugin in plugins.items() for at, path in paths_of(plugin)}
+
+
+def reads_labels(path: Path) -> bool:
+    """Whether a path is the folder of people's labels, or a file in it."""
+    return path.is_relative_to(labels.FOLDER) and ".." not in path.parts
 
 
 def paths_of(value: Any, at: str = "") -> Iterator[tuple[str, Path]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from tasks.core.errors import suggest
 from tasks.core.plugin import names
 from tasks.core.stage import ANCESTORS, OPTIONAL, Strategy, stages
-from tasks.project.blocks import EXAM, Block, Pipeline, input_files
+from tasks.project.blocks import EXAM, Block, Pipeline, input_files, reads_labels
 from tasks.project.build import location
 from tasks.project.problems import Problems
 
@@ -146,9 +146,12 @@ def _check_replay(pipeline: Pipeline, block: Block, problems: Problems) -> None:
 
 
 def _check_files(block: Block, problems: Problems) -> None:
-    """Files that a domain or strategy reads must lie where DVC tracks their edits."""
+    """Files that a domain or strategy reads must lie where DVC tracks their edits: seeds, or people's labels."""
     for path, file in input_files(block).items():
-        if not file.is_relative_to(SEEDS) or ".." in file.parts:
+        if reads_labels(file):
+            if not file.exists():
+                problems.add(_place(block, path), f"{file} is not there yet; label answers in `flywheel browse` first")
+        elif not file.is_relative_to(SEEDS) or ".." in file.parts:
             problems.add(
                 _place(block, path), f"{file} is outside {SEEDS}, so DVC would not see its edits; move it there"
             )

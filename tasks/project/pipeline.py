@@ -22,9 +22,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tasks.core import labels
 from tasks.core.plan import FOLDER
 from tasks.core.stage import OPTIONAL, Input, Stage, stages
-from tasks.project.params import SEEDS, Block, Pipeline, stages_of
+from tasks.project.blocks import reads_labels
+from tasks.project.params import SEEDS, Block, Pipeline, input_files, stages_of
 from tasks.project.recipes import FOLDER as RECIPES
 
 FILE = "dvc.yaml"
@@ -100,7 +102,8 @@ def lacks_dependencies(root: Path, pipeline: Pipeline) -> bool:
     if content is None:
         return False
     now, then = _content(pipeline), content.get("stages") or {}
-    same = all(then[n]["do"]["deps"] == g["do"]["deps"] for n, g in now["stages"].items() if n in then and "do" in g)
+    same = "plan" not in then or then["plan"].get("deps") == now["stages"]["plan"]["deps"]
+    same &= all(then[n]["do"]["deps"] == g["do"]["deps"] for n, g in now["stages"].items() if n in then and "do" in g)
     return not same or content.get("vars") != now.get("vars")
 
 
@@ -143,7 +146,9 @@ def _content(pipeline: Pipeline) -> dict[str, Any]:
     optional = {i.ancestor for inputs in needed.values() for i in inputs} & set(OPTIONAL)
     named = {b.name: _optional_ancestors(pipeline, b, optional) for b in pipeline.rounds.values()}
     shown = {"plots": list(_plots(pipeline)), "artifacts": _artifacts(pipeline)}
-    return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": _groups(needed)} | shown
+    labelled = any(reads_labels(path) for block in pipeline.blocks.values() for path in input_files(block).values())
+    plan = PLAN | {"deps": [*PLAN["deps"], str(labels.FOLDER)]} if labelled else PLAN
+    return ({"vars": [{"rounds": named}]} if optional else {}) | {"stages": {"plan": plan} | _groups(needed)} | shown
 
 
 def _needed_by_rounds(pipeline: Pipeline) -> dict[str, set[Input]]:
@@ -162,7 +167,7 @@ def _group_name(stage: Stage, of_base: bool) -> str:
 
 
 def _groups(needed: dict[str, set[Input]]) -> dict[str, Any]:
-    groups: dict[str, Any] = {"plan": PLAN}
+    groups: dict[str, Any] = {}
     for stage in stages().values():
         if stage.bases != "no":
             groups[_group_name(stage, True)] = _group(stage, "bases", {i for i in stage.inputs if _is_of_base(i)})

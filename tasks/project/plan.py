@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tasks.core import labels
 from tasks.core.models import file_digest
 from tasks.core.plan import FOLDER, SOURCES, TRANSPORT, Plan
 from tasks.core.stage import Input, Stage, Strategy
 from tasks.core.tables import TABLES, Table
 from tasks.project import recipes
-from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, stages_of
+from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, reads_labels, stages_of
 from tasks.project.closure import closure
 from tasks.project.params import FILE, load_params
 from tasks.project.pipeline import is_available, needed_inputs, written
@@ -92,10 +93,17 @@ def _seed(pipeline: Pipeline, block: Block, stage: Stage) -> int | None:
 
 def _files(root: Path, block: Block, stage: Stage, judges: Mapping[str, Strategy]) -> Iterator[tuple[str, str]]:
     """sha256 of the files that a stage's strategies and domain read."""
-    readers = [*block.stages[stage.name].members.values(), *judges.values()] if stage.name != "base" else []
+    audited = [judge for judge in judges.values() if getattr(judge, "auditable", True)]  # the exam asks no others
+    readers = [*block.stages[stage.name].members.values(), *audited] if stage.name != "base" else []
     readers += [block.domain] if "domain" in stage.context else []
     for path in sorted({path for reader in readers for _, path in paths_of(reader)}):
-        yield path.as_posix(), file_digest(root / path) if (root / path).is_file() else "absent"
+        files = (
+            sorted((root / path).glob(f"*{labels.SUFFIX}"))
+            if reads_labels(path) and (root / path).is_dir()
+            else [root / path]
+        )
+        for file in files:
+            yield file.relative_to(root).as_posix(), file_digest(file) if file.is_file() else "absent"
 
 
 def stage_tables(stage: Stage) -> list[Table]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tasks.core import store
+from tasks.core import labels, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
@@ -174,8 +174,8 @@ class _Tree:
         return {path: md5 for path, md5 in outs.items() if path.startswith(f"data/round={name}/")}
 
     def copy_settings(self, folder: Path) -> None:
-        """Copies params.yaml, the recipes and the seeds, by which settings are explained."""
-        for name in (FILE, "recipes", SEEDS):
+        """Copies params.yaml, the recipes, the seeds and people's labels, by which settings are explained."""
+        for name in (FILE, "recipes", SEEDS, labels.FOLDER):
             if self.files.exists(self._path(str(name))):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 self.files.get(self._path(str(name)), str(folder / name))

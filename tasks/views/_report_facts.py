@@ -1,7 +1,7 @@
 """What the table of the rounds is made of: manifests, measures, decisions and costs of each base and round."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tasks.core import store
@@ -10,6 +10,7 @@ from tasks.project.champion import decision, model_digest
 from tasks.project.costs import Costs, Prices, of
 from tasks.project.freshness import absent_files, stale_stages
 from tasks.project.params import Block, Pipeline, stages_of
+from tasks.views._labels import by_round
 
 UNKNOWN = "–"
 
@@ -43,6 +44,8 @@ class Facts:
     """Files and manifests that are missing."""
     costs: Costs = field(default_factory=Costs)
     """What all its stages cost."""
+    people: dict[str, Cell] = field(default_factory=dict)
+    """What people's labels say of its judges."""
     standing: str = ""
     """`champion`, or by whom it was promoted by hand; empty for the others."""
 
@@ -61,6 +64,7 @@ def every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election])
     """Facts of every base and round, parents first."""
     stale, absent = stale_stages(root, pipeline), absent_files(root, pipeline)
     standing = {election.champion: "champion" for election in results.values()}
+    people = by_round(root)
     if choice := decision(root):
         standing[choice.round] = f"by {choice.by}"
     return [
@@ -69,6 +73,7 @@ def every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election])
             stale=stale.get(name, {}),
             absent=tuple(absent.get(name, ())),
             standing=standing.get(name, ""),
+            people={label: _percent(asdict(measure)) for label, measure in people.get(name, {}).items()},
         )
         for name, block in pipeline.blocks.items()
     ]

@@ -42,6 +42,7 @@ def groups(rounds: list[Facts]) -> list[Group]:
         *(_by_level(rounds, *item) for item in ACCURACIES.items()),
         Group("k samples, %", _of_samples(rounds)),
         Group("on known answers, %", _judges(rounds)),
+        Group("against people's labels, %", _by_people(rounds)),
         Group("rows", _counts(rounds)),
         Group("tokens", _token_lines(rounds)),
         Group("seconds", _seconds(rounds)),
@@ -89,6 +90,11 @@ def _judges(rounds: list[Facts]) -> list[Line]:
     ]
     location = _measure("critic: wrong step found", rounds, "critique_location")
     return [*lines, location, _measure("greedy, self-corrected", rounds, "refined")]
+
+
+def _by_people(rounds: list[Facts]) -> list[Line]:
+    names = dict.fromkeys(name for f in rounds for name in f.people)
+    return [_line(name.replace("_", " "), rounds, lambda f, n=name: f.people.get(n)) for name in names]
 
 
 def _counts(rounds: list[Facts]) -> list[Line]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.core.labels import LABELS
 from tasks.core.meanings import meaning
 from tasks.core.plan import Plan
 from tasks.core.store import Manifest
@@ -87,9 +88,14 @@ SUMMARIES = {
     "warnings": ("Every warning of every stage.", WARNINGS),
     "metrics": ("Every metric of every stage, and what it means.", METRICS),
 }
-DOCS = {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABLES.items()} | {
-    name: (doc, {column: text for column, (_, text) in columns.items()}) for name, (doc, columns) in SUMMARIES.items()
-}
+DOCS = (
+    {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABLES.items()}
+    | {
+        name: (doc, {column: text for column, (_, text) in columns.items()})
+        for name, (doc, columns) in SUMMARIES.items()
+    }
+    | {LABELS.name: (LABELS.doc, LABELS.docs)}
+)
 """Table → what it holds, and what each of its columns holds."""
 
 

@@ -5,6 +5,7 @@
     stages                             cost of each stage of each round: rows, tokens, seconds, GPU hours, money
     costs                              tokens and money of each stage by engine
     warnings                           every warning of every stage
+    labels                             people's labels of answers, from data/labels
     metrics                            every metric of every stage: (round, stage, name, value)
 
 Views list the files of manifests, not globs, so leftovers of a killed process are in no view. A table that no round has
@@ -24,7 +25,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core import store
+from tasks.core import labels, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.store import Output
 from tasks.core.tables import TABLES, Table
@@ -157,7 +158,8 @@ def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
             raise StoreError(
                 f"table {table.name} cannot be read: {error}; run the stage that writes it again"
             ) from None
-    for name, rows in summaries(root, content, rounds).items():
+    said = {labels.LABELS.name: labels.table(labels.read(root / labels.FOLDER))}
+    for name, rows in (summaries(root, content, rounds) | said).items():
         con.register("_rows", rows)
         con.execute(f"create table {name} as from _rows")
         con.unregister("_rows")

@@ -375,7 +375,7 @@ def test_files_of_the_project_are_read(root: Path, monkeypatch: pytest.MonkeyPat
         ("(select id from prompts)", 2),
         ("-- all\n select id from prompts", 2),
         ("select 'déjà'; table prompts", 2),
-        ("show tables", len(TABLES) + 5),
+        ("show tables", len(TABLES) + 6),
         ("describe prompts", len(TABLES["prompts"].schema) + 1),
         ("summarize judgments", len(TABLES["judgments"].schema) + 1),
         ("pivot judgments on member using count(*) group by round", 1),

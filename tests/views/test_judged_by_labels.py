@@ -7,7 +7,7 @@ from tasks.core import labels
 from tasks.core.labels import text_digest
 from tasks.project.labels import write
 from tasks.views._labels import auroc_interval, balanced_interval, by_labels, by_round, truths
-from tasks.views.catalog import connect
+from tasks.views.catalog import connect, query
 
 ADA, BOB = "Ada <ada@example.org>", "Bob <bob@example.org>"
 
@@ -84,6 +84,13 @@ def test_a_table_of_rounds_gets_the_measures_in_words(root):
     }  # fmt: skip
     next((root / "data/round=r1/judgments").iterdir()).unlink()
     assert by_round(root) == {}
+
+
+def test_sql_has_the_labels_of_people(root):
+    say(root, 1, 0, "right")
+    say(root, 2, 1, "wrong", BOB)
+    rows = query(root, "select label, count(*) as n from labels join responses using (id) group by all order by all")
+    assert rows.to_pylist() == [{"label": "right", "n": 1}, {"label": "wrong", "n": 1}]
 
 
 def test_few_labels_have_wide_intervals_even_where_all_agree(root):
