@@ -179,7 +179,7 @@ def _cost(console: Console, result: Bisection) -> None:
 
 
 def _percent(part: Part) -> str:
-    return f"{100 * part.share:.0f} %" if part.share is not None else "Part"
+    return f"{round(100 * part.share)} %" if part.share is not None else "Part"
 
 
 def _value(metric: str, value: float) -> str:
@@ -194,6 +194,7 @@ def _change(metric: str, change: Change) -> str:
 
 
 def _number(metric: str, value: float) -> str:
+    value = value if abs(value) >= 0.05 or not is_share(metric) else 0.0  # no -0.0
     return f"{value:+.1f}" if is_share(metric) else f"{value:+.3g}"
 
 
