@@ -130,3 +130,5 @@ def test_hostile_texts_are_shown_as_they_are(recorded):
     content = trace.data.spans[0].inputs["messages"][0]["content"]
     assert content.startswith("`````text\na\0b ![x](http") and content.endswith("more)\n`````")
     assert len(content) < _traces.MAX_TEXT + 100
+    preview = trace.info.request_preview
+    assert "![" not in preview and "\0" not in preview and len(preview) <= _traces.MAX_PREVIEW

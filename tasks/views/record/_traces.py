@@ -132,8 +132,11 @@ def _clipped(text: str) -> str:
 
 
 def _preview(text: str) -> str:
-    """The start of a text, without what a database does not take."""
-    return text[:MAX_PREVIEW].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    """The start of a text as Markdown, as which the page of a review shows it: with its line breaks, without pictures from
+    elsewhere, and without what a database does not take.
+    """
+    plain = text[:MAX_PREVIEW].replace("\0", "\N{REPLACEMENT CHARACTER}").replace("![", "!\\[")
+    return plain.replace("\n", "  \n")[:MAX_PREVIEW]
 
 
 def _hash(*parts: Any) -> str:
