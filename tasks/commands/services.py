@@ -10,11 +10,13 @@ app = typer.Typer()
 
 
 @app.command(rich_help_panel="Services")
-def record() -> None:
-    """Update MLflow from the manifests; records each result once."""
+def record(
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where MLflow does not answer.")] = False,
+) -> None:
+    """Update MLflow from the manifests; records each result once. What MLflow missed while it was down is caught up."""
     from tasks.views.record import record as update
 
-    typer.echo(update(ROOT))
+    typer.echo(update(ROOT, strict=strict))
 
 
 @app.command(rich_help_panel="Services")
