@@ -3,8 +3,7 @@
     python benchmarks/bisect.py PROJECT          [--fault hot]
 
 PROJECT is a project with the rounds r0 to r2 of the embedded default, as `make demo` leaves it; a copy of it is worked in.
-Each fault is in a round of its own, beside the good one: another seed, and for the second one another parent, too. The
-command runs as a user starts it. Seconds are those of a person who waits; seconds of the processor, with its children, are the
+Each fault is in a round of its own beside the good one, with another seed, and the last with another parent, too. The command runs as a user starts it. Seconds are those of a person who waits; seconds of the processor, with its children, are the
 same on a busy machine.
 """
 
@@ -46,10 +45,12 @@ class Fault:
 
 FAULTS = {
     "hot": Fault("generate", "r0", "r1", ("generate.sample.temperature=3",)),
-    "coin": Fault("judge", "r1", "r1", ("judge.reward=random", "judge.random={}")),
-    "fast": Fault("train", "r1", "r2", ("train.sft.muon_lr=0.12", "train.sft.adamw_lr=0.015")),
+    "strict": Fault("filter", "r0", "r1", ("filter.threshold.min_reward=1.5",)),
+    "fast": Fault("train", "r2", "r2", ("train.sft.muon_lr=0.12", "train.sft.adamw_lr=0.015")),
 }
-"""Answers drawn far too hot; a judge that tosses a coin; a learning rate thirty times too high."""
+"""Answers drawn far too hot; a threshold that no share of votes reaches; a learning rate thirty times too high. (A judge that
+tosses a coin is no fault here: in a round from r1 it still gains as much, for `filter` also asks for the parent's verdict.)
+"""
 
 
 def plant(root: Path, name: str, fault: Fault) -> None:
