@@ -312,8 +312,9 @@ def test_a_round_is_started_from_the_form_and_its_artifact_opens(server, browser
     page.set_default_timeout(PATIENCE * 1000)
     page.goto(f"{server.url}/deployments/deployment/{deployment}/run")
     page.get_by_text("A round or base of params.yaml").wait_for()
-    page.get_by_text("latest", exact=True).last.click()
-    page.get_by_text("r1", exact=True).last.click()
+    page.locator(".p-select-button").first.click()
+    page.keyboard.press("Space")  # the click gives it the focus
+    page.locator(".p-select-option", has_text="r1").click()
     page.get_by_role("button", name="Submit").click()
     new = wait(lambda: [r for r in server.post("/flow_runs/filter", **query) if r["id"] not in before], bool)
     assert new[0]["parameters"]["round"] == "r1"
