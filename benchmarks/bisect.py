@@ -3,7 +3,8 @@
     python benchmarks/bisect.py PROJECT          [--fault hot]
 
 PROJECT is a project with the rounds r0 to r2 of the embedded default, as `make demo` leaves it; a copy of it is worked in.
-Each fault is in a round of its own beside the good one, with another seed, and the last with another parent, too. The command runs as a user starts it. Seconds are those of a person who waits; seconds of the processor, with its children, are the
+Each fault is in a round of its own beside the good one, with another seed, and the last with another parent, too. The command
+runs as a user starts it. Seconds are those of a person who waits; seconds of the processor, with its children, are the
 same on a busy machine.
 """
 
