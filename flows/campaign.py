@@ -28,6 +28,7 @@ from tasks.core.errors import FlywheelError
 from tasks.project import budget, champion, graph, recipes
 from tasks.project.edit import STATE, add_round
 from tasks.project.params import load_params
+from tasks.project.prompt_files import check_rounds
 
 BUDGET_REACHED = "Budget reached"
 """Name of the state in which a campaign ends that has spent its budget."""
@@ -102,6 +103,7 @@ def run_campaign(
         approval.check_possible()
     campaign = _begin(root, rounds, more)
     names = graph.rounds(root)[: campaign.rounds]
+    check_rounds(root, names)
     stop = None
     for some in [[name] for name in names] if approve else [names]:
         stop = stop or _run(root, some, campaign, approve, concurrency, retries)

@@ -14,6 +14,7 @@ from typing import Self
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from flows.reproduce import Reproduced
@@ -87,7 +88,7 @@ class Progress:
         """A stage is up to date."""
         self._line(outcome.address, rows(self.root, outcome.address) if outcome.ran else "was up to date")
         for warning in manifest_of(self.root, outcome.address).warnings if outcome.ran else ():
-            self.console.print(f"[yellow]warning: {outcome.address}: {warning}[/]")
+            self.console.print(f"[yellow]warning: {outcome.address}: {escape(warning)}[/]")
 
     def failed(self, item: str) -> None:
         """A stage failed; the flow's error carries its message."""

@@ -20,10 +20,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
 from flows import services
-from tasks.project.edit import STATE
 from tasks.project.params import load_params
 
-PAGE = Path(STATE) / "page.html"
 TIMEOUT = 5.0
 """Seconds to wait for MLflow when a link is looked up."""
 
@@ -97,11 +95,10 @@ def _dropped(root: Path, name: str) -> None:
 def _page(root: Path) -> None:
     from tasks.views import page
 
-    (root / PAGE).write_text(page.html(root), encoding="utf-8")
-    file = (root / PAGE).resolve()
+    file = page.keep(root).resolve()
     create_link_artifact(
         file.as_uri(),
-        link_text=str(PAGE),
+        link_text=str(page.KEPT),
         key="page",
         description=f"The page of all rounds; it opens from disk: {file}",
     )

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from tasks.core import labels
+from tasks.project.edit import STATE
+from tasks.project.params import FILE
 from tasks.views import _page_base as base
 from tasks.views import _page_judges, _page_rounds, _page_rows, _page_samples, catalog
 from tasks.views._page_data import Data, Section, opened
@@ -30,6 +33,10 @@ SECTIONS: tuple[Callable[[Data], Section], ...] = (
     _page_samples.figures,
 )
 """In the order of the page."""
+KEPT = Path(STATE) / "page.html"
+"""The page as it was after the last run."""
+SOURCES = (FILE, "data/round=*/manifests/*.json", "data/decisions/*", f"{labels.FOLDER}/*")
+"""Files that are newer than the kept page where it is old."""
 
 
 def show(root: Path, file: Path) -> None:
@@ -41,6 +48,22 @@ def show(root: Path, file: Path) -> None:
     base.refuse(root, file)
     base.write(root, file, html(root))
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def keep(root: Path) -> Path:
+    """The kept page of all rounds, made anew where something was made since.
+
+    Raises:
+        StoreError: when a file of a round is missing or damaged.
+    """
+    page = root / KEPT
+    newest = max((p.stat().st_mtime_ns for pattern in SOURCES for p in root.glob(pattern)), default=0)
+    if not page.is_file() or page.stat().st_mtime_ns < newest:
+        page.parent.mkdir(exist_ok=True)
+        text = html(root)
+        with base.replacing(page, b"<!doctype") as new:
+            new.write_text(text, encoding="utf-8")
+    return page
 
 
 def html(root: Path) -> str:
@@ -63,4 +86,4 @@ def _html(root: Path) -> str:
         return base.document(title, base.render("report.html", head=_page_rounds.summary(data), sections=sections))
 
 
-__all__ = ["SECTIONS", "Data", "Section", "html", "opened", "show"]
+__all__ = ["SECTIONS", "Data", "Section", "html", "keep", "opened", "show"]

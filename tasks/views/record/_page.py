@@ -1,8 +1,8 @@
 """The page of all rounds, as an artifact of the last round's run."""
 
-import hashlib
 from pathlib import Path
 
+from tasks.core import store
 from tasks.views.record._runs import Recorder
 
 PAGE = "rounds.html"
@@ -14,17 +14,17 @@ def log_page(root: Path, recorder: Recorder) -> list[str]:
     """Logs the page where it changed, to the run of the last round of params.yaml that has one: each round's run keeps the page
     as it was when the next one began. Returns what went wrong; no page is worth a failed record.
     """
-    from tasks.views.page import html
+    from tasks.views.page import keep
 
     last = next(reversed(recorder.current.values()), None)
     if last is None or (DIGEST in last.data.tags and not recorder.new.total()):
         return []
     try:
-        text = html(root)
+        page = keep(root)
     except Exception as error:
         return [f"the page of the rounds was not made: {type(error).__name__}: {error}"]
-    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    digest = store.sha256(page)
     if last.data.tags.get(DIGEST) != digest:
-        recorder.client.log_text(last.info.run_id, text, PAGE)
+        recorder.client.log_text(last.info.run_id, page.read_text(encoding="utf-8"), PAGE)
         recorder.client.set_tag(last.info.run_id, DIGEST, digest)
     return []
