@@ -24,7 +24,6 @@ from flows import approval, events
 from flows.choices import SAME, Recipe
 from flows.connection import HereFlow
 from flows.round import bring_up_to_date
-from tasks.core.errors import FlywheelError
 from tasks.project import budget, champion, graph, recipes
 from tasks.project.edit import STATE, add_round
 from tasks.project.params import load_params
@@ -162,6 +161,3 @@ def _deploy_again() -> None:
         refresh(Path())
     except Exception as error:  # nothing but a list of names is old
         get_run_logger().warning(f"the drop-downs of the deployments do not show new rounds yet: {error}")
-
-
-__all__ = ["BUDGET_REACHED", "FlywheelError", "append", "run_campaign"]
