@@ -1,6 +1,6 @@
 """Whether `flywheel bisect` finds a fault that was planted in one stage of one round, and how long that takes.
 
-    python benchmarks/bisect.py PROJECT          [--fault hot]
+    python benchmarks/faults.py PROJECT          [--fault hot]
 
 PROJECT is a project with the rounds r0 to r2 of the embedded default, as `make demo` leaves it; a copy of it is worked in.
 Each fault is in a round of its own beside the good one, with another seed, and the last with another parent, too. The command
