@@ -1,7 +1,7 @@
 """Pushes an export to the Hugging Face hub through its own client: what `export --to` would write, as one repository.
 
-The repository is private unless it is asked to be public. One that holds anything but an earlier export is refused, for a
-push replaces all its files. The token is the client's (`HF_TOKEN`, or `hf auth login`), and so is the address
+The repository is private unless it is asked to be public, and one that is public already is refused unless it is. One that
+holds anything but an earlier export is refused, for a push replaces all its files. The token is the client's (`HF_TOKEN`, or `hf auth login`), and so is the address
 (`HF_ENDPOINT`).
 """
 
@@ -23,7 +23,7 @@ def push(repository: str, kind: Kind, write: Callable[[Path], str], message: str
     none; returns a summary with the commit's address.
 
     Raises:
-        FlywheelError: without a token, when the repository is no export, or when the hub refuses or cannot be reached. What
+        FlywheelError: without a token, when the repository is no export or public without `public`, or when the hub refuses or cannot be reached. What
             `write` raises, before the hub is asked for anything.
     """
     from huggingface_hub import HfApi, get_token
@@ -39,7 +39,7 @@ def push(repository: str, kind: Kind, write: Callable[[Path], str], message: str
         with _named(repository, api.endpoint):
             api.create_repo(repository, repo_type=kind, private=not public, exist_ok=True)
             info = api.repo_info(repository, repo_type=kind)
-            _check(repository, info)
+            _check(repository, info, public)
             done = api.upload_folder(
                 repo_id=repository, repo_type=kind, folder_path=folder, commit_message=message, delete_patterns="*"
             )
@@ -47,7 +47,7 @@ def push(repository: str, kind: Kind, write: Callable[[Path], str], message: str
     return f"{masked(str(done.commit_url))}: {summary}; the repository is {seen}"
 
 
-def _check(repository: str, info: Any) -> None:
+def _check(repository: str, info: Any, public: bool) -> None:
     names = {file.rfilename for file in info.siblings or ()} - {".gitattributes"}
     tags = (info.card_data or {}).get("tags") or ()
     if names and TAG not in tags:
@@ -55,6 +55,8 @@ def _check(repository: str, info: Any) -> None:
             f"{repository} on the hub holds {min(names)!r} and no export (its {CARD_FILE} has no tag {TAG!r}): a push would "
             "replace its files; choose another name"
         )
+    if not (info.private or public):
+        raise FlywheelError(f"{repository} on the hub is public: push with --public, or choose another name")
 
 
 @contextmanager

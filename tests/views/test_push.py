@@ -67,6 +67,17 @@ def test_a_repository_with_other_content_is_left_alone(made, online):
     assert online.repositories["model", "me/mine"].files == mine
 
 
+def test_what_is_public_already_is_pushed_to_only_when_asked(made, online):
+    flywheel("r1", "--push", "me/rows", "--public")
+    repository = online.repositories["dataset", "me/rows"]
+    before = dict(repository.files)
+    with pytest.raises(FlywheelError, match="me/rows on the hub is public: push with --public"):
+        flywheel("r2", "--push", "me/rows")
+    assert repository.files == before
+    flywheel("r2", "--push", "me/rows", "--public")
+    assert repository.files != before
+
+
 def test_a_model_is_pushed_with_its_weights_and_a_card_of_its_figures(made, online):
     told = flywheel("r2", "--model", "--push", "me/two", "--public")
     repository = online.repositories["model", "me/two"]
