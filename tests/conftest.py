@@ -29,9 +29,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(absent)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium. It comes from the machine, for Playwright's own cannot be fetched everywhere."""
+    """Headless Chromium. It comes from the machine, for Playwright's own cannot be fetched everywhere. Of a module and not the
+    session, for while it is open no `asyncio.run` of another test works in this thread.
+    """
     from playwright.sync_api import sync_playwright
 
     if not (path := shutil.which("chromium") or shutil.which("google-chrome")):

@@ -26,7 +26,15 @@ from tasks.project import scratch
 from tasks.project.edit import STATE, lock
 from tasks.project.execute import VERSIONS
 from tasks.project.params import load_params
-from tasks.project.tolerance import ATOL, RTOL, Difference, folder_difference, table_difference
+from tasks.project.tolerance import (
+    ATOL,
+    RTOL,
+    Difference,
+    folder_difference,
+    metrics_difference,
+    plot_difference,
+    table_difference,
+)
 
 PLACE = Path(STATE) / "replay"
 VERDICTS = {
@@ -163,11 +171,25 @@ def _compared(root: Path, place: Path, then: store.Manifest, now: store.Manifest
     replayed = {output: entry.digest for output, entry in now.outputs.items()}
     other = [n for n in {**then.outputs, **now.outputs} if _digest(then, n) != _digest(now, n)]
     found = next(filter(None, (_difference(root, root / place, then, now, output) for output in other)), None)
-    verdict: Verdict = "identical" if not other else "different" if found else "close"
+    beside = _beside(root, root / place, then, now)
+    found = found or next(filter(None, beside), None)
+    verdict: Verdict = "different" if found else "close" if other or beside else "identical"
     versions = {k: f"{v} → {now.versions.get(k)}" for k, v in then.versions.items() if now.versions.get(k) != v}
     return {
         "verdict": verdict, "difference": found, "replayed": replayed, "versions": versions, "replayed_seconds": _seconds(now),
     }  # fmt: skip
+
+
+def _beside(root: Path, place: Path, then: store.Manifest, now: store.Manifest) -> list[Difference | None]:
+    """The first difference of the metrics and of each plot that are not equal; None where it is within the tolerance."""
+    metrics, own = f"metrics/{then.stage}.json", f"data/round={then.round}"
+    found = [] if then.metrics == now.metrics else [metrics_difference(metrics, then.metrics, now.metrics)]
+    for file in (f"plots/{plot}.csv" for plot in stages()[then.stage].plots):
+        stored, replayed = (r / own / file for r in (root, place))
+        one, other = (f.read_bytes() if f.is_file() else None for f in (stored, replayed))
+        if one != other:
+            found.append(plot_difference(file, stored, replayed))
+    return found
 
 
 def _seconds(manifest: store.Manifest) -> float:

@@ -125,7 +125,7 @@ def test_once_the_budget_is_spent_the_running_ones_end_and_no_other_starts(monke
 
     def spent(item):
         told.append(item)
-        return "the budget is reached" if item == "b" else None
+        return "the budget is reached" if item != "a" else None
 
     runner.ran = True
     with Progress(Path(), list(DIAMOND)) as progress:
