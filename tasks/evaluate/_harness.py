@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import random
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from tasks.core.errors import FlywheelError, UnknownName
 from tasks.core.ids import seed_of
@@ -31,6 +34,8 @@ BOOTSTRAPS = 1000
 IMPOSSIBLE = -1e9
 """Stands for the log-likelihood of a text that could not be scored, until its item is left out."""
 LOGGERS = ("lm_eval", "datasets")
+FUNCTION = re.compile(r"!function\s+['\"]?([\w.]+)\.\w+")
+"""A YAML's reference to a function: the module, whose file stands beside the YAML."""
 OFFLINE = "set HF_HOME to a cache that has it, or write a task whose dataset_path is json and whose data_files lie in data/seeds"
 
 
@@ -78,6 +83,7 @@ def load(names: Sequence[str], files: Sequence[Path], shots: int | None, seed: i
         for name in names:
             if name not in manager.all_tasks:
                 raise UnknownName("task", name, manager.all_tasks, "evaluate.lm_eval.tasks")
+            _check_files(name, sorted(_sources(manager, name)), files)  # before a function of such a file runs
             part = _load(manager, name)
             loaded = {kind: {**loaded[kind], **part.get(kind, {})} for kind in loaded}
     for name, task in loaded["tasks"].items():
@@ -107,10 +113,11 @@ def _check(name: str, task: Any, files: Sequence[Path]) -> None:
     if getattr(task, "MULTIMODAL", False) or task.OUTPUT_TYPE == "loglikelihood_rolling":
         kind = "images or sound" if getattr(task, "MULTIMODAL", False) else "perplexity of raw text"
         raise FlywheelError(f"lm_eval task {name!r} is about {kind}, which a chat cannot put; take another task")
+    _check_files(name, _local(task.get_config("dataset_kwargs") or {}), files)
+
+
+def _check_files(name: str, used: Iterable[Path], files: Sequence[Path]) -> None:
     known = {path.resolve() for path in files}
-    metadata = task.get_config("metadata") or {}
-    used = [Path(metadata["config_source"])] if metadata.get("config_source") else []
-    used += _local(task.get_config("dataset_kwargs") or {})
     for path in used:
         if path.resolve() not in known and not path.resolve().is_relative_to(INSTALLED):
             raise FlywheelError(
@@ -118,13 +125,44 @@ def _check(name: str, task: Any, files: Sequence[Path]) -> None:
             )
 
 
+def _sources(manager: TaskManager, name: str) -> set[Path]:
+    """The files by which a project defines a task, or a group or tag with its tasks."""
+    found: set[Path] = set()
+    names, seen = [name], set[str]()
+    while names:
+        entry = manager.task_index.get(name := names.pop())
+        if entry is None or name in seen:
+            continue
+        seen.add(name)
+        if entry.yaml_path:
+            _read_by(entry.yaml_path, found)
+        inner = (entry.cfg or {}).get("task")
+        parts = inner if isinstance(inner, list) else [inner]
+        names += [*entry.tags, *(part["task"] if isinstance(part, dict) and "task" in part else part for part in parts)]
+        names = [each for each in names if isinstance(each, str)]
+    return found
+
+
+def _read_by(source: Path, found: set[Path]) -> None:
+    """Adds a YAML, and the files that it includes or takes functions from; what the harness itself has is left out."""
+    if source in found or source.resolve().is_relative_to(INSTALLED) or not source.is_file():
+        return
+    found.add(source)
+    modules = (source.parent / f"{name.replace('.', '/')}.py" for name in FUNCTION.findall(source.read_text("utf-8")))
+    found.update(path for path in modules if path.is_file())
+    included = load_yaml(source, resolve_func=False, recursive=False).get("include") or []
+    for name in [included] if isinstance(included, str) else included:
+        _read_by(source.parent / name, found)
+
+
 def _local(value: Any) -> list[Path]:
-    """The files among a data set's arguments."""
+    """The files among a data set's arguments, of a pattern those that it stands for."""
     if isinstance(value, Mapping):
         return [path for inner in value.values() for path in _local(inner)]
     if isinstance(value, list | tuple):
         return [path for inner in value for path in _local(inner)]
-    return [Path(value)] if isinstance(value, str) and Path(value).is_file() else []
+    found = glob(value, recursive=True) if isinstance(value, str) else []
+    return [Path(path) for path in found if Path(path).is_file()]
 
 
 class ChatModel(LM):
@@ -149,7 +187,7 @@ class ChatModel(LM):
         return json.dumps(chat_history, ensure_ascii=False)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Σ log p of each continuation, and whether the greedy answer begins with it. That costs a request of its own, and
+        """Σ log p of each continuation, and whether it is the greedy answer. That costs a request of its own, and
         is asked where an item has one continuation: a choice is made by likelihood alone.
         """
         if not self._scores and requests:
@@ -193,7 +231,7 @@ class ChatModel(LM):
         greedy = [Sampling(temperature=0.0, max_tokens=max(1, len(scored[n].logprobs))) for n in alone]
         asked = [Request(chats[n], sampling, 0) for n, sampling in zip(alone, greedy, strict=True)]
         drawn = dict(self._policy.sample(asked)) if asked else {}
-        begun = {n: (drawn[k].text.startswith(texts[n].strip()), drawn[k].error) for k, n in enumerate(alone)}
+        begun = {n: (drawn[k].text.strip() == texts[n].strip(), drawn[k].error) for k, n in enumerate(alone)}
         replies = []
         for n in range(len(requests)):
             is_greedy, error = begun.get(n, (False, None))

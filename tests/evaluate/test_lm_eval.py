@@ -231,6 +231,28 @@ def test_a_file_that_dvc_would_not_see_is_refused(here):
         run(LmEval(tasks=["pick"], files=[data, task]), Fake())
 
 
+@pytest.mark.parametrize("unseen", ["base.yaml", "functions.py", "sums.yaml", "sums.jsonl"])
+def test_whatever_decides_an_item_is_among_the_files(here, unseen):
+    """What a group names, a YAML includes or calls, and what a pattern stands for."""
+    write(GENERATE)
+    YAML().dump({k: v for k, v in GENERATE.items() if k != "task"} | {
+        "dataset_kwargs": {"data_files": {"test": "data/seeds/su*.jsonl"}}}, SEEDS / "base.yaml")  # fmt: skip
+    (SEEDS / "functions.py").write_text("def text(doc):\n    return doc['problem']\n")
+    (SEEDS / "sums.yaml").write_text("include: base.yaml\ntask: sums\ndoc_to_text: !function functions.text\n")
+    YAML().dump({"group": "all", "task": ["sums"]}, SEEDS / "all.yaml")
+    names = ("all.yaml", "sums.yaml", "base.yaml", "functions.py", "sums.jsonl")
+    told = values(run(LmEval(tasks=["all"], files=[SEEDS / name for name in names]), right_about(1))[0])
+    assert told["lm_eval/sums/exact_match"] == pytest.approx(5 / 6)
+    with pytest.raises(FlywheelError, match=rf"{unseen}.*evaluate\.lm_eval\.files"):
+        run(LmEval(tasks=["all"], files=[SEEDS / name for name in names if name != unseen]), right_about(1))
+
+
+def test_a_longer_answer_is_not_the_recalled_text(here):
+    member = LmEval(tasks=["recall"], files=write(RECALL))
+    told = values(run(member, Fake.scripted(lambda messages, seed: f"{2 * int(messages[-1][1].split()[2])}7"))[0])
+    assert told["lm_eval/recall/acc"] == 0
+
+
 def test_an_unknown_task_is_answered_with_the_nearest(here):
     with pytest.raises(UnknownName, match="gsm8k"):
         run(LmEval(tasks=["gsm8kk"]), Fake())
