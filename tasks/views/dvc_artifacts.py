@@ -209,13 +209,19 @@ def _fetch(named: str, path: str, md5: str | None, target: Path) -> None:
 
 
 def _reference(folder: Path) -> str | None:
-    """The model within the project that a pointer or an adapter refers to."""
+    """The model within the project that a pointer or an adapter refers to.
+
+    Raises:
+        MlflowException: when it leads out of the project.
+    """
     from tasks.core.models import ADAPTER as CONFIG
     from tasks.core.models import POINTER
 
     keys = {POINTER: "path", CONFIG: "base_model_name_or_path"}
     for file, key in keys.items():
         if (folder / file).is_file() and (named := json.loads((folder / file).read_text()).get(key)):
+            if ".." in Path(named).parts:  # what a repository says must not decide where files are written
+                raise _error(f"{folder / file}: {key} {named!r} leads out of the project")
             return None if Path(named).is_absolute() else str(named)
     return None
 

@@ -42,15 +42,20 @@ def root(tmp_path, tiny_model, monkeypatch):
     return root
 
 
-def keep(root: Path) -> str:
-    """Has DVC commit and push the model; returns its address."""
+def commit(root: Path) -> str:
+    """Has DVC commit and push the model; returns its md5."""
     from dvc.repo import Repo
     from fsspec.implementations.local import LocalFileSystem
 
     with Repo(str(root)) as repo:
         repo.commit(force=True)
         repo.push()
-    return address(MODEL, digest=models.digest(root / MODEL), md5=outputs(LocalFileSystem(), str(root))[MODEL])
+    return outputs(LocalFileSystem(), str(root))[MODEL]
+
+
+def keep(root: Path) -> str:
+    """Has DVC commit and push the model; returns its address."""
+    return address(MODEL, md5=commit(root), digest=models.digest(root / MODEL))
 
 
 def forget(root: Path) -> None:
@@ -166,6 +171,15 @@ def test_another_model_is_not_taken_for_it(root, tmp_path):
 def test_an_address_stays_within_the_project(root, uri):
     with pytest.raises(MlflowException, match="is no path within a project"):
         mlflow.artifacts.list_artifacts(uri)
+
+
+def test_a_pointer_does_not_lead_out_of_the_project(root, tmp_path):
+    """A repository of somebody else may name any path as an output, and as what a model refers to."""
+    (root / MODEL / "pointer.json").write_text('{"path": "../../../../elsewhere"}')
+    uri = address(MODEL, digest="0" * 64, md5=commit(root))
+    forget(root)
+    with pytest.raises(MlflowException, match=r"pointer\.json: path '\.\./.*' leads out of the project"):
+        download(uri, tmp_path / "to")
 
 
 def test_without_a_project_it_says_what_to_do(monkeypatch):
