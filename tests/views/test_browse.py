@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from tasks.core import labels, store
 from tasks.core.errors import FlywheelError, ParamsError
+from tasks.project import champion
 from tasks.views.browse import _search, serve
 from tasks.views.browse._app import Browse
 
@@ -159,6 +160,17 @@ def test_a_label_is_kept_shown_and_taken_back(root):
     assert "Ada L" in text_of(visitor.get("/labels"))
     visitor.post("/label", data=values | {"label": "remove", "note": "sure"})
     assert said(root) == []
+
+
+def test_a_note_and_a_search_come_back_as_they_were_written(root):
+    """A mark that cannot be seen is shown by its number, but a form has the text itself, for it is sent again."""
+    visitor, text = client(root), 'a\u200bb \u202e <i> "q" & c'
+    visitor.post("/label", data=form(visitor.get) | {"label": "wrong", "note": text})
+    written = re.findall(r'name="note"[^>]* value="([^"]*)"', visitor.get(f"/prompt?round=r1&id={prompt_id(1)}").text)
+    assert text in map(unescape, written)
+    assert said(root)[0][2] == text
+    rows = visitor.get("/rows", params={"text": text}).text
+    assert unescape(re.search(r'name="text" value="([^"]*)"', rows)[1]) == text
 
 
 def test_a_label_is_shown_at_the_same_text_elsewhere_which_cannot_take_it_back(tmp_path):
@@ -528,3 +540,11 @@ def test_a_page_that_cannot_be_drawn_says_why(root, page, monkeypatch):
     monkeypatch.undo()
     (root / "params.yaml").touch()
     assert settled(page, "/report").status_code == 200
+
+
+def test_a_persons_decision_is_seen_in_the_report(root, page, monkeypatch):
+    monkeypatch.setattr("tasks.views.page.html", lambda root: str((root / champion.DECISION).is_file()))
+    assert settled(page, "/report").text == "False"
+    (root / champion.DECISION).parent.mkdir(parents=True)
+    (root / champion.DECISION).write_text("round: r1\n")
+    assert settled(page, "/report").text == "True"

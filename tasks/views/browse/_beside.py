@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from tasks.core import labels, store
 from tasks.core.errors import FlywheelError
-from tasks.project import params
+from tasks.project import champion, params
 
 T = TypeVar("T")
 PATIENCE = 1.0
@@ -53,9 +53,10 @@ class Beside(Generic[T]):
 
 
 def _version(root: Path) -> list[tuple[str, int, int]]:
-    """The files that decide what is shown: the manifests of all rounds, params.yaml and people's labels."""
+    """The files that decide what is shown: the manifests of all rounds, params.yaml, people's labels and decisions."""
     manifests = list((root / "data").glob("round=*/manifests/*.json"))
     for place in {path.parents[1] for path in manifests}:
         store.recover(place)
     files = [root / params.FILE, *manifests, *(root / labels.FOLDER).glob(f"*{labels.SUFFIX}")]
+    files += (root / champion.DECISION).parent.glob("*")
     return sorted((str(f), f.stat().st_ino, f.stat().st_mtime_ns) for f in files if f.is_file())
