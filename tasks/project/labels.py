@@ -55,9 +55,10 @@ def write(
     digest: str,
     label: str | None,
     note: str = "",
+    time: str | None = None,
 ) -> Label | None:
     """Writes a person's label of a row, in the place of their earlier one, atomically. Without a label and a note the earlier
-    one is removed, and None is returned.
+    one is removed, and None is returned. `time` is when it was given (ISO 8601, UTC), by default now.
 
     Raises:
         FlywheelError: for a label that is neither right nor wrong, another table than those with answers, a note that is too
@@ -70,7 +71,7 @@ def write(
     note = note.replace("\r\n", "\n").strip()
     if len(note) > MAX_NOTE:
         raise FlywheelError(f"a note has {len(note):,} characters; at most {MAX_NOTE:,} are kept")
-    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    time = time or datetime.now(UTC).isoformat(timespec="milliseconds")
     new = Label(round, source, id, prompt_id, label, note, digest, person, time)  # type: ignore[arg-type]
 
     def change(rows: dict[tuple[str, ...], Label]) -> None:

@@ -1,6 +1,7 @@
 """What people look at in MLflow: models with measures, won items, disputed answers; and what they answer."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import mlflow
@@ -99,6 +100,10 @@ def test_people_answer_disputed_verdicts_once(recorded, monkeypatch):
     assert kept["ada@example.org"].label == "right"
     [mine] = [label for person, label in kept.items() if person != "ada@example.org"]
     assert (mine.label, mine.note) == ("wrong", "a slip\non day 2")
+    given = {a.source.source_id: a.last_update_time_ms for a in
+             mlflow.MlflowClient(record.tracking_uri(root)).get_trace(first.trace_id).info.assessments}  # fmt: skip
+    for label, name in ((mine, "default"), (kept["ada@example.org"], "ada@example.org")):
+        assert datetime.fromisoformat(label.time).timestamp() * 1000 == pytest.approx(given[name], abs=1)
     assert "data/labels" not in record.record(root)
     answer(root, first.trace_id, False, person="ada@example.org", why="on second thought")
     assert "1 new in data/labels" in record.record(root)

@@ -97,6 +97,7 @@ def keep_answers(root: Path, review: Review) -> int:
             digest=tags["text_digest"],
             label=RIGHT if answer.value else WRONG,
             note=answer.rationale or "",
+            time=given,
         )
         if label:
             known[key] = label
