@@ -59,7 +59,8 @@ def add(root: Path, old: str, settings: list[str], new: str | None = None) -> Wh
     changes = assignments(settings, REFUSED)
     if not changes:
         raise FlywheelError("name a change, as in --set filter.threshold.min_reward=0.3")
-    _check_old(root, old)
+    if load_params(root).block(old).is_base:
+        raise FlywheelError(f"{old} is a base, which no recipe makes; name a round")
     content = read(root)
     new = new or _free(old, {*content["bases"], *content["rounds"]})
 
@@ -69,17 +70,16 @@ def add(root: Path, old: str, settings: list[str], new: str | None = None) -> Wh
         content["rounds"][new] = _changed(content["rounds"][old], changes)
 
     change(content)
-    changed = changed_stages(root, validate(plain(content), root), old, new)
+    params = validate(plain(content), root)
+    _check_current(root, old)
+    changed = changed_stages(root, params, old, new)
     if not changed:
         raise FlywheelError(f"{old} with {', '.join(settings)} is {old}: none of its stages would do anything else")
     edit(root, change)
     return WhatIf(old, new, tuple(settings), changed)
 
 
-def _check_old(root: Path, old: str) -> None:
-    block = load_params(root).block(old)
-    if block.is_base:
-        raise FlywheelError(f"{old} is a base, which no recipe makes; name a round")
+def _check_current(root: Path, old: str) -> None:
     if stale := graph.stale(root, old):
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         raise FlywheelError(

@@ -83,6 +83,8 @@ def test_a_round_that_is_not_up_to_date_is_no_measure(made):
     projects.set_values(made, "r2", ["filter.threshold.min_reward=0.5"])
     with pytest.raises(FlywheelError, match=r"r2 is not up to date \(filter@r2 and \d+ more would run\)"):
         what_if.add(made, "r2", [CHANGE])
+    with pytest.raises(ParamsError, match="did you mean 'min_reward'"):  # the nearer mistake first
+        what_if.add(made, "r2", ["filter.threshold.min_rewrad=0.3"])
 
 
 def test_names_count_up_and_the_seed_can_be_the_change(made):

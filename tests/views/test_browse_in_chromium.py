@@ -108,7 +108,7 @@ def test_an_answer_is_labelled_by_keyboard_alone(running, visit):
     page.reload()
     pressed = page.locator("button[aria-pressed=true]")
     assert [pressed.nth(n).inner_text() for n in range(pressed.count())] == ["Right", "Wrong"]
-    assert page.locator(f"[id='{response_id(1, 0)}'] input[name=note]").input_value() == "just fine: j r w"
+    assert page.locator(f"[id='{response_id(1, 0)}'] [name=note]").input_value() == "just fine: j r w"
     page.locator(f"[id='{response_id(1, 1)}']").focus()
     with page.expect_navigation():
         keys(page, "u")
@@ -148,6 +148,7 @@ def test_a_search_finds_texts_and_ids_and_leads_to_a_trace(visit):
     assert page.locator(".rows > li").count() == 1
     page.click(f".rows a:has-text('{response_id(12, 1)}')")
     page.locator("article").nth(1).locator("a:text-is('trace')").last.click()
+    page.get_by_text("Made from").first.wait_for()
     shown = page.inner_text("main")
     assert "Made from" in shown and f"prompts r1 {prompt_id(12)}" in shown and "critiques r1" in shown
     page.fill("input[name=q]", prompt_id(7))

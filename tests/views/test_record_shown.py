@@ -105,6 +105,11 @@ def test_people_answer_disputed_verdicts_once(recorded, monkeypatch):
     for label, name in ((mine, "default"), (kept["ada@example.org"], "ada@example.org")):
         assert datetime.fromisoformat(label.time).timestamp() * 1000 == pytest.approx(given[name], abs=1)
     assert "data/labels" not in record.record(root)
+    for file in (root / labels.FOLDER).glob("*"):  # removed by their people
+        file.unlink()
+    assert "data/labels" not in record.record(root)
+    answer(root, first.trace_id, False, person="ada@example.org")
+    assert "1 new in data/labels" in record.record(root)
     answer(root, first.trace_id, False, person="ada@example.org", why="on second thought")
     assert "1 new in data/labels" in record.record(root)
     assert {label.label for label in labels.read(root / labels.FOLDER)} == {"wrong"}

@@ -194,7 +194,7 @@ class Browse:
         with self.writing:
             labels.write(
                 self.live.root, person, round=round, source=source, id=id, prompt_id=values["prompt_id"] or None, digest=digest,
-                label=verdict.get(values["label"]), note="" if values["label"] == "remove" else values["note"],
+                label=verdict.get(values["label"]), note="" if values["label"] == "remove" else values["note"].replace("\r\n", "\n"),
             )  # fmt: skip
         back = values["back"] if re.match(r"/prompt\?", values["back"]) else "/labels"
         return RedirectResponse(f"{back}#{quote(id)}", 303)

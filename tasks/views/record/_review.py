@@ -5,6 +5,7 @@ the answer that the trace shows, under the reviewer's name. A server without acc
 the person whom git knows here. The later of two answers of one person counts, wherever it was given.
 """
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ QUEUE = "Disputed verdicts"
 QUESTION = "label"
 INSTRUCTION = "Is the answer right? Judges of the round disagree about it; the full trace shows their verdicts."
 RIGHT, WRONG = "right", "wrong"
+KEPT = "kept_answers"
+"""Tag of a trace with the time of the answer that was kept of each person, as JSON."""
 NOBODY = ("", "default", "unknown")
 """Reviewers of a server without accounts."""
 
@@ -54,8 +57,8 @@ class Review:
         )
         return str(question.schema_id)
 
-    def answers(self) -> list[tuple[dict[str, str], Any]]:
-        """The people's answers, the earliest first: tags of the trace, and the assessment."""
+    def answers(self) -> list[tuple[Any, Any]]:
+        """The people's answers, the earliest first: the trace, and the assessment."""
         traces = pages(
             lambda token: self.client.search_traces(
                 locations=[self.experiment],
@@ -66,7 +69,7 @@ class Review:
             )
         )
         answers = [
-            (trace.info.tags, assessment)
+            (trace.info, assessment)
             for trace in traces
             for assessment in trace.info.assessments
             if assessment.name == QUESTION
@@ -77,15 +80,19 @@ class Review:
 
 
 def keep_answers(root: Path, review: Review) -> int:
-    """Writes people's answers to data/labels; returns how many are new."""
+    """Writes people's answers to data/labels; returns how many are new. The trace says which were kept: a label that its person
+    removed since does not come back.
+    """
     known = {label.key: label for label in texts.read(root / texts.FOLDER)}
     here = labels.person(root)
     count = 0
-    for tags, answer in review.answers():
+    for trace, answer in review.answers():
+        tags = trace.tags
         person = here if answer.source.source_id in NOBODY else answer.source.source_id
         given = datetime.fromtimestamp(answer.last_update_time_ms / 1000, UTC).isoformat(timespec="milliseconds")
         key = (tags["round"], "responses", tags["response_id"], person)
-        if key in known and known[key].time >= given:
+        kept = json.loads(tags.get(KEPT, "{}"))
+        if kept.get(person, "") >= given or (key in known and known[key].time >= given):
             continue
         label = labels.write(
             root,
@@ -100,6 +107,8 @@ def keep_answers(root: Path, review: Review) -> int:
             time=given,
         )
         if label:
+            tags[KEPT] = json.dumps(kept | {person: given})
+            review.client.set_trace_tag(trace.trace_id, KEPT, tags[KEPT])
             known[key] = label
             count += 1
     return count

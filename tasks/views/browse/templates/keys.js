@@ -14,7 +14,7 @@ const press = (name) => {
 const follow = (link) => document.querySelector(`a[rel=${link}]`)?.click();
 const keys = {
   j: () => move(1), k: () => move(-1), r: () => press("right"), w: () => press("wrong"), u: () => press("remove"),
-  n: () => (current() ?? items()[0])?.querySelector("input[name=note]")?.focus(),
+  n: () => (current() ?? items()[0])?.querySelector("[name=note]")?.focus(),
   ".": () => follow("next"), ",": () => (document.querySelector("a[rel=prev]") ? follow("prev") : history.back()),
   x: () => follow("random"), "/": () => document.querySelector("input[name=q]").focus(),
   "?": () => { const help = document.getElementById("keys"); help.open = !help.open; help.scrollIntoView(); },
@@ -22,6 +22,11 @@ const keys = {
 document.addEventListener("keydown", (event) => {
   const writing = event.target.matches("input, select, textarea");
   if (event.key === "Escape" && writing) { const item = current(); event.target.blur(); item?.focus(); return; }
+  if (event.key === "Enter" && !event.shiftKey && event.target.matches("textarea[name=note]")) {
+    event.preventDefault();
+    event.target.form.querySelector("button.note").click();
+    return;
+  }
   if (event.ctrlKey || event.metaKey || event.altKey || writing) return;
   if (event.key === "Enter" && event.target.matches("[data-item]")) { event.target.querySelector("a.open")?.click(); return; }
   if (keys[event.key]) { event.preventDefault(); keys[event.key](); }
