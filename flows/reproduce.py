@@ -60,14 +60,15 @@ def end_with(flow):
     while os.read(flow, 1):
         pass
     import psutil
-    children = psutil.Process().children(recursive=True)
     for ask in (psutil.Process.terminate, psutil.Process.kill):
+        children = psutil.Process().children(recursive=True)
         for child in children:
             try:
                 ask(child)
             except psutil.NoSuchProcess:
                 pass
-        children = psutil.wait_procs(children, timeout={GRACE})[1]
+        psutil.wait_procs(children, timeout={GRACE})
+        threading.main_thread().join({GRACE})  # DVC writes its locks, and a file cut off there would block every later run
     os._exit(1)
 
 if address := sys.stdin.readline().strip():
@@ -137,6 +138,7 @@ def reproduce(stage_address: str) -> Reproduced:
         StageFailed: with the stage's own message.
     """
     log, lines, clock = get_run_logger(), deque[str](maxlen=MAX_LINES), time.perf_counter()
+    graph.mend_lock(Path())  # of an earlier try that was killed
     with _process(stage_address) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())

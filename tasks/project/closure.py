@@ -14,6 +14,7 @@ PLUMBING = {
     "tasks.core.cache": "returns stored answers; its keys hold all that decides an answer",
     "tasks.core.devices": "locks a device",
     "tasks.core.errors": "exception classes and messages",
+    "tasks.core.meanings": "what metrics mean, in words",
     "tasks.core.plan": "the format of plans",
     "tasks.core.plugin": "loads plug-ins by name; the plan holds the names and their code",
     "tasks.core.stage": "declares stages; the plan holds the declarations",

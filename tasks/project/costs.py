@@ -171,7 +171,7 @@ def engines_of(plan: Plan, model: str) -> tuple[str, ...]:
 
 def _hours(manifests: list[store.Manifest]) -> float:
     """Hours covered by the stages' times together, for stages may run side by side."""
-    ends = [(datetime.fromisoformat(m.finished).timestamp(), sum(m.seconds.values())) for m in manifests]
+    ends = [(datetime.fromisoformat(m.finished).timestamp(), sum(m.seconds.values())) for m in manifests if m.finished]
     covered, until = 0.0, float("-inf")
     for start, end in sorted((end - seconds, end) for end, seconds in ends):
         covered += max(0.0, end - max(start, until))

@@ -4,10 +4,11 @@ DVC alone decides what is stale. It runs in this process, before Prefect is impo
 subprocess). The plan is updated first, also in this process.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,31 @@ def changed_stages(root: Path, targets: list[str]) -> set[str]:
         return {t for t in targets if t in entries and entries[t].status(check_updates=True)}
 
 
+def mend_lock(root: Path) -> None:
+    """Removes DVC's list of who reads and writes what where a kill cut it off: with it no command of DVC works. DVC's own lock
+    of that file is held meanwhile, so none that is being written is taken for a broken one.
+    """
+    folder = root / ".dvc/tmp"
+    if _is_whole(folder / "rwlock"):
+        return
+    from dvc.lock import LockError, make_lock
+
+    # a LockError says that somebody writes it at this moment
+    with suppress(LockError), make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+        if not _is_whole(folder / "rwlock"):
+            (folder / "rwlock").unlink()
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
 @contextmanager
 def _repo(root: Path) -> Iterator[Any]:
     """The project's DVC repository, locked. DVC's exceptions become FlywheelErrors."""
@@ -96,6 +122,7 @@ def _repo(root: Path) -> Iterator[Any]:
     logger = logging.getLogger("dvc")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    mend_lock(root)
     try:
         with Repo(str(root)) as repo, repo.lock:
             yield repo
@@ -108,14 +135,9 @@ def _repo(root: Path) -> Iterator[Any]:
 
 
 def _fix(error: Exception) -> str:
-    from dvc.rwlock import RWLockFileCorruptedError
     from dvc.scm import SCMError
 
-    if isinstance(error, SCMError):
-        return "`git init` makes it one"
-    if isinstance(error, RWLockFileCorruptedError):  # after a kill while DVC writes it
-        return "remove that file once no `dvc` is running"
-    return "`flywheel render` rewrites dvc.yaml"
+    return "`git init` makes it one" if isinstance(error, SCMError) else "`flywheel render` rewrites dvc.yaml"
 
 
 def busy(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import projects
 import pytest
+from dvc.lock import make_lock
 
 from tasks.core.errors import Busy, FlywheelError, ParamsError, UnknownName
 from tasks.project import graph
@@ -150,10 +151,23 @@ def test_a_model_that_was_asked_for_by_hand_is_known_to_dvc_at_once(made):
     assert "data/round=r0/model" in deps["generate@r2"]
 
 
-def test_where_git_or_dvcs_lock_file_is_missing_the_advice_is_its_own(made):
+@pytest.mark.parametrize("left", ["", '{"write": {"data'])
+def test_a_list_of_readers_that_a_kill_cut_off_stops_nothing(made, left):
+    (made / ".dvc/tmp/rwlock").write_text(left)
+    graph.mend_lock(made)
+    assert not (made / ".dvc/tmp/rwlock").exists()
+    (made / ".dvc/tmp/rwlock").write_text(left)
+    assert graph.stale(made, "r2") == []
+
+
+def test_a_list_of_readers_that_is_being_written_is_left_alone(made):
     (made / ".dvc/tmp/rwlock").write_text("")
-    with pytest.raises(FlywheelError, match=r"rwlock.* remove that file"):
-        graph.stale(made, "r2")
+    with make_lock(str(made / ".dvc/tmp/rwlock.lock"), tmp_dir=str(made / ".dvc/tmp")):
+        graph.mend_lock(made)
+    assert (made / ".dvc/tmp/rwlock").read_text() == ""
+
+
+def test_where_git_is_missing_the_advice_is_its_own(made):
     (made / ".git").rename(made / "git")
     with pytest.raises(FlywheelError, match="`git init`"):
         graph.stale(made, "r2")

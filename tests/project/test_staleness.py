@@ -381,6 +381,7 @@ LISTS = '''
 """Reads lists of words."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from tasks.core.judging import Judging
 
@@ -388,6 +389,7 @@ from tasks.core.judging import Judging
 class Lists(Judging):
     """Reads lists of words."""
 
+    auditable: ClassVar[bool] = True
     files: tuple[Path, ...]
     """Where they are."""
 '''
