@@ -27,12 +27,21 @@ QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS
 """No bars of transformers and datasets, which draw one for each load, save and map: a stage prints a line when it ends."""
 
 
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Fail at the end where MLflow does not answer; else the next `flywheel record` catches up."
+    ),
+]
+
+
 @app.command(rich_help_panel="Rounds")
 def run(
     round: Name,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would run: stages, estimated requests, tokens, time, money.")
     ] = False,
+    strict: Strict = False,
 ) -> None:
     """Bring a round up to date: itself, the rounds that it descends from, and its anchors."""
     from tasks.project import graph
@@ -49,6 +58,14 @@ def run(
         from flows.round import run_round
 
         run_round(round)
+    if strict and not dry_run:
+        _record_strictly()
+
+
+def _record_strictly() -> None:
+    from tasks.views.record import record
+
+    record(ROOT, strict=True)
 
 
 def _check_prompts(stale: list[str]) -> None:
@@ -74,6 +91,7 @@ def campaign(
             "--on-refusal", help="What follows a round that its gates refuse: one from the champion, or nothing."
         ),
     ] = "branch",
+    strict: Strict = False,
 ) -> None:
     """Run rounds one after the other; append the missing ones to params.yaml, each from the champion. It stops after the stage in
     which `campaign.budget` of params.yaml (tokens, hours, money) is reached.
@@ -88,6 +106,8 @@ def campaign(
     from flows.campaign import run_campaign
 
     run_campaign(rounds, more, **({"recipe": recipe} if recipe else {}), on_refusal=on_refusal)
+    if strict:
+        _record_strictly()
 
 
 @round_app.command("add")

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import synthetic
+from typer.testing import CliRunner
 
+from tasks.__main__ import app
 from tasks.project import champion as champions
 from tasks.views import record
 from tasks.views._dvc_addresses import PROJECT
@@ -111,3 +113,10 @@ def test_what_was_missed_is_recorded_once(root, monkeypatch):
 
     assert "does not answer" in record.record(root), "at the end"
     shutil.rmtree(root / "server")
+
+
+def test_a_strict_run_fails_where_nothing_answers(made, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert CliRunner().invoke(app, ["run", "r1"]).exit_code == 0
+    assert isinstance(CliRunner().invoke(app, ["run", "r1", "--strict"]).exception, record.Unreachable)
