@@ -167,7 +167,7 @@ def test_a_note_and_a_search_come_back_as_they_were_written(root):
     visitor, text = client(root), 'a\u200bb \u202e <i> "q" & c\nand more'
     visitor.post("/label", data=form(visitor.get) | {"label": "wrong", "note": text})
     page = visitor.get(f"/prompt?round=r1&id={prompt_id(1)}").text
-    written = re.findall(r'<textarea name="note"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)  # its first line break is none
+    written = re.findall(r'<textarea name="note"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
     assert text in map(unescape, written)
     assert said(root)[0][2] == text
     rows = visitor.get("/rows", params={"text": text}).text
