@@ -153,8 +153,7 @@ def test_a_search_finds_texts_and_ids_and_leads_to_a_trace(visit):
     assert "Made from" in shown and f"prompts r1 {prompt_id(12)}" in shown and "critiques r1" in shown
     page.fill("input[name=q]", prompt_id(7))
     keys(page, "Enter")
-    page.wait_for_url("**/row?**")
-    assert "What is 7 + 7?" in page.inner_text("main")
+    page.locator("main").get_by_text("What is 7 + 7?").first.wait_for()
 
 
 def test_what_a_model_wrote_runs_nowhere(visit):
