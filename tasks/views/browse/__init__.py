@@ -60,6 +60,7 @@ def _socket(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # the address is printed before the server accepts: a visitor waits, and is not turned away
     except (OSError, OverflowError) as error:
         listening.close()
         raise FlywheelError(f"--port {port}: {error}; choose another one, or 0 for one that is free") from None
