@@ -6,13 +6,17 @@ PEER := .venv-distilabel
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test lint lock bench bench-gpu vllm-cpu vllm-gpu test-vllm
+.PHONY: demo test torture lint lock bench bench-gpu vllm-cpu vllm-gpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
 
 test: $(VENV)/ready
 	@pytest
+
+# Every try of every fault in docs/reliability.md; the tests make a tenth of them.
+torture: $(VENV)/ready
+	@FLYWHEEL_TORTURE=1 pytest -m torture --timeout 1200
 
 vllm-cpu vllm-gpu: vllm-%: $(VENV)/vllm-%
 

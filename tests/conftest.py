@@ -8,6 +8,7 @@ from pathlib import Path
 
 import projects
 import pytest
+import torture
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # timings are benchmarks, never assertions
@@ -25,8 +26,22 @@ def pytest_collection_modifyitems(items):
     """Skips what reads public data where they are absent, and says so."""
     absent = pytest.mark.skip(reason=f"the public data are not in {SHARED}")
     for item in items:
+        item.user_properties += torture.marks(item)
         if item.get_closest_marker("needs_shared") and not SHARED.is_dir():
             item.add_marker(absent)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the rows of the fault matrix that were tried."""
+    done = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    for line in torture.matrix(done):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def tries(record_property) -> torture.Tries:
+    """How often a fault is tried: `for attempt in tries(200)` is a tenth of them, or all with `make torture`."""
+    return torture.Tries(record_property)
 
 
 @pytest.fixture(scope="module")
