@@ -15,7 +15,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from tasks.collect._tokens import counts
 from tasks.core import tables
-from tasks.core.frames import frame, ids
+from tasks.core.frames import frame, ids, seeds
 from tasks.core.ids import member_seed
 from tasks.core.plugin import Params
 from tasks.core.stage import Result, Strategy, stage
@@ -71,6 +71,9 @@ class Collecting(Strategy):
 
     weight: NonNegativeFloat = 1.0
     """Weight of its rows in the loss, for trainers that know weights; a row's own weight is multiplied by it."""
+    max_rows: PositiveInt | None = None
+    """Most of its rows that are taken, drawn by a hash of seed and id, so that two recipes can be compared at equal size;
+    null takes all."""
 
     def __call__(self, case: CollectCase) -> Rows:
         """The rows of this source. Equal rows must have equal ids, whoever collects them."""
@@ -101,10 +104,10 @@ def collect(
     )  # fmt: skip
     check = partial(_with_lengths, parent_model=parent_model, max_length=options.max_length)
     sources = _sources({n: m for n, m in members.items() if not m.mixes_in}, case)
-    new = check(_tables(sources, members))
+    new = check(_tables(sources, members, seed))
     case = replace(case, new=new["training"].filter(pl.col("error").is_null()))
     mixed_in = _sources({n: m for n, m in members.items() if m.mixes_in}, case)
-    others = check(_tables(mixed_in, members))
+    others = check(_tables(mixed_in, members, seed))
     frames = {name: _each_once([new[name], others[name]]) for name in new}
     warnings = [f"{name}: {text}" for name, rows in (sources | mixed_in).items() for text in rows.warnings]
     return Result(frames, warnings=(*warnings, *_warnings(frames, options.max_length)))
@@ -116,14 +119,23 @@ def _sources(members: dict[str, Collecting], case: CollectCase) -> dict[str, Row
     return {name: members[name](replace(case, seed=seeds[name])) for name in sorted(members)}
 
 
-def _tables(sources: dict[str, Rows], members: dict[str, Collecting]) -> dict[str, pl.DataFrame]:
-    """Their rows, by table."""
+def _tables(sources: dict[str, Rows], members: dict[str, Collecting], seed: int) -> dict[str, pl.DataFrame]:
+    """Their rows, by table, no more of each member than it allows."""
     parts = {table.name: [frame(table).collect()] for table in TABLES}
     for name, rows in sources.items():
         for table, part in zip(TABLES, (rows.training, rows.preferences), strict=True):
             if part is not None:
-                parts[table.name].append(_complete(table, part, name, members[name].weight).collect())
+                rows_of_member = _complete(table, part, name, members[name].weight).collect()
+                parts[table.name].append(_drawn(rows_of_member, members[name].max_rows, seed))
     return {name: _each_once(part) for name, part in parts.items()}
+
+
+def _drawn(rows: pl.DataFrame, count: int | None, seed: int) -> pl.DataFrame:
+    """So many of the rows, the same of the same ids."""
+    if count is None or len(rows) <= count:
+        return rows
+    order = seeds(pl.lit("collect"), pl.lit(str(seed)), "id").alias("order")
+    return rows.with_columns(order).sort("order", "id").head(count).drop("order")
 
 
 def _complete(table: Table, rows: pl.LazyFrame, member: str, weight: float) -> pl.LazyFrame:
