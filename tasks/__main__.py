@@ -45,13 +45,14 @@ def main() -> None:
 
 def guarded(command: Callable[[], Any]) -> None:
     """Runs a command and prints a FlywheelError as one message; exit code 75 where a retry may help, else 1."""
-    from tasks.core.errors import FlywheelError
+    from tasks.core.errors import FlywheelError, printable
 
     try:
         with _exit_on_signals():
             command()
     except FlywheelError as error:
-        typer.secho(f"flywheel: {error}", fg="red", err=True)
+        message = "\n".join(map(printable, str(error).split("\n")))
+        typer.secho(f"flywheel: {message}", fg="red", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in _USER_ERRORS:

@@ -236,14 +236,19 @@ def recipe_show(name: Annotated[str, typer.Argument(help="A recipe, such as shar
 
 
 @app.command(rich_help_panel="Rounds")
-def stage(name: Annotated[str, typer.Argument(help="A stage, such as judge.")], round: Name) -> None:
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage, such as judge.")],
+    round: Annotated[str, typer.Argument(help="A round or base, such as r2, or what DVC_STAGE says: judge@r2.")],
+) -> None:
     """Run one stage of one round in this process: the command that DVC and the flows execute."""
     gc.set_threshold(*GARBAGE)
     quiet = QUIET if name != "base" else {}  # which may download a model for minutes
     os.environ |= {**ALLOCATOR, **quiet, **os.environ}
     from tasks.core.plan import edited_sources
     from tasks.project.execute import run_stage
+    from tasks.project.pipeline import block_name
 
+    round = block_name(round, name)
     for file in edited_sources(ROOT):
         typer.secho(
             f"warning: {file} was edited since the plan was made; the stage runs as planned before", fg="yellow"

@@ -78,6 +78,13 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "none is known"
 
 
+def printable(text: str) -> str:
+    """A text whose control characters, invisible ones and lone surrogates are escaped, line breaks too: shown, it cannot move
+    the cursor or pass for another.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def masked(text: str) -> str:
     """A text with users and passwords removed from its URIs."""
     return re.sub(r"//[^/\s]*@", "//", text)

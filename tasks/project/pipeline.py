@@ -11,6 +11,9 @@ round those that it does not name itself. A change of that kind wants `flywheel 
 A block has one metrics file that DVC shows, its last stage's. `plots` draw all rounds of a base together, and `artifacts`
 name the models; neither is part of a stage, so that they make nothing stale. They name rounds, so `flywheel round add` and
 `flywheel run` render dvc.yaml again.
+
+DVC gives commands to a shell, and its templates quote nothing: `${key}` in a command would run what a block's name in a
+params.yaml from elsewhere says. So no command holds a name. A stage takes its own from DVC_STAGE, which DVC sets.
 """
 
 import io
@@ -23,11 +26,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.core import labels
+from tasks.core.errors import ParamsError
 from tasks.core.plan import FOLDER
 from tasks.core.stage import OPTIONAL, Input, Stage, stages
 from tasks.project.blocks import reads_labels
+from tasks.project.params import FILE as PARAMS
 from tasks.project.params import SEEDS, Block, Pipeline, input_files, stages_of
+from tasks.project.problems import NAMING
 from tasks.project.recipes import FOLDER as RECIPES
+from tasks.project.recipes import NAME
 
 FILE = "dvc.yaml"
 HEADER = """\
@@ -162,6 +169,18 @@ def address(stage: Stage, block: Block) -> str:
     return f"{_group_name(stage, block.is_base)}@{block.name}"
 
 
+def block_name(address: str, stage: str) -> str:
+    """The base or round that an address of a stage names, as DVC writes it in DVC_STAGE: `judge@r2`, or from another folder
+    `../dvc.yaml:judge@r2`. A name alone is one, too.
+
+    Raises:
+        ParamsError: when it is no name.
+    """
+    if match := re.fullmatch(rf"(?:(?:[^@]*/)?{re.escape(FILE)}:)?(?:{re.escape(stage)}(?:-base)?@)?({NAME})", address):
+        return match[1]
+    raise ParamsError(f"{PARAMS}: {address!r} names no base or round: {NAMING}; rename it")
+
+
 def _group_name(stage: Stage, of_base: bool) -> str:
     return f"{stage.name}-base" if of_base and stage.bases == "too" else stage.name
 
@@ -188,7 +207,7 @@ def _entry(stage: Stage, needed: set[Input], is_last: bool) -> dict[str, Any]:
     metrics = {f"{here}/metrics/{stage.name}.json": {"persist": True}}
     entry: dict[str, Any] = {
         "desc": (stage.function.__doc__ or "").strip().split("\n")[0],
-        "cmd": f"flywheel stage {stage.name} ${{key}}",
+        "cmd": f'flywheel stage {stage.name} "$DVC_STAGE"',
         "deps": list(dict.fromkeys([f"{FOLDER}/${{key}}/{stage.name}.json", *map(_template, inputs)])),
         "outs": [{f"{here}/{out}": {"persist": True}} for out in outs],
     }
@@ -259,4 +278,4 @@ def empty_tables() -> list[str]:
     return sorted(ancestor_inputs - base_outputs)
 
 
-__all__ = ["address", "dependencies", "needed_inputs", "render", "write", "written"]
+__all__ = ["address", "block_name", "dependencies", "needed_inputs", "render", "write", "written"]

@@ -6,7 +6,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.core.errors import ParamsError, masked, suggest
+from tasks.core.errors import ParamsError, masked, printable, suggest
+
+NAMING = "a name is a lower-case letter followed by letters, digits or _, and has at most 41 of them"
 
 
 class Problems(list[str]):
@@ -18,7 +20,7 @@ class Problems(list[str]):
 
     def add(self, path: str, message: str) -> None:
         """Adds a problem of the key at `path`."""
-        self.once(f"{path}: {message}")
+        self.once(f"{printable(path)}: {message}")
 
     def once(self, problem: str) -> None:
         """Adds a problem unless it is already there: rounds with the same recipe share its problems."""
@@ -29,7 +31,7 @@ class Problems(list[str]):
         """Whether a name matches `pattern`; adds a problem if not."""
         if re.fullmatch(pattern, str(name)):
             return True
-        self.add(path, "a name is a lower-case letter followed by letters, digits or _")
+        self.add(path, f"{NAMING}; rename it")
         return False
 
     def mapping(self, content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def gate(made):
     def put(command: str) -> None:
         text = (made / "dvc.yaml").read_text()
         (made / "gate.sh").write_text(command)
-        (made / "dvc.yaml").write_text(text.replace("flywheel stage gate ${key}", "sh gate.sh ${key}"))
+        (made / "dvc.yaml").write_text(text.replace('flywheel stage gate "$DVC_STAGE"', 'sh gate.sh "$DVC_STAGE"'))
 
     return put
 

@@ -121,7 +121,7 @@ def test_an_edit_of_a_colleague_fetches_what_it_needs_and_runs_no_more(clone):
     bash = ["bash", "-euo", "pipefail", "-c", f"{fetch}\ndvc repro --allow-missing --pull gate@r2"]
     done = subprocess.run(bash, capture_output=True, text=True, check=False, env=projects.own_code(clone))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"^> flywheel stage (.+)", done.stdout, re.MULTILINE) == ["gate r2"]
+    assert re.findall(r"^Running stage '(.+)'", done.stdout, re.MULTILINE) == ["plan", "gate@r2"]
     fetched = {p.name for p in (clone / "data").glob("round=*/*") if p.is_dir()} - {"manifests"}
     assert {"evals", "measures", "pairs", "filtered"} < fetched, "what the gate reads"
     assert not {"model", "responses", "judgments"} & fetched

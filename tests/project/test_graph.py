@@ -194,7 +194,7 @@ def test_a_folder_that_is_no_dvc_project(made):
 
 def test_a_stage_that_is_being_run_by_another_process(made):
     script = made / "dvc.yaml"
-    script.write_text(script.read_text().replace("flywheel stage gate ${key}", "echo > started; sleep 60"))
+    script.write_text(script.read_text().replace('flywheel stage gate "$DVC_STAGE"', "echo > started; sleep 60"))
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-s", "gate@r2"], start_new_session=True)
     try:
         while not Path("started").exists():

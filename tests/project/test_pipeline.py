@@ -57,7 +57,8 @@ def test_dvc_has_a_stage_for_every_block_that_has_it(entries, params):
     assert set(entries) == {"plan", *expected}
     assert len(expected) == 2 + 2 * 10
     for address, (stage, block) in expected.items():
-        assert entries[address].cmd == f"flywheel stage {stage.name} {block.name}"
+        assert entries[address].cmd == f'flywheel stage {stage.name} "$DVC_STAGE"'
+        assert pipeline.block_name(address, stage.name) == block.name
 
 
 def test_the_plan_depends_on_all_that_a_person_edits_and_nothing_else_does(entries):
