@@ -48,6 +48,8 @@ class JudgeCase:
     seed: int
     model: str = "parent"
     """Name of the model that wrote the responses."""
+    overview: pl.DataFrame | None = None
+    """What the judge must know of all prompts, where these are not all."""
 
     def with_problems(self) -> pl.LazyFrame:
         """The responses with their `problem` and `reference`, null where the prompt is missing."""

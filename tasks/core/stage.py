@@ -16,28 +16,42 @@ An argument is one of
   anchor's must be, for not every round has one; a base has no optional tables;
 - an output folder of its own (the `model` of `train`): a staging place to write to;
 - `models`: the models that it may open: the ancestors in its annotation, and the roster's;
+- `overviews`: what strategies with two passes must know of all prompts, by member; None where the call sees them all;
 - `domain` and `seed` of the round; `work`, a scratch folder that survives a kill, for checkpoints.
+
+A large round is worked off in *pieces*, each with the rows of a range of prompts (`tasks.project.pieces`). What needs a look
+at all of them takes two passes: `first_pass` of the stage gives each piece's small summaries, a strategy's `fold` makes one
+overview of these, and the stage's function is called for each piece with it. Summaries and overviews are data frames, so
+pieces may be anywhere.
+
 dvc.yaml, plans, validation, the JSON schema and the contract test are derived from it.
 """
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin
 
 from tasks.core.plugin import TASKS, Params, Plugin
 from tasks.core.tables import TABLES, Table
 
-CONTEXT = ("members", "strategy", "options", "judges", "models", "domain", "seed", "work")
+if TYPE_CHECKING:
+    import polars as pl
+
+CONTEXT = ("members", "strategy", "options", "judges", "models", "domain", "seed", "work", "overviews")
 ANCESTORS = ("parent", "base", "anchor", "grandparent")
 OPTIONAL = ("anchor", "grandparent")
 """Ancestors that not every round has: `anchor` is the base or round that it names, `grandparent` its parent's parent."""
 Ability = Literal["samples", "scores", "traces", "entropies", "embeds"]
 """What an engine can do: complete chats, score given completions, give the log-probability of each sampled token, its
 entropy, and the hidden states of a text."""
+ONLY = ""
+"""Name of the strategy of a stage that takes exactly one."""
+Overviews = Mapping[str, "pl.DataFrame"] | None
+"""The overviews of a stage's members, by name; None where the stage sees all prompts."""
 
 
 class Strategy(Plugin):
@@ -59,8 +73,28 @@ class Strategy(Plugin):
         return frozenset()
 
     def per_prompt_only(self) -> bool:
-        """Whether it handles each prompt independently and opens no model. A large table is then processed in pieces."""
+        """Whether it handles each prompt independently. A large table is then processed in pieces."""
         return False
+
+    def needs_overview(self) -> bool:
+        """Whether it handles each prompt independently once it knows the `overview` of all prompts. A large table is then
+        processed in pieces, in two passes.
+        """
+        return False
+
+    def summary(self, case: Any) -> "pl.LazyFrame":
+        """First pass: what of a piece decides about others. Few and narrow rows, for all pieces' are in memory at once."""
+        raise NotImplementedError
+
+    def fold(self, summaries: "pl.DataFrame") -> "pl.DataFrame":
+        """The overview of all prompts from the summaries of all pieces. It must not depend on how the rows were cut into
+        pieces. Of one with a `prompt_id` a piece gets its own prompts' rows alone.
+        """
+        raise NotImplementedError
+
+    def overview(self, case: Any) -> "pl.DataFrame":
+        """The overview that the case brings along; without one it is made from the case, which then has all prompts."""
+        return self.fold(self.summary(case).collect()) if case.overview is None else case.overview
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,13 @@ class Stage:
     options: type[Params] | None
     inputs: tuple[Input, ...]
     context: frozenset[str]
+    first_pass: "Callable[..., Mapping[str, pl.LazyFrame]] | None" = None
+    """Takes the arguments of `function` that it names, and returns the `summary` of each member that needs an overview."""
+
+    @property
+    def first_pass_arguments(self) -> tuple[str, ...]:
+        """Names of the arguments that the first pass takes."""
+        return tuple(inspect.signature(self.first_pass).parameters) if self.first_pass else ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -148,6 +189,7 @@ def stage(
     folders: Iterable[str] = (),
     plots: dict[str, dict[str, Any]] | None = None,
     bases: Literal["only", "too", "no"] = "no",
+    first_pass: "Callable[..., Mapping[str, pl.LazyFrame]] | None" = None,
 ) -> Callable[[Callable[..., Any]], Stage]:
     """Declares a stage: the tables and folders that it writes, and whether bases have it too.
 
@@ -167,7 +209,7 @@ def stage(
         context = frozenset(n for n in signature if n in CONTEXT)
         return Stage(
             function.__name__, function, tuple(outputs), output_folders, plots or {}, bases, strategy, many, options,
-            tuple(inputs), context,
+            tuple(inputs), context, first_pass,
         )  # fmt: skip
 
     return declare

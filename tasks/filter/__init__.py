@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from tasks.core import tables
 from tasks.core.roster import Models
-from tasks.core.stage import Opens, Strategy, stage
+from tasks.core.stage import ONLY, Opens, Overviews, Strategy, stage
 from tasks.filter._paths import path
 
 NO_MARGIN = pl.lit(None, pl.Float64)
@@ -39,6 +39,8 @@ class FilterCase:
     responses: pl.LazyFrame
     judgments: pl.LazyFrame
     models: Models = NO_MODELS
+    overview: pl.DataFrame | None = None
+    """What the filter must know of all prompts, where these are not all."""
 
 
 class Filtering(Strategy):
@@ -118,16 +120,28 @@ class Filtering(Strategy):
         }
 
 
-@stage(outputs=[tables.filtered])
+def summaries(
+    strategy: Filtering,
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    judgments: pl.LazyFrame,
+    models: Models = NO_MODELS,
+) -> dict[str, pl.LazyFrame]:
+    """First pass over a piece: the filter's summary."""
+    return {ONLY: strategy.summary(FilterCase(prompts, responses, judgments, models))}
+
+
+@stage(outputs=[tables.filtered], first_pass=summaries)
 def filter(
     strategy: Filtering,
     prompts: pl.LazyFrame,
     responses: pl.LazyFrame,
     judgments: pl.LazyFrame,
     models: Annotated[Models, Opens("parent", "base", "anchor", "grandparent")] = NO_MODELS,
+    overviews: Overviews = None,
 ) -> pl.LazyFrame:
     """Every response, kept or dropped, by prompt; the kept ones of a prompt ranked from 1, the best."""
-    case = FilterCase(prompts, responses, judgments, models)
+    case = FilterCase(prompts, responses, judgments, models, (overviews or {}).get(ONLY))
     rows = strategy(case).with_columns(kept=pl.col("reason").is_null())
     place = pl.col("kept").cum_sum().over(pl.col("prompt_id").hash())  # hashes: a third less time than the ids take
     rows = rows.with_columns(rank=pl.when("kept").then(place).cast(pl.Int32))
@@ -149,6 +163,16 @@ def drop_duplicates(rows: pl.LazyFrame) -> pl.LazyFrame:
     rows = rows.with_columns(prompt=pl.col("prompt_id").rle_id())
     repeated = ~pl.struct("prompt", "text", pl.col("reason").is_null()).hash().is_first_distinct()
     return drop(rows, {"duplicate": (repeated, NO_MARGIN)})
+
+
+def candidates(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Of the rows that no rule dropped, what orders them: the summary of a filter that compares prompts."""
+    return rows.filter(pl.col("reason").is_null()).select("prompt_id", "id", "score", "tie_break")
+
+
+def with_overview(rows: pl.LazyFrame, overview: pl.DataFrame) -> pl.LazyFrame:
+    """The rows with what an overview says of their ids; their order stays."""
+    return rows.join(overview.lazy().drop("prompt_id"), on="id", how="left", maintain_order="left")
 
 
 def better_first(rows: pl.LazyFrame, *, within: str | None = None) -> pl.LazyFrame:

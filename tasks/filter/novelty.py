@@ -39,6 +39,10 @@ class Novelty(Filtering):
         """The one `model`."""
         return frozenset({self.model})
 
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """`score` stays the reward; the better one of a prompt, and the margin, go by the banded score."""
         table, vectors = with_vectors(self.usable(case), case, self.model)

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
 from tasks.core.stage import Ability
-from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, drop
+from tasks.filter import NO_MARGIN, ROUNDING, FilterCase, Filtering, drop, with_overview
 from tasks.filter._vectors import Matrix, stacked, with_vectors
+
+NO_VECTORS = pl.Series("vector", [], pl.List(pl.Float64))
 
 
 class Representation(Filtering):
@@ -37,23 +39,42 @@ class Representation(Filtering):
         """The one `model`."""
         return frozenset({self.model})
 
+    def needs_overview(self) -> bool:
+        """Always: all candidates of the round are compared."""
+        return True
+
+    def summary(self, case: FilterCase) -> pl.LazyFrame:
+        """Every candidate and its vector, null where there is none."""
+        table, vectors = with_vectors(self._best(case), case, self.model)
+        rows = table.filter(pl.col("reason").is_null())
+        vector = pl.Series("vector", stacked(vectors, rows["response"])).arr.to_list() if len(rows) else NO_VECTORS
+        missing = table.filter(reason="no_vector").select("prompt_id", "id")
+        return pl.concat([rows.select("prompt_id", "id", vector), missing], how="diagonal").lazy()
+
+    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+        """Which candidates are kept (null without a vector), and their distances."""
+        chosen = self._chosen(summaries.drop_nulls("vector").sort("id"))
+        return summaries.select("prompt_id", "id").join(chosen, on="id", how="left")
+
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin of a kept row is its distance to the nearest one kept before it, null for the first; that of one
         dropped as `near`, by how much its distance misses that of the last one kept. Ranks go by reward.
         """
-        score = pl.col("score")
-        rows = drop(self.usable(case), {"score": (score < self.min_reward, self.min_reward - score)})
-        table, vectors = with_vectors(self.best(rows), case, self.model)
-        candidates = table.filter(pl.col("reason").is_null())
-        chosen = self._chosen(candidates, vectors).lazy()
-        rows = table.lazy().join(chosen, on="id", how="left")
-        rows = drop(rows, {"near": (pl.col("kept_now").not_(), pl.col("missed"))})
-        margin = pl.when(pl.col("reason").is_null()).then("distance").otherwise("margin")
-        return better_first(rows.with_columns(margin=margin))
+        rows = with_overview(self._best(case), self.overview(case))
+        kept = pl.col("kept_now")
+        rows = drop(rows, {"no_vector": (kept.is_null(), NO_MARGIN), "near": (~kept, pl.col("missed"))})
+        return rows.with_columns(margin=pl.when(pl.col("reason").is_null()).then("distance").otherwise("margin"))
 
-    def _chosen(self, rows: pl.DataFrame, vectors: dict[str, Matrix]) -> pl.DataFrame:
+    def _best(self, case: FilterCase) -> pl.LazyFrame:
+        """The rows of which each prompt's best are not dropped."""
+        score = pl.col("score")
+        return self.best(drop(self.usable(case), {"score": (score < self.min_reward, self.min_reward - score)}))
+
+    def _chosen(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Of candidates by id, which are kept, and their distances."""
         count = min(self.count or max(1, int(len(rows) * self.fraction + ROUNDING)), len(rows))
-        order, distances = farthest_first(stacked(vectors, rows["response"]), count) if count else ([], np.empty(0))
+        vectors = rows["vector"].explode().to_numpy().reshape(len(rows), -1) if count else np.empty(0)
+        order, distances = farthest_first(vectors, count) if count else ([], np.empty(0))
         kept = np.isin(np.arange(len(rows)), order)
         first = np.isin(np.arange(len(rows)), order[:1])
         last = distances[order[-1]] if len(order) > 1 else np.inf

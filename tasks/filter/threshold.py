@@ -3,7 +3,7 @@
 import polars as pl
 from pydantic import PositiveInt
 
-from tasks.filter import FilterCase, Filtering, better_first, drop
+from tasks.filter import FilterCase, Filtering, better_first, candidates, drop, with_overview
 
 
 class Threshold(Filtering):
@@ -24,18 +24,31 @@ class Threshold(Filtering):
         """Unless there is a limit a level."""
         return self.per_level is None
 
+    def needs_overview(self) -> bool:
+        """Where there is a limit a level."""
+        return self.per_level is not None
+
+    def summary(self, case: FilterCase) -> pl.LazyFrame:
+        """Every candidate, with its level."""
+        levels = case.prompts.select("level", prompt_id="id")
+        return candidates(self._best(case)).join(levels, on="prompt_id", how="left")
+
+    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+        """The candidates beyond the limit of their level, and by how many places."""
+        place = pl.int_range(1, pl.len() + 1).over("level")
+        ranked = better_first(summaries.lazy()).select("prompt_id", "id", beyond=place - self.per_level)
+        return ranked.filter(pl.col("beyond") > 0).collect()
+
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """A kept row's margin is its distance to `min_reward`; a dropped one's, by how much it missed its rule."""
-        score = pl.col("score")
-        rows = drop(self.usable(case), {"score": (score < self.min_reward, self.min_reward - score)})
-        rows = self.best(rows)
+        rows = self._best(case)
         if self.per_level is not None:
-            rows = self._level_limit(rows, case.prompts, self.per_level)
-        margin = pl.when(pl.col("reason").is_null()).then(score - self.min_reward).otherwise("margin")
+            rows = with_overview(rows, self.overview(case))
+            rows = drop(rows, {"level": (pl.col("beyond").is_not_null(), pl.col("beyond"))})
+        margin = pl.when(pl.col("reason").is_null()).then(pl.col("score") - self.min_reward).otherwise("margin")
         return rows.with_columns(margin=margin)
 
-    def _level_limit(self, rows: pl.LazyFrame, prompts: pl.LazyFrame, limit: int) -> pl.LazyFrame:
-        levels = prompts.select("level", prompt_id="id")
-        rows = better_first(rows.join(levels, on="prompt_id", how="left"))
-        place = pl.col("reason").is_null().cum_sum().over("level")
-        return drop(rows, {"level": (place > limit, place - limit)})
+    def _best(self, case: FilterCase) -> pl.LazyFrame:
+        """The rows of which each prompt's best are not dropped."""
+        score = pl.col("score")
+        return self.best(drop(self.usable(case), {"score": (score < self.min_reward, self.min_reward - score)}))

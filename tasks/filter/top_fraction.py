@@ -3,7 +3,7 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, drop
+from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, candidates, drop, with_overview
 
 
 class TopFraction(Filtering):
@@ -14,12 +14,24 @@ class TopFraction(Filtering):
     fraction: float = Field(0.5, gt=0, le=1)
     """Share of these that is kept, rounded down, but at least one."""
 
+    def needs_overview(self) -> bool:
+        """Always: all prompts compete."""
+        return True
+
+    def summary(self, case: FilterCase) -> pl.LazyFrame:
+        """Every candidate."""
+        return candidates(self.best(self.usable(case)))
+
+    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+        """Whether each candidate is `in_room`, and the reward of the last one that is."""
+        ordered = better_first(summaries.lazy()).collect()
+        room = max(1, int(len(ordered) * self.fraction + ROUNDING))
+        in_room, last = pl.int_range(pl.len()) < room, pl.lit(ordered["score"].head(room).min(), pl.Float64)
+        return ordered.select("prompt_id", "id", in_room=in_room, last=last)
+
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin is the distance to the reward of the last response kept."""
-        rows = better_first(self.best(self.usable(case)))
-        candidate, score = pl.col("reason").is_null(), pl.col("score")
-        room = (candidate.sum() * self.fraction + ROUNDING).floor().clip(lower_bound=1)
-        rows = rows.with_columns(in_room=candidate & (candidate.cum_sum() <= room))
-        rows = rows.with_columns(last=score.filter(pl.col("in_room")).min())
-        rows = drop(rows, {"score": (~pl.col("in_room"), pl.col("last") - score)})
-        return rows.with_columns(margin=pl.when(candidate).then(score - pl.col("last")).otherwise("margin"))
+        rows = with_overview(self.best(self.usable(case)), self.overview(case))
+        distance = pl.col("score") - pl.col("last")
+        rows = drop(rows, {"score": (~pl.col("in_room"), -distance)})
+        return rows.with_columns(margin=pl.when(pl.col("reason").is_null()).then(distance).otherwise("margin"))

@@ -27,6 +27,10 @@ class Asking(Judging):
         """The one `model`."""
         return frozenset({self.model})
 
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
     def completions(
         self, case: JudgeCase, chats: Sequence[list[Message]], sampling: Sampling, seeds: Iterable[int]
     ) -> list[Completion]:

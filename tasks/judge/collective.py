@@ -5,6 +5,8 @@ import polars as pl
 from tasks.core.judging import JudgeCase, Judging
 from tasks.judge._votes import DIGITS, elected, share, weighted_votes
 
+VOTER = pl.coalesce("author", "model", pl.lit(""))
+
 
 class Collective(Judging):
     """The answer's share of several models' votes, each model weighing as much as it agrees with itself: RLCCF,
@@ -21,19 +23,26 @@ class Collective(Judging):
     """True counts votes within each author first, so that each has one vote a prompt, which it splits as its answers do,
     however many samples it drew. False counts over all: each response has one vote of its author's weight."""
 
+    def needs_overview(self) -> bool:
+        """Always: the authors' weights."""
+        return True
+
+    def summary(self, case: JudgeCase) -> pl.LazyFrame:
+        """How many prompts an author's majority answer has each share of."""
+        votes = case.responses.drop_nulls("answer").with_columns(voter=VOTER)
+        counts = votes.group_by("voter", "prompt_id", "answer").len("count").group_by("voter", "prompt_id")
+        shares = counts.agg(share=pl.col("count").max() / pl.col("count").sum())
+        return shares.group_by("voter", "share").len("prompts")
+
+    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+        """`consistency` of each `voter`."""
+        shares = pl.col("share").repeat_by("prompts").explode().sort()  # float sums depend on the order
+        return summaries.group_by("voter").agg(consistency=shares.mean().round(DIGITS))
+
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores in [0, 1]; a response without an answer is an error. Verdicts as of a vote."""
-        voter = pl.coalesce("author", "model", pl.lit(""))
-        rows = case.responses.with_columns(voter=voter).join(
-            self._weights(case.responses, voter), on="voter", how="left"
-        )
+        weights = self.overview(case).lazy()
+        rows = case.responses.with_columns(voter=VOTER).join(weights, on="voter", how="left")
         answered = pl.col("answer").count().over("prompt_id", "voter")
         vote = pl.col("consistency") / answered if self.within else pl.col("consistency")
         return elected(weighted_votes(rows, vote), share(), "its author has no vote")
-
-    def _weights(self, responses: pl.LazyFrame, voter: pl.Expr) -> pl.LazyFrame:
-        """`consistency` of each `voter`."""
-        votes = responses.drop_nulls("answer").with_columns(voter=voter)
-        counts = votes.group_by("voter", "prompt_id", "answer").len("count").group_by("voter", "prompt_id")
-        shares = counts.agg(share=pl.col("count").max() / pl.col("count").sum()).sort("voter", "prompt_id")
-        return shares.group_by("voter").agg(consistency=pl.col("share").sort().mean().round(DIGITS))

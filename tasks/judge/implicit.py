@@ -45,6 +45,10 @@ class Implicit(Judging):
         """The model and its reference."""
         return frozenset({self.model, self.reference} - {None})  # type: ignore[arg-type]
 
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores of any sign; only ranks within a prompt, so no verdict."""
         return after_prompts(case, lambda rows: self._opinions(rows, case))

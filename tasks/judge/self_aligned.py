@@ -34,6 +34,10 @@ class SelfAligned(Judging):
         """The one `model`."""
         return frozenset({self.model})
 
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores in [−1, 1], 0 where the query changes nothing; only ranks, so no verdict."""
         return after_prompts(case, lambda rows: self._opinions(rows, case))

@@ -40,6 +40,10 @@ class SelfJudge(Judging):
     none, or it is equal: the most frequent); the others get no row. Null judges all, which costs about as much as writing
     them did."""
 
+    def per_prompt_only(self) -> bool:
+        """Always."""
+        return True
+
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores in [0, 1]; no verdict that can be read is an error. `rationale` is the first judgment's text."""
         rows = self._candidates(case).select("id", "prompt_id", "problem", "response").sort("id").collect()

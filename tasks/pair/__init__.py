@@ -5,13 +5,13 @@ all as the rejected one: nobody knows that it was wrong. Several members work si
 is a row of each, for its id takes in the member.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 from pydantic import PositiveFloat
 
 from tasks.core import frames, tables
-from tasks.core.stage import Strategy, stage
+from tasks.core.stage import Overviews, Strategy, stage
 from tasks.core.targets import targets
 
 COLUMNS = (
@@ -37,6 +37,8 @@ class PairCase:
     """Of the round that this one names as its anchor, to the prompts of that round; None without one."""
     anchor_judgments: pl.LazyFrame | None = None
     """Of those responses, by that round's judges."""
+    overview: pl.DataFrame | None = None
+    """What the pairing must know of all prompts, where these are not all."""
 
 
 class Pairing(Strategy):
@@ -53,7 +55,22 @@ class Pairing(Strategy):
         raise NotImplementedError
 
 
-@stage(outputs=[tables.pairs])
+def summaries(
+    members: dict[str, Pairing],
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    judgments: pl.LazyFrame,
+    filtered: pl.LazyFrame,
+    refinements: pl.LazyFrame,
+    anchor_responses: pl.LazyFrame | None,
+    anchor_judgments: pl.LazyFrame | None,
+) -> dict[str, pl.LazyFrame]:
+    """First pass over a piece: the summaries of the members that need an overview."""
+    case = _case(prompts, responses, judgments, filtered, refinements, anchor_responses, anchor_judgments)
+    return {name: member.summary(case) for name, member in members.items() if member.needs_overview()}
+
+
+@stage(outputs=[tables.pairs], first_pass=summaries)
 def pair(
     members: dict[str, Pairing],
     prompts: pl.LazyFrame,
@@ -63,19 +80,31 @@ def pair(
     refinements: pl.LazyFrame,
     anchor_responses: pl.LazyFrame | None,
     anchor_judgments: pl.LazyFrame | None,
+    overviews: Overviews = None,
 ) -> pl.LazyFrame:
     """Every member's pairs of two different texts whose scores are at least its `min_margin` apart, by prompt."""
     if not members:
         return frames.frame(tables.pairs)
-    rated, prompt_targets = _rated(responses, judgments, filtered), targets(prompts, responses, filtered)
-    case = PairCase(rated, prompt_targets, judgments, refinements, anchor_responses, anchor_judgments)
-    pairs = pl.concat([_pairs(member, case, name) for name, member in members.items()])
+    case = _case(prompts, responses, judgments, filtered, refinements, anchor_responses, anchor_judgments)
+    cases = {name: replace(case, overview=(overviews or {}).get(name)) for name in members}
+    pairs = pl.concat([_pairs(member, cases[name], name) for name, member in members.items()])
     pairs = _with_models(pairs, [t for t in (responses, refinements, anchor_responses) if t is not None])
     reward = judgments.filter("reward").select(judge="member").head(1)
     rows = pairs.join(prompts.select("prompt", prompt_id="id"), on="prompt_id").join(reward, how="cross")
     own = frames.ids("member", "prompt_id", "chosen_id", "rejected_id")
     rows = rows.sort("prompt_id", "member", "chosen_id", "rejected_id").with_columns(own)
     return rows.with_columns(chosen=_turn("chosen"), rejected=_turn("rejected")).select(tables.pairs.schema.names)
+
+
+def _case(
+    prompts: pl.LazyFrame,
+    responses: pl.LazyFrame,
+    judgments: pl.LazyFrame,
+    filtered: pl.LazyFrame,
+    *more: pl.LazyFrame | None,
+) -> PairCase:
+    rated, prompt_targets = _rated(responses, judgments, filtered), targets(prompts, responses, filtered)
+    return PairCase(rated, prompt_targets, judgments, *more)  # type: ignore[arg-type]
 
 
 def _pairs(strategy: Pairing, case: PairCase, member: str) -> pl.LazyFrame:

@@ -39,13 +39,24 @@ class Consistency(BestWorst):
         """Unless prompts are averaged."""
         return not self.averaged
 
+    def needs_overview(self) -> bool:
+        """Where prompts are averaged."""
+        return self.averaged
+
+    def summary(self, case: PairCase) -> pl.LazyFrame:
+        """The smoothing of each prompt."""
+        return self.smoothing(case).lazy()
+
+    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+        """The mean smoothing of all prompts."""
+        return summaries.rechunk().sort("prompt_id").select(pl.col("smoothing").mean())
+
     def __call__(self, case: PairCase) -> pl.LazyFrame:
         """The pairs of `best_worst` with `smoothing`."""
-        pairs, smoothing = super().__call__(case), self.smoothing(case)
+        pairs = super().__call__(case)
         if self.averaged:
-            mean = pl.lit(smoothing["smoothing"].mean(), pl.Float64)
-            return pairs.with_columns(smoothing=mean).drop_nulls("smoothing")
-        return pairs.join(smoothing.lazy(), on="prompt_id")
+            return pairs.join(self.overview(case).lazy(), how="cross").drop_nulls("smoothing")
+        return pairs.join(self.smoothing(case).lazy(), on="prompt_id")
 
     def smoothing(self, case: PairCase) -> pl.DataFrame:
         """`prompt_id` and 1 − C of each prompt that has one."""

@@ -28,11 +28,10 @@ from tasks.core.plugin import TASKS, load
 from tasks.core.roster import SERVED, Models, Source
 from tasks.core.stage import Input, Result, Stage, Strategy
 from tasks.core.tables import TABLES
-from tasks.project import health
+from tasks.project import health, pieces
 from tasks.project.blocks import EXAM
 from tasks.project.closure import module_file
 from tasks.project.headlines import metrics_text
-from tasks.project.pieces import ranges, within
 
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow", "lm_eval")
 COUNTS = ("requests", "prompt_tokens", "completion_tokens")
@@ -203,6 +202,7 @@ def _arguments(
         "domain": lambda: _plugin("domains", plan.domain or {}),
         "seed": lambda: plan.seed,
         "work": lambda: _work(root, plan, digests),
+        "overviews": lambda: None,
     }
     arguments = {f: draft.folder(f) for f in stage.folders}
     arguments |= {i.argument: None for i in stage.inputs if not i.opened}
@@ -234,16 +234,12 @@ def _check_unchanged(root: Path, plan: Plan, inputs: dict[str, Input], digests: 
 
 
 def _call(stage: Stage, arguments: dict[str, Any]) -> Any:
-    """Calls the stage's function; piece by piece on a large table, if every strategy works per prompt."""
-    strategies = arguments.get("members") or {"": arguments.get("strategy")}
-    per_prompt = isinstance(arguments.get("responses"), pl.LazyFrame) and all(
-        s and s.per_prompt_only() for s in strategies.values()
-    )
-    pieces = ranges(arguments["responses"]) if per_prompt and len(stage.tables) == 1 else []
-    if len(pieces) < 2:
+    """Calls the stage's function; piece by piece on a large table, if its strategies can."""
+    cut = pieces.pieces(stage, arguments)
+    if len(cut) < 2:
         return stage.function(**arguments)
     [table] = stage.tables
-    return Result({table.name: (stage.function(**within(arguments, *piece)) for piece in pieces)})
+    return Result({table.name: pieces.passes(stage, arguments, cut)})
 
 
 def _as_result(stage: Stage, result: Any) -> Result:

@@ -18,7 +18,7 @@ from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
 from tasks.core.plugin import load
 from tasks.core.stage import Strategy, stages
-from tasks.filter import NO_MODELS
+from tasks.filter import NO_MODELS, better_first
 from tasks.project.execute import _models as models_of
 
 DIGITS = 6
@@ -152,8 +152,8 @@ class Filter:
     def _score(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         if hasattr(strategy, "min_reward"):
             return "min_reward", floor(decision["score"]), "or less"
-        order = strategy.model_copy(update={"fraction": 1.0})(self._case()).filter(pl.col("reason").is_null())
-        ids = order.select("id").collect()["id"].to_list()  # the better first
+        rows = strategy.model_copy(update={"fraction": 1.0})(self._case()).filter(pl.col("reason").is_null())
+        ids = better_first(rows).select("id").collect()["id"].to_list()
         share = (ids.index(decision["id"]) + 1) / len(ids)
         return "fraction", min(1.0, math.ceil(share * 10**DIGITS) / 10**DIGITS), "or more"
 
