@@ -9,6 +9,8 @@ import os
 
 HEARTBEAT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 """Seconds between two signs of life of a flow run; Prefect allows no fewer. Workers pass it on to what they run."""
+UNTIL_STDIN_CLOSES = "--until-stdin-closes"
+"""The option of `flows.server` with which it ends when its standard input does."""
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -1,8 +1,8 @@
 """Chooses the Prefect server for a flow that is called in plain Python, as in `run_round("r2")`.
 
-In this order: the server in Prefect's own settings, if it answers; the one that `flywheel up` started; an ephemeral one,
-whose database is under the project and which loses part of a run's history when the process ends. A flow that a worker
-runs uses the worker's server and does not come here.
+In this order: the server in Prefect's own settings, if it answers; the one that `flywheel up` started; one for this run
+alone, whose database is under the project. Prefect's own ephemeral server would outlive a process that is killed. A flow
+that a worker runs uses the worker's server and does not come here.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.settings.legacy import Setting
 
 from flows import services
 
@@ -40,7 +39,7 @@ class HereFlow(Flow[P, R]):
 
 @contextmanager
 def connected(root: Path) -> Iterator[None]:
-    """Settings under which Prefect uses the first server that answers; prints a line when that is an ephemeral one."""
+    """Settings under which Prefect uses the first server that answers; prints a line when one is started for the block."""
     configured = PREFECT_API_URL.value()
     if configured and services.answers(configured):
         yield
@@ -49,17 +48,6 @@ def connected(root: Path) -> Iterator[None]:
             yield
     else:
         reason = f"the Prefect server at {configured} does not answer" if configured else "no Prefect server is running"
-        print(
-            f"{reason}: using an ephemeral one for this run (`flywheel up` starts one with a UI that keeps the history)"
-        )
-        with temporary_settings(ephemeral(root), restore_defaults=[PREFECT_API_URL]):
+        print(f"{reason}: starting one for this run (`flywheel up` starts one that stays)")
+        with services.own_server(root, services.free_port()) as url, temporary_settings({PREFECT_API_URL: url}):
             yield
-
-
-def ephemeral(root: Path) -> dict[Setting, Any]:
-    """Settings of an ephemeral server. Its database is under the project unless another one is configured."""
-    from prefect.settings import PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, PREFECT_SERVER_DATABASE_CONNECTION_URL
-
-    url = services.database(root).get(services.DATABASE[0])
-    own = {PREFECT_SERVER_DATABASE_CONNECTION_URL: url} if url else {}
-    return own | {PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True}

@@ -34,7 +34,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from tasks.core.errors import FlywheelError
-from tasks.project import graph
+from tasks.project import graph, strays
 
 MAX_LINES = 200
 """Lines of a stage's output that are kept for its error message."""
@@ -211,7 +211,8 @@ def _spawn() -> subprocess.Popen[str]:
 def environment() -> dict[str, str]:
     """Environment of stages: PATH starts with this Python's folder, so `dvc` and `flywheel` are its own."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
+    return os.environ | own | strays.signature(Path())
 
 
 def end(*processes: subprocess.Popen[str]) -> None:

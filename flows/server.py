@@ -4,14 +4,31 @@ Prefect opens its database in WAL mode with a busy timeout of a minute, and begi
 and then writes fails at once with "database is locked" where another has written meanwhile, whatever the timeout, since
 SQLite cannot let it write on top of what it has not seen. IMMEDIATE takes the write lock at the beginning, which waits. On
 Postgres nothing changes.
+
+With `--until-stdin-closes` the server ends when its standard input does. The command that started it holds the other end of
+that pipe, so a server that was started for one command does not outlive it, however that ends.
+
+Prefect itself answers every page of every site. Here only its own pages are answered: `flows.origins`.
 """
 
+import os
+import signal
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Thread
 from typing import Any
 
 from prefect.cli import app
+from prefect.server.api import server
 from prefect.server.database.configurations import AioSqliteConfiguration
+
+from flows import UNTIL_STDIN_CLOSES
+from flows.origins import guarded
+
+GRACE = 5.0
+"""Seconds between SIGTERM and the end of a server that does not end by itself."""
 
 _begin = AioSqliteConfiguration.begin_transaction
 
@@ -25,8 +42,19 @@ async def immediate(self: AioSqliteConfiguration, session: Any, with_for_update:
 
 AioSqliteConfiguration.begin_transaction = immediate  # type: ignore[method-assign]
 
-if __name__ == "__main__":
-    import sys
 
+def _end_with_stdin() -> None:
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)  # an open connection may keep it
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    if UNTIL_STDIN_CLOSES in sys.argv:
+        sys.argv.remove(UNTIL_STDIN_CLOSES)
+        Thread(target=_end_with_stdin, daemon=True).start()
+    server.create_app = guarded(server.create_app)
     sys.argv.insert(1, "server")
     app()

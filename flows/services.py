@@ -4,6 +4,9 @@
     .flywheel/prefect.db       Prefect's database: flow runs, task runs, artifacts
     .flywheel/logs/            output of the services
 
+A server that was started for one command is in no file: it ends with that command, also when that is killed, since its
+standard input closes then.
+
 Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000). A home or database
 that is configured for Prefect is used as it is.
 """
@@ -25,7 +28,11 @@ from typing import Any
 import httpx
 import psutil
 
+from flows import UNTIL_STDIN_CLOSES
+from tasks.core.cache import set_aside
 from tasks.core.errors import FlywheelError
+from tasks.project import strays
+from tasks.project.databases import damage
 from tasks.views.record import prepare, tracking_uri
 
 POOL = "flywheel"
@@ -37,8 +44,6 @@ PATIENCE = 120.0
 """Seconds until a service that does not answer counts as failed."""
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL."""
-SLACK = 2.0
-"""Seconds by which two readings of a process's start time may differ, since the system clock is adjusted."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Started:
         try:
             process = psutil.Process(self.pid)
             # Right after its start a process has no command line yet.
-            same = abs(process.create_time() - self.created) < SLACK and process.cmdline() in ([], self.command)
+            same = abs(process.create_time() - self.created) < strays.SLACK and process.cmdline() in ([], self.command)
         except psutil.Error:
             return None
         return process if same else None
@@ -79,12 +84,13 @@ class Started:
 # Services
 
 
-def prefect_server(root: Path) -> Service:
-    """Prefect's server with its UI. Its database is under the project."""
-    port = _port("PREFECT_SERVER_API_PORT", 4200)
+def prefect_server(root: Path, port: int | None = None, bound: bool = False) -> Service:
+    """Prefect's server with its UI. Its database is under the project. A bound one ends when its standard input closes."""
+    port = port or _port("PREFECT_SERVER_API_PORT", 4200)
     url = f"http://{HOST}:{port}"
     env = prefect_home(root) | database(root) | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "NOTSET"}
     command = [sys.executable, "-m", "flows.server", "start", "--host", HOST, "--port", str(port)]
+    command += [UNTIL_STDIN_CLOSES] if bound else []
     return Service("prefect server", command, lambda: answers(f"{url}/api"), url, port, "PREFECT_SERVER_API_PORT", env)
 
 
@@ -109,6 +115,9 @@ def mlflow_ui(root: Path) -> Service | None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_TRACKING_URI": "",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # By default it answers to any name that begins with 10., too, to which another site may give this machine's address.
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{host}{port}" for host in LOOPBACK[:2] for port in ("", ":*")),
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
     }
     return Service(
         "mlflow", command, lambda: _request("GET", f"{url}/health") is not None, url, port, "MLFLOW_PORT", env
@@ -126,11 +135,16 @@ def prefect_home(root: Path) -> dict[str, str]:
 
 
 def database(root: Path) -> dict[str, str]:
-    """The setting of Prefect's database under the project; empty if one is already set."""
+    """The setting of Prefect's database under the project; empty if one is already set. Sets a damaged one aside. One that
+    was cut off while its tables were made or migrated is whole, for Prefect does each step in one transaction.
+    """
     if any(name in os.environ for name in DATABASE):
         return {}
     home(root).mkdir(exist_ok=True)
-    return {DATABASE[0]: f"sqlite+aiosqlite:///{home(root) / 'prefect.db'}"}
+    path = home(root) / "prefect.db"
+    if why := damage(path):
+        print(f"{path}: {why}; set aside as {set_aside(path).name}: it holds the history of runs, and nothing else")
+    return {DATABASE[0]: f"sqlite+aiosqlite:///{path}"}
 
 
 def _port(variable: str, default: int) -> int:
@@ -220,7 +234,7 @@ def _start_missing(root: Path, alive: dict[str, Started]) -> str:
     for service in first:
         _launch(root, service)
     for service in first:
-        _wait(root, service)
+        _wait_for(root, service)
     api = f"{running(root)[server.name].url}/api"
     if "prefect worker" not in alive:
         _deploy(root, api)
@@ -259,22 +273,31 @@ def server(root: Path) -> Iterator[str]:
     url = configured if configured and answers(configured) else running_server(root)
     if configured and url != configured:
         print(f"PREFECT_API_URL={configured}: no Prefect server answers there; using {url or 'one for this run'}")
-    with _environment("PREFECT_API_URL", url) if url else _own_server(root) as api:
+    with _environment("PREFECT_API_URL", url) if url else own_server(root) as api:
         yield api
 
 
 @contextmanager
-def _own_server(root: Path) -> Iterator[str]:
-    service = prefect_server(root)
+def own_server(root: Path, port: int | None = None) -> Iterator[str]:
+    """Yields the API URL of a Prefect server that runs for the block, and no longer than this process."""
+    service = prefect_server(root, port, bound=True)
     _check_port(service)
+    process, started = _spawn(root, service, stdin=subprocess.PIPE)
     try:
-        _launch(root, service)
         with _environment("PREFECT_API_URL", f"{service.url}/api") as url:
             import_module("prefect")  # takes about as long as the server needs to start
-            _wait(root, service)
+            _wait(root, service, lambda: process.poll() is None)
             yield url
     finally:
-        _stop(root, service.name)
+        _end(started)
+        process.wait()
+
+
+def free_port() -> int:
+    """A port on which nothing listens at the moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -289,35 +312,44 @@ def _environment(variable: str, value: str) -> Iterator[str]:
 
 def _start(root: Path, service: Service) -> None:
     _launch(root, service)
-    _wait(root, service)
+    _wait_for(root, service)
 
 
 def _launch(root: Path, service: Service) -> None:
+    _, started = _spawn(root, service, stdin=subprocess.DEVNULL)
+    _remember(root, service.name, started)
+
+
+def _spawn(root: Path, service: Service, stdin: int) -> tuple[subprocess.Popen[bytes], Started]:
     logs = home(root) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | service.env
+    environment = os.environ | strays.signature(root) | service.env
     environment = {k: v for k, v in environment.items() if v and (k != "PREFECT_API_URL" or k in service.env)}
     with _log(root, service).open("w") as log:
         process = subprocess.Popen(
             service.command,
             cwd=root,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     created = psutil.Process(process.pid).create_time()
-    _remember(root, service.name, Started(process.pid, created, service.command, service.url))
+    return process, Started(process.pid, created, service.command, service.url)
 
 
 def _log(root: Path, service: Service) -> Path:
     return home(root) / "logs" / f"{service.name.replace(' ', '-')}.log"
 
 
-def _wait(root: Path, service: Service) -> None:
+def _wait_for(root: Path, service: Service) -> None:
+    _wait(root, service, lambda: service.name in running(root))
+
+
+def _wait(root: Path, service: Service, is_alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and service.name in running(root):
+    while time.monotonic() < deadline and is_alive():
         if service.healthy():
             return
         time.sleep(0.2)

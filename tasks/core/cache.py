@@ -16,6 +16,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,12 +107,18 @@ class RequestCache:
 
     def _set_aside(self, error: Exception) -> None:
         assert self._path is not None
-        aside = self._path.with_name(f"{self._path.name}.damaged")
+        aside = set_aside(self._path)
         warnings.warn(f"{self._path}: {error}; set aside as {aside.name}, its answers are computed again", stacklevel=4)
-        for suffix in ("", "-wal", "-shm"):
-            path = self._path.with_name(self._path.name + suffix)
-            if path.exists():  # another process may have been first
-                path.replace(aside.with_name(aside.name + suffix))
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged SQLite file, with its write-ahead log, to `….damaged`, in the place of an earlier one."""
+    aside = path.with_name(f"{path.name}.damaged")
+    for suffix in ("", "-wal", "-shm"):
+        aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # it has no log, or another process was first
+            path.with_name(path.name + suffix).replace(aside.with_name(aside.name + suffix))
+    return aside
 
 
 class Progress:

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from flows import demo, services
+from flows import demo
 
 HOLDS_A_SERVER = """
 import signal, time
@@ -14,7 +14,7 @@ from pathlib import Path
 from flows import services
 from tasks.__main__ import guarded
 
-services.prefect_server = lambda root: services.Service("prefect server", ["sleep", "60"], lambda: True, port=0)
+services.prefect_server = lambda *_, **__: services.Service("prefect server", ["sleep", "60"], lambda: True, port=0)
 
 def hold():
     with services.server(Path()):
@@ -35,7 +35,7 @@ def test_a_signal_ends_what_was_started_in_one_line(tmp_path, monkeypatch, numbe
     with subprocess.Popen([sys.executable, "-c", HOLDS_A_SERVER], stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "held").exists() and process.poll() is None:
             time.sleep(0.05)
-        server = psutil.Process(services.running(tmp_path)["prefect server"].pid)
+        [server] = psutil.Process(process.pid).children()
         process.send_signal(number)
         stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 128 + number
