@@ -4,22 +4,18 @@ A check is a generator of findings; a check that raises is a finding too. Nothin
 reported, not removed.
 """
 
-import json
 import os
 import platform
 import re
 import shutil
-import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 from packaging.requirements import Requirement
@@ -30,13 +26,14 @@ from rich.text import Text
 
 from tasks.base.local import Local
 from tasks.core import models, store
-from tasks.core.errors import FlywheelError, StoreError, masked
+from tasks.core.errors import FlywheelError, StoreError
 from tasks.core.plugin import load, names
 from tasks.engines import Engine
 from tasks.project import pipeline as dvc
 from tasks.project.freshness import stale_stages
 from tasks.project.params import Pipeline, load_params
-from tasks.views.record import tracking_uri
+from tasks.views._doctor_services import mlflow, prefect, prefects_database, strays
+from tasks.views._findings import Check, Finding, broken, ok, warn
 from tasks.views.report import stale_text
 
 LOCK = Path("infra/requirements.lock")
@@ -46,20 +43,6 @@ MIN_DISK, MIN_MEMORY = 5, 2
 MAX_HASHED = 256 * 2**20
 """Bytes of results whose digests are checked; beyond that only sizes are."""
 STYLES = {"ok": "green", "warn": "yellow", "broken": "red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One result of a check."""
-
-    status: Literal["ok", "warn", "broken"]
-    subject: str
-    text: str
-    fix: str = ""
-
-
-ok, warn, broken = (partial(Finding, status) for status in ("ok", "warn", "broken"))
-Check = Callable[[Path, Pipeline | None], Iterator[Finding]]
 
 
 def show(root: Path, console: Console | None = None) -> int:
@@ -364,66 +347,6 @@ def unfinished(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
         yield ok("unfinished", "nothing")
 
 
-# Services
-
-
-def mlflow(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
-    """Whether MLflow's store can be reached, without importing MLflow."""
-    uri = tracking_uri(root)
-    if uri.startswith(("http:", "https:")):
-        yield _server("mlflow", uri, f"{uri.rstrip('/')}/health", "start it, or unset MLFLOW_TRACKING_URI")
-    elif uri.startswith("sqlite:///"):
-        yield _database(root / uri.removeprefix("sqlite:///"))
-    else:
-        yield ok("mlflow", f"at {masked(uri)}; not checked")
-
-
-def _database(path: Path) -> Finding:
-    if not path.is_file():
-        return ok("mlflow", f"{path.name} does not exist yet; `flywheel record` creates it")
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as con:
-            runs = con.execute("select count(*) from runs where lifecycle_stage = 'active'").fetchone()[0]
-    except sqlite3.Error as error:
-        fix = "move it away; `flywheel record` creates it again from the manifests"
-        return broken("mlflow", f"{path}: {error}", fix)
-    return ok("mlflow", f"{path.name} holds {runs} runs")
-
-
-def prefect(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
-    """Whether the Prefect server answers: the configured one, or the one that `flywheel up` started."""
-    configured, started = os.environ.get("PREFECT_API_URL"), _started(root)
-    if configured:
-        yield _server("prefect", configured, f"{configured.rstrip('/')}/health", "start it, or unset PREFECT_API_URL")
-    elif started:
-        yield _server("prefect", started, f"{started}/api/health", "`flywheel down`, then `flywheel up`")
-    else:
-        yield ok("prefect", "no server is configured; flows use an ephemeral one, `flywheel up` starts a permanent one")
-
-
-def _started(root: Path) -> str | None:
-    """URL of the server that `flywheel up` started and `flywheel down` has not stopped."""
-    try:
-        return json.loads((root / ".flywheel" / "services.json").read_text())["prefect server"]["url"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _server(subject: str, server: str, url: str, fix: str) -> Finding:
-    import httpx
-
-    address = masked(server)
-    try:
-        response = httpx.get(url, timeout=3, trust_env=False)
-    except httpx.HTTPError as error:
-        return broken(subject, f"{address} does not answer ({type(error).__name__})", fix)
-    return (
-        ok(subject, f"{address} answers")
-        if response.status_code < 400
-        else broken(subject, f"{address}: {response.status_code}", fix)
-    )
-
-
 CHECKS: tuple[Check, ...] = (
     python,
     packages,
@@ -439,6 +362,8 @@ CHECKS: tuple[Check, ...] = (
     unfinished,
     mlflow,
     prefect,
+    prefects_database,
+    strays,
 )
 
 __all__ = ["Finding", "examine", "show"]

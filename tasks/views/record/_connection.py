@@ -4,20 +4,20 @@ The default store is mlflow.db at the project's root, with artifacts in mlruns/.
 (`dvc:///mlruns/…`), so the project's folder may be moved.
 """
 
+import errno
 import logging
 import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import FlywheelError, masked
 from tasks.project.edit import lock
 from tasks.views._dvc_addresses import PROJECT
+from tasks.views.record._database import ARTIFACTS, damaged_text, make_usable, sqlite_file, sqlite_uri
 
 DATABASE = "mlflow.db"
-ARTIFACTS = "dvc:///mlruns"
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -25,8 +25,10 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Environment variables that are set unless the user sets them."""
-BACKENDS = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3", "botocore", "boto3")
+BACKENDS = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "requests", "urllib3", "botocore", "boto3")
 """Packages whose exceptions are MLflow's: its own, its store's, and its artifacts'."""
+DISK_FULL, DAMAGED = "database or disk is full", ("is malformed", "is not a database")
+"""What SQLite says of a full disk, and of a damaged file."""
 
 
 class Unreachable(FlywheelError):
@@ -35,11 +37,7 @@ class Unreachable(FlywheelError):
 
 def tracking_uri(root: Path) -> str:
     """URI of MLflow's store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root / DATABASE)
-
-
-def _own_uri(database: Path) -> str:
-    return f"sqlite:///{database.resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(root / DATABASE)
 
 
 def artifact_location(root: Path) -> str | None:
@@ -62,31 +60,16 @@ def connect(root: Path) -> Any:
 
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    own, uri = root / DATABASE, tracking_uri(root)
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # prints tracebacks of errors that it raises, too
+    uri = tracking_uri(root)
     with lock(root, "mlflow"):
-        if uri == _own_uri(own) and not own.exists():
-            _make_database(own)
+        if path := sqlite_file(uri):
+            make_usable(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
-
-
-def _make_database(path: Path) -> None:
-    """Creates MLflow's tables in a file beside `path`, then renames it: MLflow cannot use or repair the database of a
-    process that was killed while it created the tables.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    new = path.with_suffix(".new")
-    for leftover in path.parent.glob(f"{new.name}*"):
-        leftover.unlink()
-    new_store = SqlAlchemyStore(_own_uri(new), ARTIFACTS)
-    new_store.engine.dispose()
-    with closing(
-        sqlite3.connect(new)
-    ) as connection:  # persistent: commits take a fifth of the time, and the UI can read meanwhile
-        connection.execute("pragma journal_mode = wal")
-    new.replace(path)
 
 
 @contextmanager
@@ -94,23 +77,38 @@ def clear_errors(uri: str) -> Iterator[None]:
     """Turns exceptions of MLflow and its stores into a FlywheelError.
 
     Raises:
-        Unreachable: when it does not answer.
+        Unreachable: when it does not answer, when there is no room for it, and when its file is damaged.
         FlywheelError: when it refuses a value.
     """
     try:
         yield
     except FlywheelError:
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _full(uri, f"{error.filename or 'a file'}: {error.strerror}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in BACKENDS:
             raise
         line = masked(str(error).strip().split("\n")[0])
+        if DISK_FULL in line:
+            raise _full(uri, line) from error
+        if (path := sqlite_file(uri)) and any(text in line for text in DAMAGED):
+            raise Unreachable(damaged_text(path, line)) from error
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise FlywheelError(f"MLflow at {masked(uri)} refuses a value: {line}") from error
         raise Unreachable(
             f"MLflow at {masked(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
             "then run `flywheel record`: nothing is lost, the manifests have everything"
         ) from error
+
+
+def _full(uri: str, why: str) -> Unreachable:
+    return Unreachable(
+        f"MLflow at {masked(uri)} could not be written: {why}. Free some disk space, then run `flywheel record`: nothing is "
+        "lost, the manifests have everything"
+    )
 
 
 @contextmanager
