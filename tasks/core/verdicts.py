@@ -21,7 +21,9 @@ from typing import ClassVar, Literal
 EMPHASIS = r"[\s*_`]*"
 FLAGS = re.IGNORECASE | re.ASCII
 """ASCII: else `ſ` would be read as `s`, and `K`, the unit, as `k`."""
-WRONG_STEP = re.compile(rf"^\W*step\s+([0-9]{{1,4}}){EMPHASIS}:{EMPHASIS}wrong\b", FLAGS | re.MULTILINE)
+MAX_DIGITS = 4300
+"""Digits of the longest number that is read. Python refuses longer ones with an exception, unless its environment says otherwise."""
+WRONG_STEP = re.compile(rf"^[^\w\n]*step\s+([0-9]{{1,4}}){EMPHASIS}:{EMPHASIS}wrong\b", FLAGS | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,13 @@ class Count(Form):
 def on_scale(points: str, low: int, high: int) -> float | None:
     """The place in [0, 1] of whole points on a scale, written as the scale writes them; None for others."""
     return (int(points) - low) / (high - low) if points in map(str, range(low, high + 1)) else None
+
+
+def whole_number(digits: str) -> int | None:
+    """The whole number, not negative, that a model wrote; None for other characters than ASCII digits, and for more of them
+    than `MAX_DIGITS`.
+    """
+    return int(digits) if 0 < len(digits) <= MAX_DIGITS and digits.isascii() and digits.isdecimal() else None
 
 
 def closing_line(text: str) -> str:

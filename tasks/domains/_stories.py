@@ -28,8 +28,10 @@ SHARES: dict[Split, range] = {
 }
 """Of 100 buckets of the hash of a problem's numbers, those that a split owns."""
 
-_FIRST = re.compile(r"(\w+) has (\d+) (\w+)\.")
-_STEP = re.compile(r"Day (\d+): (?:([1-9]\d?) (\w+)|(\w+))")
+_FIRST = re.compile(r"(\w+) has ([0-9]{1,2}) (\w+)\.")
+_STEP = re.compile(r"Day ([0-9]{1,4}): (?:([1-9][0-9]?) (\w+)|(\w+))")
+MOST_DAYS = 1000
+"""Of a problem that is read. Its values grow with each day, and stay below 500 digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,10 @@ def read(problem: str) -> Story | None:
     """Takes a problem's text apart; None when a line is not of the form above."""
     first, *days, last = problem.strip().split("\n") if "\n" in problem.strip() else ("", "")
     opening = _FIRST.fullmatch(first)
+    if not opening or not 0 < len(days) <= MOST_DAYS or last != "How many?":
+        return None
     steps = [_read_step(k, line) for k, line in enumerate(days, 1)]
-    if not opening or not steps or None in steps or last != "How many?" or len(opening[2]) > 2:
+    if None in steps:
         return None
     return Story(int(opening[2]), tuple(step for step in steps if step))
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.core.verdicts import Form, Steps
+from tasks.core.verdicts import MAX_DIGITS, Form, Steps, whole_number
 from tasks.domains import Domain, Item, Message, Split, Verdict, shield
 from tasks.domains._lessons import LESSONS, UNKNOWN, unclear
 from tasks.domains._marks import mark
@@ -39,9 +39,11 @@ from tasks.domains._stories import (
 Role = Literal["write", "solve", "judge", "critique", "refine"]
 """The roles of the embedded base."""
 
-_ANSWER = re.compile(r"Answer: (\d+)")
+_ANSWER = re.compile(r"Answer: ([0-9]+)")
 _CLOSING = re.compile(r"Verdict: (correct|wrong(?:, .*)?)")
-_CHECKED = re.compile(r"(?:Day \d+: .*=|Answer: )(\d+), said (\d+): (?:right|too high|too low)")
+_CHECKED = re.compile(
+    rf"(?:Day [0-9]+: .*=|Answer: )([0-9]{{1,{MAX_DIGITS}}}), said ([0-9]{{1,{MAX_DIGITS}}}): (?:right|too high|too low)"
+)
 
 
 class Arithmetic(Domain):
@@ -83,9 +85,10 @@ class Arithmetic(Domain):
         return story.key if story else problem
 
     def answer(self, response: str) -> str | None:
-        """The number of the last line, `Answer: 8`."""
+        """The number of the last line, `Answer: 8`; None for one of more than `MAX_DIGITS`."""
         last = _ANSWER.fullmatch(response.strip().rpartition("\n")[2])
-        return str(int(last[1])) if last else None
+        number = whole_number(last[1]) if last else None
+        return None if number is None else str(number)
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
         """Right when every step follows from the problem and from what the answer said before, and so does the
