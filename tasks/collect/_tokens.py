@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from tasks.core import models
+from tasks.core.chats import ChatEncoder, Rendered
 from tasks.core.errors import ModelRefused
 
 if TYPE_CHECKING:
@@ -27,20 +28,20 @@ def counts(folder: Path, prompts: pl.Series, completions: pl.Series) -> tuple[li
     Raises:
         ModelRefused: when the folder's tokenizer has no chat template.
     """
-    tokenizer = load_tokenizer(folder)
-    texts, refusals = zip(*(_rendered(tokenizer, *row) for row in zip(prompts, completions, strict=True)), strict=True)
+    encoder = ChatEncoder(load_tokenizer(folder))
+    texts, refusals = zip(*(_rendered(encoder, *row) for row in zip(prompts, completions, strict=True)), strict=True)
     fitting = [t for t in texts if t is not None]
-    ids = iter(tokenizer(fitting, add_special_tokens=False)["input_ids"] if fitting else ())
+    ids = iter(encoder.ids(fitting))
     return [None if t is None else len(next(ids)) for t in texts], list(refusals)
 
 
 def _rendered(
-    tokenizer: "PreTrainedTokenizerBase", prompt: list[dict[str, str]], completion: list[dict[str, str]]
-) -> tuple[str | None, str | None]:
+    encoder: ChatEncoder, prompt: list[dict[str, str]], completion: list[dict[str, str]]
+) -> tuple[Rendered | None, str | None]:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)), None
+        return encoder.render([*prompt, *completion]), None
     except TemplateError as error:
         return None, f"template: {error}"
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from tasks.core.cache import key
+from tasks.core.chats import ChatEncoder, Rendered
 from tasks.core.errors import EngineError
 from tasks.engines import Completion, Embedded, Messages, Request, Scored
 
@@ -36,8 +37,8 @@ class Passage:
 
     index: int
     key: bytes
-    prompt: str
-    completion: str
+    prompt: Rendered
+    completion: Rendered
 
 
 class Row(NamedTuple):
@@ -68,6 +69,7 @@ class Chats:
 
     def __init__(self, tokenizer: Any, context: int, ends: frozenset[int] = frozenset()) -> None:
         self.tokenizer, self.context, self.ends = tokenizer, context, ends
+        self.encoder = ChatEncoder(tokenizer)
 
     def prepare(
         self, requests: Sequence[Request], source: tuple[Any, ...]
@@ -76,17 +78,18 @@ class Chats:
 
         The key holds `source` (engine, versions, weights), the rendered prompt, the sampling, the seed, and, where the
         context has no room for `max_tokens`, how many it has room for: a larger context would not have cut the answer.
+        Where a message spells control tokens it holds their mark, too.
         """
         texts = self.render([r.messages for r in requests])
-        ids = dict(zip(texts, self.ids(list(texts.values())), strict=True))
+        ids = dict(zip(texts, self.encoder.ids(list(texts.values())), strict=True))
         places: dict[bytes, list[int]] = {}
         prompts: dict[bytes, Prompt] = {}
         for index, request in enumerate(requests):
-            text = texts[request.messages]
+            text, mark = texts[request.messages].text, texts[request.messages].mark
             seed = request.seed if request.sampling.temperature else 0  # a greedy answer has no seed
             limit = min(request.sampling.max_tokens, self.context - len(ids[request.messages]))
             room = [] if limit == request.sampling.max_tokens else [limit]
-            k = key("sample", *source, text, request.sampling.parts, seed, *room)
+            k = key("sample", *source, text, request.sampling.parts, seed, *room, *mark)
             places.setdefault(k, []).append(index)
             prompts[k] = Prompt(k, text, ids[request.messages], request, limit)
         return places, prompts
@@ -117,8 +120,11 @@ class Chats:
     ) -> list[Passage]:
         """Completions to be scored, in their order, with cache keys; an error of the context is never cached."""
         texts = self.render(prompts)
-        pairs = enumerate(zip(prompts, completions, strict=True))
-        return [Passage(i, key("score", *source, texts[p], c, closed), texts[p], c) for i, (p, c) in pairs]
+        pairs = [(texts[p], self.encoder.text(c)) for p, c in zip(prompts, completions, strict=True)]
+        return [
+            Passage(i, key("score", *source, p.text, c.text, closed, *_marks(p, c)), p, c)
+            for i, (p, c) in enumerate(pairs)
+        ]
 
     def rows(self, passages: Sequence[Passage], closed: bool) -> list[Row]:
         """Passages as token ids, longest first; the end token belongs to a completion that is `closed`.
@@ -126,8 +132,8 @@ class Chats:
         Raises:
             EngineError: when the model has no end token and one is to be scored.
         """
-        prompts = self.ids([p.prompt for p in passages])
-        completions = self.ids([p.completion for p in passages])
+        prompts = self.encoder.ids([p.prompt for p in passages])
+        completions = self.encoder.ids([p.completion for p in passages])
         end = (self.end,) if closed and passages else ()
         rows = [Row(p.index, b, a + end) for p, b, a in zip(passages, prompts, completions, strict=True)]
         return sorted(rows, key=lambda r: (r.size, r.prompt, r.completion, r.index), reverse=True)
@@ -136,12 +142,14 @@ class Chats:
         """Where each different text stands in the list, by cache key; an error of the context is never cached."""
         places: dict[bytes, list[int]] = {}
         for index, text in enumerate(texts):
-            places.setdefault(key("embed", *source, text), []).append(index)
+            mark = self.encoder.text(text).mark
+            places.setdefault(key("embed", *source, text, *mark), []).append(index)
         return places
 
     def sized(self, texts: Mapping[bytes, str]) -> tuple[list[Text], list[tuple[bytes, Embedded]]]:
         """Texts that can be embedded, longest first, and the others, each with its error; by cache key."""
-        rows = [Text(k, ids) for k, ids in zip(texts, self.ids(list(texts.values())), strict=True)]
+        ids = self.encoder.ids([self.encoder.text(text) for text in texts.values()])
+        rows = [Text(*row) for row in zip(texts, ids, strict=True)]
         fitting = [row for row in rows if 0 < row.size <= self.context]
         misfits = [(row.key, self._unreadable(row.size)) for row in rows if not 0 < row.size <= self.context]
         return sorted(fitting, key=lambda row: (row.size, row.ids, row.key), reverse=True), misfits
@@ -162,10 +170,10 @@ class Chats:
             )
         chat = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE}]
         tail = str(self.tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(PROBE)[2]
-        usual = [*self.ids([tail])[0], self.tokenizer.eos_token_id]
+        usual = [*self.encoder.ids([Rendered(tail)])[0], self.tokenizer.eos_token_id]
         return next((t for t in usual if t in self.ends), min(self.ends))
 
-    def render(self, conversations: Sequence[Messages]) -> dict[Messages, str]:
+    def render(self, conversations: Sequence[Messages]) -> dict[Messages, Rendered]:
         """The text of each different conversation, in the model's own chat template."""
         if not self.tokenizer.chat_template:
             raise EngineError(
@@ -174,21 +182,18 @@ class Chats:
             )
         return {messages: self._rendered(messages) for messages in dict.fromkeys(conversations)}
 
-    def _rendered(self, messages: Messages) -> str:
+    def _rendered(self, messages: Messages) -> Rendered:
         chat = [{"role": role, "content": content} for role, content in messages]
         going_on = chat[-1]["role"] == "assistant"
         if going_on and not chat[-1]["content"]:
             chat, going_on = chat[:-1], False  # an empty answer continued is an answer begun
-        text = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
-        )
-        return str(text)
+        return self.encoder.render(chat, add_generation_prompt=not going_on, continue_final_message=going_on)
 
-    def ids(self, texts: list[str]) -> list[tuple[int, ...]]:
-        """Token ids of each text, without any that the tokenizer would add."""
-        if not texts:
-            return []
-        return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+def _marks(*parts: Rendered) -> list[str]:
+    """What a key holds beside texts of which some spell control tokens: earlier versions read these as the tokens."""
+    marks = [part.mark for part in parts]
+    return marks if any(marks) else []
 
 
 def end_tokens(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:

@@ -1,7 +1,9 @@
 """Labels that leave out what a row's mask covers."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.core.chats import Rendered, chat_encoder
 from tasks.core.errors import ModelRefused
 from tasks.training.tags import tag_length
 
@@ -21,32 +23,33 @@ def masked_labels(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> 
     if not row["mask"]:
         return {"labels": row["labels"]}
     text, start = _rendered(row, tokenizer)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    if start < 0 or tokens["input_ids"] != row["input_ids"]:
+    ids, offsets = chat_encoder(tokenizer).offsets(text)
+    if start < 0 or list(ids) != row["input_ids"]:
         raise ModelRefused(
             f"{tokenizer.name_or_path}: the chat template rewrites the completion {row['completion'][0]['content'][:60]!r}, so "
             "the characters of its mask cannot be found; take masks out of collect, or a template that keeps the text"
         )
     start += tag_length(row["tag"])
     spans = [(start + span["start"], start + span["end"]) for span in row["mask"]]
-    touched = [any(begin < stop and first < end for first, stop in spans) for begin, end in _ranges(tokens)]
+    touched = [any(begin < stop and first < end for first, stop in spans) for begin, end in _ranges(offsets)]
     return {"labels": [IGNORED if hit else label for hit, label in zip(touched, row["labels"], strict=True)]}
 
 
-def _rendered(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, int]:
+def _rendered(row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> tuple[Rendered, int]:
     """The row in the chat template, and where the completion's text begins in it; -1 where it is not in there."""
     from trl.data_utils import common_prefix_length
 
-    text = str(tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False))
-    prompt = str(tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True))
+    encoder = chat_encoder(tokenizer)
+    rendered = encoder.render(row["prompt"] + row["completion"])
+    text, prompt = rendered.plain, encoder.render(row["prompt"], add_generation_prompt=True).plain
     content = row["completion"][0]["content"]
     place = text.find(content.strip(), common_prefix_length(prompt, text))  # templates may strip
-    return text, -1 if place < 0 else place - (len(content) - len(content.lstrip()))
+    return rendered, -1 if place < 0 else place - (len(content) - len(content.lstrip()))
 
 
-def _ranges(tokens: Any) -> list[tuple[int, int]]:
+def _ranges(offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Characters of each token. Some tokenizers leave the blank before a word out of it: a token begins where the one
     before it ends.
     """
-    ends = [end for _, end in tokens["offset_mapping"]]
-    return [(min(b, last), e) for (b, e), last in zip(tokens["offset_mapping"], [0, *ends], strict=False)]
+    ends = [end for _, end in offsets]
+    return [(min(b, last), e) for (b, e), last in zip(offsets, [0, *ends], strict=False)]

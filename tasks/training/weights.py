@@ -9,6 +9,7 @@ import torch  # noqa: TID253  (the file is about training; whoever trains import
 from torch import nn  # noqa: TID253
 
 from tasks.core import models
+from tasks.core.chats import with_text_as_text
 from tasks.core.errors import Diverged, ModelRefused
 from tasks.training.lora import Lora
 
@@ -29,7 +30,7 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 def load(
     folder: Path, adapter: Lora | None = None, seed: int = 0
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A policy to train, in float32, and its tokenizer, from a round's model folder; an adapter is merged into its base,
+    """A policy to train, in float32, and its tokenizer, by which text in a chat is text, from a round's model folder; an adapter is merged into its base,
     and a new one put on as `peft` does. Sets the number of threads that suits the model's size.
 
     Raises ModelRefused where the folder cannot be loaded, or where the new adapter is not to be merged and could not be
@@ -53,7 +54,7 @@ def load(
         from peft import get_peft_model_state_dict
 
         _factors(folder, set(get_peft_model_state_dict(policy)))
-    return policy, AutoTokenizer.from_pretrained(words)
+    return policy, with_text_as_text(AutoTokenizer.from_pretrained(words))
 
 
 def peft(

@@ -296,7 +296,7 @@ def test_a_last_assistant_message_is_continued(policy, plain):
     begun = chat("How many?", ("assistant", "Answer: "))
     none, nothing = chat("How many?"), chat("How many?", ("assistant", ""))
     texts = policy._chats.render([begun, none, nothing])
-    assert texts[begun] == "<|user|>How many?<|assistant|>Answer: "
+    assert texts[begun].text == "<|user|>How many?<|assistant|>Answer: "
     assert texts[nothing] == texts[none]
 
 
@@ -487,7 +487,7 @@ def test_a_partial_hit_is_within_the_tolerance(tiny_model, tmp_path):
 
 def test_an_answer_that_the_context_cuts_is_not_that_of_a_larger_one(policy):
     """8 tokens do not fit where 5 are left, and fit where 9 are as where 20 are."""
-    (ids,) = policy._chats.ids(list(policy._chats.render([chat("Tom has 3 pens")]).values()))
+    (ids,) = policy._chats.encoder.ids(list(policy._chats.render([chat("Tom has 3 pens")]).values()))
 
     def key(room, max_tokens):
         request = Request(chat("Tom has 3 pens"), Sampling(max_tokens=max_tokens), 1)
@@ -649,7 +649,7 @@ def test_an_adapter_is_its_base_with_the_adapter(tiny_model, tmp_path):
     tuned.save_pretrained(tmp_path / "adapter")
     request = requests(1, 1, temperature=0.0)[0]
     with Transformers().open(tmp_path / "adapter") as adapted, Transformers().open(tiny_model) as base:
-        ids = torch.tensor(base._chats.ids(list(base._chats.render([request.messages]).values())))
+        ids = torch.tensor(base._chats.encoder.ids(list(base._chats.render([request.messages]).values())))
         theirs = tuned.generate(input_ids=ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :]
         assert ask(adapted, [request])[0].text == base._tokenizer.decode(theirs, skip_special_tokens=True)
         assert adapted.digest != base.digest
