@@ -3,6 +3,7 @@
     python benchmarks/data.py votes        [--prompts 125000]     judge by votes, filter, pair  against  DuckDB SQL
     python benchmarks/data.py write        [--rows 2000000]       write and version a table     against  sha256 and copy
     python benchmarks/data.py memory       [--responses 1000000]  judge, filter, pair over 2 kB each  in at most 2 GiB
+                           [--case NAME …]
     python benchmarks/data.py duplicates   [--texts 800]          near-duplicates by ROUGE-L    against  self-instruct's loop
 
 Each prints both sides' median seconds and their ratio, and checks first that both sides decide the same. The sides take
@@ -27,6 +28,7 @@ import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 import typer
+from polars.testing import assert_frame_equal
 from ruamel.yaml import YAML
 from table import add
 
@@ -49,50 +51,125 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """Runs a stage as a user does, and prints the most memory that its process had, in KiB (getrusage would count the parent's)."""
 MANY = {10_000: 2, 100_000: 15}
 """Texts to screen, and the most seconds that it may take."""
+VERDICT = "Day 1: 12+5=17, said 17: right\nAnswer: 17, said 17: right\nVerdict: correct"
+CASES: dict[str, dict[str, Any]] = {
+    "judge by votes": {},
+    "filter by a threshold": {},
+    "pair": {},
+    "filter with a limit a level": {"filter.threshold.per_level": 10_000},
+    "filter by top_fraction": {"filter.threshold": None, "filter.top_fraction.fraction": 0.5},
+    "judge by self_judge": {
+        "judge": {"reward": "self_judge", "self_consistency": None, "self_judge": {"likeliest": None}},
+    },
+}
+"""What is measured, and the values with which r1 does it; the first word is the stage."""
 app = typer.Typer(add_completion=False, help=__doc__)
 
-SQL = """
+SQL = {
+    "judge": """
 copy (
-  with voted as (
-    select id, prompt_id, response, mean_logprob, answer,
-           count(*) over (partition by prompt_id, answer) / count(*) over (partition by prompt_id) as score
-    from read_parquet('{responses}') where error is null
+  with responses as (select * from read_parquet('{round}/responses/*.parquet')),
+  voted as (
+    select id, prompt_id, answer, count(*) over (partition by prompt_id) as voters,
+           case when answer is not null then count(*) over (partition by prompt_id, answer) end as votes
+    from responses where error is null and response is not null
+  ),
+  topped as (select *, max(votes) over (partition by prompt_id) as top from voted),
+  led as (select *, count(*) filter (votes = top) over (partition by prompt_id) as leaders from topped),
+  judged as (
+    select id, prompt_id, votes / voters as score,
+           case when votes < top then 'fail' when leaders = top then 'pass' end as verdict,
+           case when votes is null then 'no answer in the response' end as error
+    from led
+    union all
+    select id, prompt_id, null, null, 'no response: ' || coalesce(error, 'nothing came back')
+    from responses where error is not null or response is null
   )
-  select id, prompt_id, response, mean_logprob, answer, case when answer is null then null else score end as score
-  from voted
-) to '{place}/judged.parquet' (compression zstd);
+  select substr(sha256(id || chr(31) || 'self_consistency'), 1, 16) as id, id as response_id, prompt_id,
+         'self_consistency' as member, true as reward, score, verdict, null::varchar as rationale, error
+  from judged order by prompt_id, response_id
+) to '{place}/judgments.parquet' ({written});
+""",
+    "filter": """
 copy (
-  with ranked as (
-    select *, row_number() over (partition by prompt_id order by score desc, mean_logprob desc, id) as rank
-    from read_parquet('{place}/judged.parquet') where answer is not null
+  with scored as (
+    select r.id, r.prompt_id, r.mean_logprob, hash(r.response) as text, j.score,
+           case when r.error is not null then 'error'
+                when r.answer is null or r.finish_reason = 'length' then 'format'
+                when r.tokens < 1 then 'short'
+                when j.score is null then 'unjudged'
+                when j.score < 0.4 then 'score' end as reason,
+           case when r.tokens < 1 then 1 - r.tokens when j.score < 0.4 then 0.4 - j.score end as margin
+    from read_parquet('{round}/responses/*.parquet') r
+    left join read_parquet('{place}/judgments.parquet') j on j.response_id = r.id and j.reward
+  ),
+  copies as (
+    select *, row_number() over (
+      partition by prompt_id, text, reason is null order by score desc nulls last, mean_logprob desc nulls last, id
+    ) as copy
+    from scored
+  ),
+  distinct_ones as (
+    select * replace (case when reason is null and copy > 1 then 'duplicate' else reason end as reason) from copies
+  ),
+  ranked as (
+    select *, case when reason is null then row_number() over (
+      partition by prompt_id, reason is null order by score desc nulls last, mean_logprob desc nulls last, id
+    ) end as place
+    from distinct_ones
   )
-  select id, prompt_id, rank = 1 and score >= 0.4 as kept, score from ranked order by prompt_id, id
-) to '{place}/filtered.parquet' (compression zstd);
+  select id, prompt_id, coalesce(place <= 1, false) as kept, case when place <= 1 then place end::int as rank,
+         case when place > 1 then 'rank' else reason end as reason,
+         case when place > 1 then place - 1 when place = 1 then score - 0.4 else margin end as margin, score
+  from ranked order by prompt_id, id
+) to '{place}/filtered.parquet' ({written});
+""",
+    "pair": """
 copy (
-  with rated as (select * from read_parquet('{place}/judged.parquet') where score is not null),
+  with rated as (
+    select r.id, r.prompt_id, r.response, r.mean_logprob, r.model, j.score, f.rank
+    from read_parquet('{round}/responses/*.parquet') r
+    join read_parquet('{place}/judgments.parquet') j on j.response_id = r.id and j.reward and j.score is not null
+    left join read_parquet('{place}/filtered.parquet') f on f.id = r.id and f.kept
+    where r.error is null and r.answer is not null and r.finish_reason is distinct from 'length'
+  ),
   ends as (
-    select prompt_id, first(id order by score desc, mean_logprob desc, id) as chosen_id,
-           first(response order by score desc, mean_logprob desc, id) as chosen, max(score) as chosen_score,
-           first(id order by score, mean_logprob desc, id) as rejected_id,
-           first(response order by score, mean_logprob desc, id) as rejected, min(score) as rejected_score
+    select prompt_id, arg_min(id, rank) as chosen_id, arg_min(response, rank) as chosen,
+           arg_min(score, rank) as chosen_score, arg_min(model, rank) as chosen_model,
+           first(id order by score, mean_logprob desc nulls last, id) as rejected_id,
+           first(response order by score, mean_logprob desc nulls last, id) as rejected, min(score) as rejected_score,
+           first(model order by score, mean_logprob desc nulls last, id) as rejected_model
     from rated group by prompt_id
   )
-  select * from ends where chosen_score - rejected_score >= 0.25 and chosen_score >= 0.4 and chosen <> rejected
+  select substr(sha256(concat_ws(chr(31), 'best_worst', prompt_id, chosen_id, rejected_id)), 1, 16) as id,
+         'best_worst' as member, prompt_id, p.prompt, chosen_id, [{{role: 'assistant', content: chosen}}] as chosen,
+         chosen_score, chosen_model, rejected_id, [{{role: 'assistant', content: rejected}}] as rejected, rejected_score,
+         rejected_model, 'responses' as source, 'self_consistency' as judge, 1.0 as weight, 0.0 as smoothing
+  from ends join read_parquet('{round}/prompts/*.parquet') p on p.id = prompt_id
+  where chosen_score - rejected_score >= 0.25 and chosen_score >= 0.4 and chosen <> rejected
   order by prompt_id
-) to '{place}/pairs.parquet' (compression zstd);
-"""
+) to '{place}/pairs.parquet' ({written});
+""",
+}
+"""Votes, filter and pair as somebody writes them for this one recipe: the same columns, ids, reasons and margins, in the same
+order, compressed alike."""
+WRITTEN = "format parquet, compression zstd, compression_level 1"
 
 
 def compare(what: str, sides: dict[str, Callable[[], Any]], repeats: int, goal: float | None = None) -> None:
     """A row of both sides' median seconds, and the ratio of the first to the second; the sides take turns."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            clock = time.perf_counter()
+            clock, processor = time.perf_counter(), time.process_time()
             side()
-            times[name].append(time.perf_counter() - clock)
-    (_, ours), (other, theirs) = ((name, median(seconds)) for name, seconds in times.items())
-    add(what, f"{ours:.2f} s", f"{other} {theirs:.2f} s", ours / theirs, goal)
+            times[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    (_, ours), (other, theirs) = ((name, [*map(median, zip(*of, strict=True))]) for name, of in times.items())
+    add(what, _seconds(*ours), f"{other} {_seconds(*theirs)}", ours[0] / theirs[0], goal)
+
+
+def _seconds(clock: float, processor: float) -> str:
+    return f"{clock:.2f} s (processor {processor:.2f})"
 
 
 @contextmanager
@@ -120,6 +197,14 @@ def project(engine: dict[str, Any] | None = None, domain: dict[str, Any] | None 
         plan.write(root)
         run_stage(root, "r0", "base")
         yield root
+
+
+def choose(root: Path, values: dict[str, Any]) -> None:
+    """Gives r1 other values than its recipe's, by their dotted paths."""
+    content = plain(YAML().load((root / "params.yaml").read_text()))
+    content["rounds"]["r1"]["set"] = values
+    YAML().dump(content, root / "params.yaml")
+    plan.write(root)
 
 
 def put(root: Path, stage: str, tables: dict[str, Iterable[store.Frame]]) -> None:
@@ -160,32 +245,41 @@ def candidates(prompts: int, samples: int = 8, first: int = 0) -> tuple[pl.DataF
 
 @app.command()
 def votes(prompts: int = 125_000, repeats: int = 5) -> None:
-    """Majority vote, filter and best-worst pair: this project's stages, with all that they check and write, against
-    DuckDB SQL written by hand that decides the same and writes the rows alone.
+    """Majority vote, filter and best-worst pair: this project's stages against DuckDB SQL written by hand.
+
+    Both read the same Parquet, make the same three tables with ids, reasons and margins, sort them, and write them as Parquet
+    with zstd at level 1. This project's stages verify the sha256 of what they read, too, check what they wrote, compute
+    metrics, hash and sync it, and commit it with a manifest; the SQL does none of that.
     """
     with project() as root:
         questions, answers = candidates(prompts)
         put(root, "prompts", {"prompts": [questions]})
         put(root, "generate", {"responses": [answers]})
         put(root, "critique", {"critiques": [], "refinements": []})
-        responses = store.round_folder(root, "r1") / "responses" / "*.parquet"
+        names = {"round": store.round_folder(root, "r1"), "place": root, "written": WRITTEN}
 
-        def ours() -> None:
-            for stage in ("judge", "filter", "pair"):
+        def ours(*stages: str) -> None:
+            for stage in stages:
                 run_stage(root, "r1", stage)
 
-        def theirs() -> None:
-            duckdb.connect().execute(SQL.format(responses=responses, place=root))
+        def theirs(*stages: str) -> None:
+            for stage in stages:
+                duckdb.connect().execute(SQL[stage].format(**names))
 
-        ours()
-        theirs()
-        kept = store.scan(root, "r1", "filtered")[0].filter("kept").select("id").collect()
-        assert kept.equals(pl.read_parquet(root / "filtered.parquet").filter("kept").select("id")), "filters differ"
-        columns = ["prompt_id", "chosen_id", "rejected_id"]
-        pairs = store.scan(root, "r1", "pairs")[0].select(columns).collect()
-        assert pairs.equals(pl.read_parquet(root / "pairs.parquet").select(columns)), "pairs differ"
-        print(f"{answers.height:,} candidates, {kept.height:,} kept, {pairs.height:,} pairs; both decide the same")
-        compare(f"vote, filter, pair {answers.height:,}", {"ours": ours, "DuckDB SQL": theirs}, repeats, 1.3)
+        ours(*SQL)
+        theirs(*SQL)
+        made = {table: store.read(root, "r1", table) for table in ("judgments", "filtered", "pairs")}
+        for table, rows in made.items():
+            assert_frame_equal(
+                rows, pl.read_parquet(root / f"{table}.parquet").select(rows.columns), check_dtypes=False
+            )
+        kept, pairs = made["filtered"]["kept"].sum(), made["pairs"].height
+        print(f"{answers.height:,} candidates, {kept:,} kept, {pairs:,} pairs; both make the same rows")
+        what = f"{answers.height:,} candidates"
+        for stage in SQL:
+            compare(f"{stage}: {what}", {"ours": partial(ours, stage), "DuckDB SQL": partial(theirs, stage)}, repeats)
+        sides = {"ours": partial(ours, *SQL), "DuckDB SQL": partial(theirs, *SQL)}
+        compare(f"vote, filter, pair: {what}", sides, repeats, 1.3)
 
 
 @app.command()
@@ -220,11 +314,11 @@ def write(rows: int = 2_000_000, repeats: int = 5) -> None:
 
 
 @app.command()
-def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
-    """Judge, filter and pair over that many responses of 2 kB, 8 a prompt, each stage as the process that a user starts.
-    Fails when one of them needs more GiB than `most`.
+def memory(responses: int = 1_000_000, most: float = 2.0, case: list[str] = list(CASES)) -> None:  # noqa: B006
+    """Judge, filter and pair over that many responses of 2 kB, 8 a prompt, each stage as the process that a user starts; a
+    model that is asked answers at once, from no cache. Fails when one of them needs more GiB than `most`.
     """
-    size, rng = 16_384, random.Random(0)
+    size, rng, too_much = 16_384, random.Random(0), False
     words = [f"w{i}" for i in range(50_000)]
     texts = pl.Series("response", [" ".join(rng.choices(words, k=330)) for _ in range(20_000)])
     starts = range(0, responses // 8, size)
@@ -235,20 +329,23 @@ def memory(responses: int = 1_000_000, most: float = 2.0) -> None:
             long = texts.sample(rows.height, with_replacement=True, seed=first)
             yield rows.with_columns(response=long + "\n" + rows["response"])
 
-    with project() as root:
+    with project({"strategy": "fake", "answers": {"": VERDICT}}) as root:
         put(root, "prompts", {"prompts": (candidates(size, first=first)[0] for first in starts)})
         put(root, "generate", {"responses": answers()})
         put(root, "critique", {"critiques": [], "refinements": []})
         rows = store.find(root, "r1", "responses")[1].rows or 0
         print(f"{rows:,} responses, {rows * 2.0 / 1e6:.1f} GB of text")
-        for stage in ("judge", "filter", "pair"):
+        for name in case:
+            stage, values = name.split()[0], CASES[name]
+            choose(root, values)
             clock = time.perf_counter()
             process = subprocess.run([sys.executable, "-c", PEAK, stage], cwd=root, stdout=subprocess.PIPE, check=True)
             peak = int(process.stdout.split()[-1]) / 2**20
             cost = f"{time.perf_counter() - clock:.1f} s, {peak:.2f} GiB"
-            add(f"{stage} {rows:,} responses of 2 kB", cost, f"{most} GiB", peak / most, 1)
-            if peak > most:
-                raise typer.Exit(1)
+            add(f"{name}: {rows:,} responses of 2 kB", cost, f"{most} GiB", peak / most, 1)
+            too_much |= peak > most
+    if too_much:
+        raise typer.Exit(1)
 
 
 def instructions(count: int) -> list[str]:
