@@ -16,6 +16,8 @@ from tasks.domains._statements import (
     DENIED,
     OPERATED,
     RELATION,
+    attributed,
+    denied,
     disguised,
     doubted_after,
     doubted_before,
@@ -30,6 +32,7 @@ NONE = "no final answer in the response"
 
 ANNOTATION = re.compile(r"<<[^<>\n]{0,200}>>")
 """GSM8K's calculator: `<<6*3=18>>18`."""
+TAGS = re.compile(r"</?[a-z]{1,12}>", re.IGNORECASE)
 WORDS = re.compile(r"(?:(?<=[0-9])~)?\\(?:text|mathrm|textbf|mathbf|textit)\s*\{([^{}]*)\}")
 EMPHASIS = re.compile(r"(?<![\w*)])(\*{1,3}|_{1,3})(?![\s*_])([^*_\n]+)(?<!\s)\1(?![\w*])")
 CURRENCY = re.compile(r"(?<![0-9])[$€£¥₹]|[$€£¥₹](?![0-9])|USD|EUR|GBP")
@@ -45,11 +48,6 @@ BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 ANNOUNCED = re.compile(
     r"(?:(?m:^)\W{0,4}|(?<=[.!]\s)|(?<=[.!]\s\s))####(?!#)|(?<![\w-])answer(?: is\b|\s*:|\s*=)", re.IGNORECASE
 )
-WHOSE = re.compile(
-    r"(?:['’]s|\b(?:their|his|her|your|previous|proposed|given|another|other|old|initial|original))\s+(?:[a-z]+\s+)?$",
-    re.IGNORECASE,
-)
-"""What stands before "answer" where it is somebody else's."""
 PRELUDE = re.compile(
     r"(?:[\s:,(\[\"'“‘«]|\b(?:the|a|an|is|are|be|that|it|its|he|she|they|we|you|has|have|had|will|there|exactly|just|simply"
     r"|therefore|thus|so|then|equals?|equal|to|given|by|now|total|of|in|altogether|indeed|clearly|final|answer|value|sum)\b)*",
@@ -119,11 +117,13 @@ def stated(text: str) -> str:
 
 def _tidy(text: str) -> str:
     """The text without mark-up, with blanks where numbers would grow together."""
-    if "<<" in text:
-        text = ANNOTATION.sub("", text)
     if "\\" in text or "{" in text:
         text = WORDS.sub(r" \1 ", text.replace("{,}", ",").replace("\\$", "$"))
-        text = FRACTION.sub(r" \1/\2", SQUARED.sub(r"\1", DEGREES.sub(" ", text)))
+        text = FRACTION.sub(r" \1/\2", DEGREES.sub(" ", text))
+    if "^" in text:
+        text = SQUARED.sub(r"\1", text)
+    if "<" in text:
+        text = TAGS.sub(" ", ANNOTATION.sub("", text))
     if "*" in text or "_" in text:
         text = EMPHASIS.sub(r"\2", text)
     return SPACES.sub(" ", CURRENCY.sub("", text.replace("−", "-").replace("°", " ")))
@@ -145,7 +145,7 @@ def _boxed(text: str, start: int, inner: int, end: int) -> str:
     before, after, question = sentence(text, start, end + 1)
     after = after.strip(" *_`.:)]")
     part = re.match(r"[-–+*/^<>=~≈±≤≥≠×÷\\]", after) or RELATION.search(before[-12:]) or AFTER.search(after)
-    if question or part or doubted_before(before):
+    if question or part or doubted_before(before) or not OPENING.search(before[-1:]):
         raise Unread(f"{NONE}: its box is not stated as the answer")
     return _value(text[inner:end], "only")
 
@@ -154,7 +154,7 @@ def _announced(text: str, marker: re.Match[str]) -> str:
     before = sentence(text, marker.start(), marker.end()).before
     start = re.compile(r"[\s:*_#]*").match(text, marker.end()).end()  # type: ignore[union-attr]
     span = sentence(text, start, start)
-    if span.question or doubted_before(before) or WHOSE.search(before[-60:]):
+    if span.question or denied(before) or attributed(before):
         raise Unread(f"{NONE}: what it announces is not stated as the answer")
     return _value(span.after, "first")
 

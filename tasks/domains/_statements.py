@@ -6,6 +6,7 @@ which is an error and no verdict, while what is read can become a reward.
 
 import re
 import unicodedata
+from itertools import takewhile
 from typing import NamedTuple
 
 ENDS = re.compile(r"[.!?](?=\s|$)|[。！？\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -21,7 +22,8 @@ DENIED = re.compile(
 CHANGED = re.compile(
     r"\b(?:about|around|nearly|almost|close|near|over|under|above|below|beyond|exceed(?:s|ing)?|least|most|maximum|minimum|than"
     r"|between|minus|negative|plus|times|twice|thrice|double|triple|half|third|quarter|without|except|besides|log|ln|root|square"
-    r"|cube|different from|other than|by|divided|per)(?:\s+(?:of|to|the|a|an|some|as|that|only|just|equal|by|from)){0,3}\s*$",
+    r"|cube|different from|other than|by|divided|per)(?:\s+(?:of|to|the|a|an|some|as|that|only|just|equal|by|from)){0,3}\s*$"
+    r"|[0-9]\W{0,3}\s(?:to|and|or|through|thru|until|till|of|x|vs)\s+\W{0,2}$",
     re.IGNORECASE,
 )
 """Words right before a value that make another one of it."""
@@ -43,6 +45,10 @@ RELATION = re.compile(
 )
 MIXED = re.compile(r"[A-Za-z][\u0370-\u058f]|[\u0370-\u058f][A-Za-z]")
 """Latin letters beside Greek, Cyrillic or Armenian ones, which look like them."""
+WHOSE = re.compile(
+    r"(?:['’]s|\b(?:their|his|her|your|previous|proposed|given|another|other|old|initial|original))\s+(?:[a-z]+\s+)?$",
+    re.IGNORECASE,
+)
 UNSEEN = frozenset({"Cf", "Mn", "Me", "Cc", "Cs"})
 
 
@@ -58,23 +64,31 @@ class Sentence(NamedTuple):
 def sentence(text: str, start: int, end: int) -> Sentence:
     """The sentence around `text[start:end]`."""
     line = text.rfind("\n", 0, start) + 1
-    *_, first = [line, *(m.end() for m in ENDS.finditer(text, line, start))]
+    *_, first = [line, *(m.end() for m in takewhile(lambda m: m.end() <= start, ENDS.finditer(text, line)))]
     stop = ENDS.search(text, end)
     return Sentence(text[first:start], text[end : stop.start() if stop else None], bool(stop and stop[0] in "?？"))
 
 
-def doubted_before(words: str) -> bool:
-    """Whether the clause that leads to a value denies, doubts or changes it."""
+def denied(words: str) -> bool:
+    """Whether the clause that leads to a value, or to "answer", denies, doubts or changes it."""
     *_, start = [0, *(m.end() for m in CLAUSES.finditer(words))]
     clause = words[start:]
-    return bool(DENIED.search(clause) or CHANGED.search(clause[-60:]) or OPERATED.search(clause[-9:])) or disguised(
-        clause
-    )
+    return bool(DENIED.search(clause) or CHANGED.search(clause[-60:])) or disguised(clause)
+
+
+def doubted_before(words: str) -> bool:
+    """Whether a clause right before a value does so, or ends in a sign that computes or compares."""
+    return denied(words) or bool(OPERATED.search(words[-9:]))
 
 
 def doubted_after(words: str) -> bool:
     """Whether the rest of the sentence after a value does so."""
     return bool(AFTER.search(words) or OPERATOR.search(words)) or disguised(words)
+
+
+def attributed(words: str) -> bool:
+    """Whether what ends with "answer" is somebody else's: `Tom's answer is 18`."""
+    return bool(WHOSE.search(words[-60:]))
 
 
 def disguised(words: str) -> bool:

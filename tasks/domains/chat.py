@@ -26,7 +26,7 @@ NEEDS_MORE = re.compile(
 )
 """What a text-only model cannot see or make: such instructions are dropped, as self-instruct drops them."""
 
-HEADING = re.compile(r"^(?:(?:problem|instruction|task)\s*\d*\s*:|\d+[.)])\s*", re.IGNORECASE)
+HEADING = re.compile(r"^(?:(?:problem|instruction|task)\s*(?:\d+\s*)?:|\d+[.)])\s*", re.IGNORECASE)
 WRITE = "Write one new instruction, of another kind than these but as clear. Give only the instruction."
 RUBRIC = """Review the user's instruction and the response with the additive 5-point scoring system below. Points add up:
 - Add 1 point if the response is relevant and says something on the matter, even if it is incomplete.

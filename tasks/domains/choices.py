@@ -23,6 +23,7 @@ from tasks.core.errors import FlywheelError
 from tasks.core.ids import seed_of
 from tasks.domains import Domain, Item, Message, Split, Verdict
 from tasks.domains._jsonl import json_lines, text_of
+from tasks.domains._statements import attributed, denied, sentence
 
 SOLVE = "Reason step by step. End with a line 'Answer: ' and the letter of the right option alone."
 WRITE = (
@@ -34,8 +35,13 @@ SHARES = {"seeds": range(10), "validation": range(10, 20), "gold": range(20, 25)
 """Percentiles of the question's hash that make up each split of the training file."""
 
 OPTION = re.compile(r"([A-Z])[.)] (\S.*)")
-ANNOUNCED = re.compile(r"\b(?i:answer)(?: is\b|\s*:)[\s:*]*(?:(?i:option)\s+)?\(?([A-Z])\)?(?![\w'’])(?! or\b)")
-BARE = re.compile(r"[\s*]*\(?([A-Z])\)?[\s*]*\.?[\s*]*")
+ANNOUNCED = re.compile(r"(?<![\w-])(?i:answer)(?: is\b|\s*:)[\s:*]*(?:(?i:option)\s+)?\(?([A-Z])\)?(?![\w'’])")
+BARE = re.compile(r"[\s*]*\(?([A-Z])\)?[\s*]*(?:\.[\s*]*)?")
+TAKEN_BACK = re.compile(
+    r"[\s*]*(?:(?:,|/|&|\+|-|–|or\b|and\b|to\b|through\b)\s*(?:(?i:option)\s+)?\(?[A-Z]\b|or\b|(?:is|was|are)\s+(?:not|wrong|incorrect|false)\b"
+    r"|(?:is|was)n['’]t\b|[<>=~≠≈])|[^\W\d_A-Za-z]"
+)
+"""What follows a letter that is one of several, or no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +89,21 @@ class Choices(Domain):
 
     def parse(self, text: str) -> Item | None:
         """The question that a model wrote; None without options that are lettered from A on and differ."""
-        question = read(re.sub(r"^(?:problem|question)\s*\d*\s*:\s*", "", text.strip(), flags=re.IGNORECASE))
+        question = read(re.sub(r"^(?:problem|question)\s*(?:\d+\s*)?:\s*", "", text.strip(), flags=re.IGNORECASE))
         return Item(question.problem) if question else None
 
     def answer(self, response: str) -> str | None:
-        """The letter that the last "Answer:" or "answer is" names, or that the response is; None where there is none."""
-        announced = ANNOUNCED.findall(response)
-        bare = BARE.fullmatch(response)
-        return announced[-1] if announced else bare[1] if bare else None
+        """The letter that the last "Answer:" or "answer is" names, or that the response is; None where there is none, or where it
+        is denied, doubted or one of several.
+        """
+        *_, announced = [None, *ANNOUNCED.finditer(response)]
+        if announced is None:
+            bare = BARE.fullmatch(response)
+            return bare[1] if bare else None
+        before, _, _ = sentence(response, announced.start(), announced.end())
+        question = sentence(response, announced.start(1), announced.end(1)).question
+        taken_back = TAKEN_BACK.match(response, announced.end()) or denied(before) or attributed(before)
+        return None if question or taken_back else announced[1]
 
     def verify(self, problem: str, response: str, reference: str | None = None) -> Verdict:
         """Whether the response's letter is that of `reference`; without either, or with a letter that no option has, it is an

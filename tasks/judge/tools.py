@@ -15,7 +15,7 @@ from tasks.judge._asking import Key, by_content, rationale, verdict
 from tasks.judge.rubric import Rubric
 
 CALL = "Tool: verify"
-CALLED = re.compile(rf"[\s#]*{EMPHASIS}tool{EMPHASIS}:{EMPHASIS}verify\b", FLAGS)
+CALLED = re.compile(rf"[\s#*_`]*tool{EMPHASIS}:{EMPHASIS}verify\b", FLAGS)
 OFFER = (
     "Before you grade you may have the answer checked by a program: reply with the line "
     f"'{CALL}' and nothing else, and you will read what it found."
