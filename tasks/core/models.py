@@ -18,9 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tasks.core import model_files
 from tasks.core.errors import ModelRefused
 
 POINTER = "pointer.json"
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 BASE = "base.json"
@@ -28,6 +30,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "t
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 """Files of a model. Everything else in its folder (model card, logs) is not part of its digest."""
+MOST_PROBLEMS = 10
+"""Of a folder, that a message tells."""
 SNAPSHOT: dict[str, Any] = {"allow_patterns": [*PATTERNS], "ignore_patterns": ["*/*"]}
 """`PATTERNS` for the hub. There `*` matches subfolders too, which hold copies for other runtimes."""
 
@@ -47,7 +51,14 @@ def resolve(folder: Path) -> Path:
             f"{folder / POINTER}: needs `files`, and either `path` or `repo` and `revision`; add the base again to rewrite it"
         )
     target = Path(content["path"]) if _has_path(content) else _hub_cache(content["repo"], content["revision"], folder)
+    if (target / POINTER).exists():
+        raise ModelRefused(
+            f"{folder / POINTER}: points to {target}, which is a pointer itself; add the base again from the folder that "
+            "holds the model"
+        )
     for name, recorded in content["files"].items():
+        if Path(name).name != name:
+            raise ModelRefused(f"{folder / POINTER}: {name!r} is no name of a file; add the base again to rewrite it")
         _verify(target / name, recorded, folder)
     if (target / ADAPTER).is_file() and digest(target) != content.get("digest"):
         raise ModelRefused(
@@ -100,6 +111,8 @@ def pointer(path: Path, source: dict[str, str] | None = None) -> dict[str, Any]:
     """Content of `pointer.json` for the model in `path`: its location (`path` itself, or `source`), its digest and the
     sha256 of each file.
     """
+    if (path / POINTER).exists():
+        raise ModelRefused(f"{path}: is a pointer itself; name the folder that holds the model (see {POINTER})")
     check(path)
     location = source or {"path": str(path)}
     return {**location, "digest": digest(path), "files": {f.name: file_digest(f) for f in _files(path)}}
@@ -149,6 +162,8 @@ def _file_digest(path: str, size: int, mtime_ns: int) -> str:
 
 def _files(folder: Path) -> list[Path]:
     files = {f for pattern in PATTERNS for f in folder.glob(pattern) if f.name != POINTER}
+    if odd := sorted(f.name for f in files if not f.is_file()):  # a pipe would never end
+        raise ModelRefused(f"{folder}: {odd[0]} is no file; remove it")
     return sorted(files, key=lambda f: f.name)
 
 
@@ -183,8 +198,14 @@ def named_base(folder: Path) -> Path:
     above = folder.absolute().parents if recorded else ()
     candidates = [Path(parent, name) for parent in (*above, "")] if name else []
     folders = [c for c in candidates if c.is_dir() and c.absolute() != folder.absolute()]
-    if match := next((f for f in folders if recorded in (None, digest(f))), None):
+    whole = [f for f in folders if not is_adapter(f)]
+    if match := next((f for f in whole if recorded in (None, digest(f))), None):
         return match
+    if folders and not whole:
+        raise ModelRefused(
+            f"{folders[0]}: is the base of the adapter {folder}, and an adapter itself; merge one of them into the model that "
+            "both were trained on"
+        )
     expected = folder.parent.parent / name
     if recorded and made_by(Path(name)) and not expected.is_dir():
         raise ModelRefused(f"{expected}: is missing, the base of the adapter {folder}; {_restore_hint(expected)}")
@@ -217,14 +238,21 @@ def _restore_hint(folder: Path) -> str:
 
 
 def check(folder: Path) -> None:
-    """Raises ModelRefused with every problem at once, unless the model can be loaded without running its code."""
-    folder = resolve(folder)
+    """Raises ModelRefused with every problem at once, unless the model can be loaded without running its code, in the memory
+    that its weights take. Chat templates are tried, unless a round of this project made the folder.
+    """
+    is_own, folder = made_by(folder) is not None, resolve(folder)
     if not folder.is_dir():
         raise ModelRefused(f"{folder}: there is no such model folder")
-    if problems := list(_problems(folder)):
-        raise ModelRefused(f"{folder}: " + "; ".join(problems))
+    problems = list(model_files.file_problems(folder)) or list(_problems(folder))
+    if not (problems or is_own):
+        tokenizer = folder / "tokenizer_config.json"
+        problems = list(model_files.template_problems(folder, _json(tokenizer) if tokenizer.is_file() else {}))
+    if problems:
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise ModelRefused(f"{folder}: " + "; ".join(problems[:MOST_PROBLEMS]) + more)
     if is_adapter(folder):
-        check(adapter_base(folder))
+        check(named_base(folder))
 
 
 def _problems(folder: Path) -> Iterator[str]:
@@ -245,18 +273,20 @@ def _problems(folder: Path) -> Iterator[str]:
 def _adapter_problems(folder: Path) -> Iterator[str]:
     if (kind := _json(folder / ADAPTER).get("peft_type", "LORA")) != "LORA":
         yield f"{ADAPTER} has peft_type {kind!r}, only LORA is supported; merge it into its base, and add the whole model"
-    yield from _weight_problems(folder, ["adapter_model.safetensors"])
+    if _json(folder / ADAPTER).get("layer_replication"):
+        yield f"{ADAPTER} has layer_replication, which makes a model larger than its weights; merge it, and add the whole model"
+    yield from _weight_problems(folder, ["adapter_model.safetensors"], ADAPTER)
 
 
 def _model_problems(folder: Path) -> Iterator[str]:
-    if not (folder / "config.json").is_file():
-        yield "config.json is missing; copy it from the original model"
+    if not (folder / CONFIG).is_file():
+        yield f"{CONFIG} is missing; copy it from the original model"
     if not any((folder / name).is_file() for name in TOKENIZERS):
         yield "there is no tokenizer (tokenizer.json); copy it from the original model"
     weights = shards(folder)
     if not weights:
         yield f"{INDEX} names no weights: `weight_map` must give a file for each; copy it from the original model"
-    yield from _weight_problems(folder, weights)
+    yield from _weight_problems(folder, weights, CONFIG)
 
 
 def shards(folder: Path) -> list[str]:
@@ -267,23 +297,32 @@ def shards(folder: Path) -> list[str]:
     return sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
 
 
-def _weight_problems(folder: Path, names: list[str]) -> Iterator[str]:
-    from safetensors import SafetensorError, safe_open
-
+def _weight_problems(folder: Path, names: list[str], config: str) -> Iterator[str]:
+    """What is wrong with weights, or, where nothing is, with what a `config` file asks beside them."""
+    tensors: dict[str, dict[str, Any]] = {}
+    damaged = False
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
+            damaged = True
             yield f"{name} is missing; only safetensors are read: copy it from the original model"
             continue
         try:
-            safe_open(folder / name, framework="numpy").keys()
-        except SafetensorError as error:
+            tensors |= model_files.header(folder / name)
+        except ValueError as error:
+            damaged = True
             yield f"{name} is cut short or damaged ({error}); copy it again"
+    if not damaged and (folder / config).is_file():
+        yield from model_files.size_problems(_json(folder / config), tensors, config)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
+        if (size := path.stat().st_size) > model_files.LARGEST_JSON:
+            raise ModelRefused(
+                f"{path}: has {size:,} bytes, where at most {model_files.LARGEST_JSON:,} are read; copy it again"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelRefused(f"{path}: is not a JSON object ({error}); copy it again") from error
     if not isinstance(content, dict):
         raise ModelRefused(f"{path}: is not a JSON object but a {type(content).__name__}; copy it again")
