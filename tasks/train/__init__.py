@@ -181,11 +181,12 @@ class FineTuning(Training):
         its curve.
         """
         from tasks.training.loop import fit
+        from tasks.training.rows import lengths
 
         trainer, schedule = self.row_trainer(policy, tokenizer, rows, work, seed)
         self.watch(trainer, schedule)
-        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-        trainer.train_dataset = trainer.train_dataset.select(self.row_order(rows, lengths, schedule))
+        order = self.row_order(rows, lengths(trainer.train_dataset, "input_ids"), schedule)
+        trainer.train_dataset = trainer.train_dataset.select(order)
         return trainer.model, fit(trainer, "sft")
 
     def row_order(self, rows: pl.DataFrame, lengths: list[int], schedule: "Schedule") -> list[int]:
@@ -215,6 +216,7 @@ class FineTuning(Training):
         from trl import SFTConfig
 
         from tasks.training.loop import arguments, on_one_device, optimizers
+        from tasks.training.rows import FOLDER
         from tasks.training.weighted import RowTrainer, dataset, with_masks
 
         schedule = self.schedule_of(len(rows), self.steps, seed)
@@ -222,13 +224,14 @@ class FineTuning(Training):
         trainer = (kind or RowTrainer)(
             policy,
             on_one_device(SFTConfig(**settings)),
-            train_dataset=dataset(rows, *columns),
-            eval_dataset=None if held_out is None else dataset(held_out, *columns),
+            train_dataset=dataset(rows, work / FOLDER, *columns),
+            eval_dataset=None if held_out is None else dataset(held_out, work / f"{FOLDER} held out", *columns),
             processing_class=tokenizer,
             optimizers=optimizers(policy, self.muon_lr, self.adamw_lr, schedule),
         )
-        trainer.train_dataset = with_masks(trainer.train_dataset, tokenizer)
-        trainer.eval_dataset = with_masks(trainer.eval_dataset, tokenizer) if trainer.eval_dataset else None
+        trainer.train_dataset = with_masks(trainer.train_dataset, rows, tokenizer)
+        if held_out is not None:
+            trainer.eval_dataset = with_masks(trainer.eval_dataset, held_out, tokenizer)
         return trainer, schedule
 
 

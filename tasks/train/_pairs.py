@@ -44,6 +44,7 @@ class Preferring(FineTuning):
     ) -> tuple["PreTrainedModel", list[dict[str, Any]]]:
         """Trains `policy` on the pairs; the trained model and its curve."""
         from tasks.training.loop import fit_in_order
+        from tasks.training.rows import lengths
         from tasks.training.weights import peft
 
         if self.adapter is not None and self.adapter.merge:
@@ -55,10 +56,10 @@ class Preferring(FineTuning):
             # TRL's copy of the fresh adapter has done its work, and a checkpoint with two is resumed from this one
             policy.delete_adapter("ref")
         trainer.ref_model = None  # its log-probabilities are computed already
-        pairs = trainer.train_dataset
-        lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*(pairs[k] for k in KEYS), strict=True)]
+        sides = zip(*(lengths(trainer.train_dataset, key) for key in KEYS), strict=True)
+        sizes = [prompt + max(chosen, rejected) for prompt, chosen, rejected in sides]
         schedule = self.schedule_of(len(case.preferences), self.pair_steps, case.seed)
-        return trainer.model, fit_in_order(trainer, lengths, schedule, "dpo")
+        return trainer.model, fit_in_order(trainer, sizes, schedule, "dpo")
 
     def dpo_trainer(
         self,
@@ -72,10 +73,10 @@ class Preferring(FineTuning):
         """A trainer with this loss, which has the reference's log-probabilities of all pairs. The reference None is
         `policy` as it is now.
         """
-        from datasets import Dataset
         from trl import DPOConfig
 
         from tasks.training.loop import arguments, on_one_device, optimizers
+        from tasks.training.rows import FOLDER, PIECE, on_disk
 
         steps = self.pair_steps
         schedule = self.schedule_of(len(pairs), steps, seed)
@@ -90,7 +91,7 @@ class Preferring(FineTuning):
             policy,
             reference,
             on_one_device(config),
-            train_dataset=Dataset.from_list(pairs.select(*COLUMNS).to_dicts()),
+            train_dataset=on_disk(pairs.select(*COLUMNS).iter_slices(PIECE), work / FOLDER),
             processing_class=tokenizer,
             optimizers=optimizers(policy, steps.muon_lr, steps.adamw_lr, schedule),
             smoothing=self.smoothing,

@@ -48,6 +48,7 @@ class Combine(FineTuning):
         and of the combination (step 1) as `held_out`. Raises Diverged, and ModelRefused as `weights.load`.
         """
         from tasks.training.loop import fit_in_order
+        from tasks.training.rows import lengths
         from tasks.training.weights import load, save
 
         rows, held_out = split(case.training, self.held_out, case.seed)
@@ -56,8 +57,7 @@ class Combine(FineTuning):
         trainer, schedule = self.row_trainer(
             policy, tokenizer, rows, case.work / "sft", case.seed, held_out=kept, save_total_limit=None
         )
-        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-        curve = fit_in_order(trainer, lengths, schedule, "sft")
+        curve = fit_in_order(trainer, lengths(trainer.train_dataset, "input_ids"), schedule, "sft")
         if kept is not None:
             curve += self.combined(trainer, case.seed)
         save(trainer.model, tokenizer, case.start, case.model, self.blend)

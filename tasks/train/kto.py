@@ -81,11 +81,13 @@ class KTO(FineTuning):
         from trl import KTOConfig
 
         from tasks.training.loop import in_order, on_one_device, optimizers
+        from tasks.training.rows import FOLDER
         from tasks.training.unpaired import LabelTrainer
         from tasks.training.weighted import dataset
 
         schedule = self.schedule_of(len(case.training), self.steps, case.seed)
-        rows = dataset(case.training, "label").select_columns(["prompt", "completion", "label", "weight"])
+        columns = ["prompt", "completion", "label", "weight"]
+        rows = dataset(case.training, case.work / "kto" / FOLDER, "label").select_columns(columns)
         lengths = [len(tokenizer.apply_chat_template(r["prompt"] + r["completion"])["input_ids"]) for r in rows]
         return LabelTrainer(
             policy,

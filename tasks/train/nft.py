@@ -41,6 +41,7 @@ class NFT(FineTuning):
         """
         from tasks.training.loop import fit_in_order
         from tasks.training.negatives import NegativeTrainer
+        from tasks.training.rows import lengths
         from tasks.training.weights import load, save
 
         check_labels(self.strategy_name(), case.training, "label", "group")
@@ -57,8 +58,7 @@ class NFT(FineTuning):
         trainer, schedule = made
         trainer.emphasis = self.emphasis
         trainer.remember()
-        lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-        curve = fit_in_order(trainer, lengths, schedule, "nft")
+        curve = fit_in_order(trainer, lengths(trainer.train_dataset, "input_ids"), schedule, "nft")
         save(trainer.model, tokenizer, case.start, case.model, self.blend, self.adapter)
         return pl.DataFrame(curve, schema=CURVE)
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
 
 from tasks.training.preferring import PairTrainer, Piece
+from tasks.training.rows import with_columns
 from tasks.training.scoring import token_logprobs
 
 
@@ -36,13 +37,20 @@ class CreditTrainer(PairTrainer):
 
     def credit(self, better: str, worse: str) -> None:
         """The reference scores both completions after each prompt that begins with either instruction."""
-        pairs, model = self.train_dataset, self.ref_model or self.model
-        contexts = [[self._context(prompt, text) for prompt in pairs["prompt"]] for text in (better, worse)]
-        for side in ("chosen", "rejected"):
-            good, bad = (token_logprobs(self, model, ids, pairs[f"{side}_ids"]) for ids in contexts)
-            rewards = [token_rewards(*map(torch.tensor, row)).tolist() for row in zip(good, bad, strict=True)]
-            padded = [[0.0] * (len(p) - 1) + r for p, r in zip(pairs["prompt_ids"], rewards, strict=True)]
-            self.train_dataset = self.train_dataset.add_column(f"{side}_rewards", padded)
+        model = self.ref_model or self.model
+
+        def rewards(pairs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            contexts = [[self._context(prompt, text) for prompt in pairs["prompt"]] for text in (better, worse)]
+            columns = {}
+            for side in ("chosen", "rejected"):
+                good, bad = (token_logprobs(self, model, ids, pairs[f"{side}_ids"]) for ids in contexts)
+                own = [token_rewards(*map(torch.tensor, row)).tolist() for row in zip(good, bad, strict=True)]
+                columns[f"{side}_rewards"] = [
+                    [0.0] * (len(p) - 1) + r for p, r in zip(pairs["prompt_ids"], own, strict=True)
+                ]
+            return columns
+
+        self.train_dataset = with_columns(self.train_dataset, rewards, self.args.per_device_train_batch_size)
 
     def _context(self, prompt: list[dict[str, str]], text: str) -> list[int]:
         """Tokens of a prompt that begins with an instruction."""

@@ -6,6 +6,7 @@ import torch  # noqa: TID253  (the file is about training; whoever trains import
 
 from tasks.training.masking import IGNORED
 from tasks.training.preferring import PairTrainer, Piece
+from tasks.training.rows import with_columns
 from tasks.training.scoring import scoring, token_logprobs
 
 
@@ -30,16 +31,19 @@ class ExploringTrainer(PairTrainer):
 
     def explore(self, max_tokens: int) -> None:
         """The reference answers each prompt greedily, in at most so many tokens, and scores its answers."""
-        model, prompts = self.ref_model or self.model, self.train_dataset["prompt_ids"]
-        answers = greedy_answers(self, model, prompts, max_tokens)
-        columns = {
-            "answer": [p + a for p, a in zip(prompts, answers, strict=True)],
-            "prompt_size": [len(p) for p in prompts],
-            "answer_size": [len(a) for a in answers],
-            "answer_logprob": [sum(row) for row in token_logprobs(self, model, prompts, answers)],
-        }
-        for name, column in columns.items():
-            self.train_dataset = self.train_dataset.add_column(name, column)
+        model = self.ref_model or self.model
+
+        def answered(pairs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            prompts = pairs["prompt_ids"]
+            answers = greedy_answers(self, model, prompts, max_tokens)
+            return {
+                "answer": [p + a for p, a in zip(prompts, answers, strict=True)],
+                "prompt_size": [len(p) for p in prompts],
+                "answer_size": [len(a) for a in answers],
+                "answer_logprob": [sum(row) for row in token_logprobs(self, model, prompts, answers)],
+            }
+
+        self.train_dataset = with_columns(self.train_dataset, answered, self.args.per_device_train_batch_size)
 
     def pair_losses(self, piece: Piece) -> torch.Tensor:
         """The loss of each pair, without weight and SFT term."""

@@ -1,10 +1,11 @@
 """NFT's loss: right answers are made likelier, and wrong ones less likely through the policy that they imply."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
 
 from tasks.training.masking import IGNORED
+from tasks.training.rows import with_columns
 from tasks.training.scoring import token_logprobs
 from tasks.training.weighted import RowTrainer
 
@@ -36,11 +37,13 @@ class NegativeTrainer(RowTrainer):
 
     def remember(self) -> None:
         """Takes the policy as it is for π_old."""
-        tokens = self.train_dataset
-        rows = list(zip(tokens["input_ids"], map(_first, tokens["labels"]), strict=True))
-        old = token_logprobs(self, self.model, [ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows])
-        padded = [[0.0] * (n - 1) + logprobs for (_, n), logprobs in zip(rows, old, strict=True)]
-        self.train_dataset = tokens.add_column("old", padded)
+
+        def old(tokens: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            rows = list(zip(tokens["input_ids"], map(_first, tokens["labels"]), strict=True))
+            found = token_logprobs(self, self.model, [ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows])
+            return {"old": [[0.0] * (n - 1) + logprobs for (_, n), logprobs in zip(rows, found, strict=True)]}
+
+        self.train_dataset = with_columns(self.train_dataset, old, self.args.per_device_train_batch_size)
 
     def terms(self, logprobs: torch.Tensor, learnt: torch.Tensor, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         """`nft_terms` with the rows' weights; 0 at tokens that have no loss."""

@@ -8,6 +8,7 @@ from datasets import Dataset  # noqa: TID253
 from trl import KTOTrainer  # noqa: TID253
 
 from tasks.training.carrying import Carrying, recorded
+from tasks.training.rows import with_last
 
 
 def kto_losses(margins: torch.Tensor, labels: torch.Tensor, desirable: float, undesirable: float) -> torch.Tensor:
@@ -54,5 +55,4 @@ class LabelTrainer(Carrying, KTOTrainer):
         rows = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if len(rows) % args.per_device_train_batch_size != 1:
             return rows
-        others = [*rows["KL_completion_ids"][:-1], rows["completion_ids"][-2]]
-        return rows.remove_columns("KL_completion_ids").add_column("KL_completion_ids", others)
+        return with_last(rows, "KL_completion_ids", rows[-2]["completion_ids"])

@@ -1,5 +1,6 @@
 """A trainer on rows that have weights, masks and tags."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
@@ -9,6 +10,7 @@ from trl import SFTTrainer  # noqa: TID253
 
 from tasks.training.carrying import Carrying
 from tasks.training.masking import masked_labels
+from tasks.training.rows import PIECE, on_disk
 from tasks.training.tags import with_tags
 
 if TYPE_CHECKING:
@@ -42,15 +44,18 @@ class RowTrainer(Carrying, SFTTrainer):
         return super().compute_loss(with_terms, batch, *args, **kwargs)
 
 
-def dataset(rows: pl.DataFrame, *more: str) -> Dataset:
-    """Rows of `training` as TRL takes them, with what the loss needs, and the columns `more`. The tag is in the text."""
+def dataset(rows: pl.DataFrame, folder: Path, *more: str) -> Dataset:
+    """Rows of `training` as TRL takes them, in files in `folder`, with what the loss needs, and the columns `more`. The tag is
+    in the text.
+    """
     absent = [pl.lit(value).alias(name) for name, value in PLAIN.items() if name not in rows.columns]
     rows = rows.with_columns(*absent).with_columns(pl.col("weight").fill_null(1.0))
-    return Dataset.from_list(with_tags(rows).select("prompt", "completion", *PLAIN, *more).to_dicts())
+    columns = ["prompt", "completion", *PLAIN, *more]
+    return on_disk((with_tags(piece).select(columns) for piece in rows.iter_slices(PIECE)), folder)
 
 
-def with_masks(tokens: Dataset, tokenizer: "PreTrainedTokenizerBase") -> Dataset:
+def with_masks(tokens: Dataset, rows: pl.DataFrame, tokenizer: "PreTrainedTokenizerBase") -> Dataset:
     """What TRL made of rows, without a loss where their masks say so."""
-    if not any(tokens["mask"]):
+    if "mask" not in rows.columns or not rows["mask"].list.len().sum():
         return tokens
     return tokens.map(masked_labels, fn_kwargs={"tokenizer": tokenizer})
