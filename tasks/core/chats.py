@@ -21,8 +21,6 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from tasks.core.errors import ModelRefused
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
@@ -111,26 +109,27 @@ class ChatEncoder:
         if getattr(self.tokenizer, "split_special_tokens", False):
             return {}
         added = {str(token): (id, token.special) for id, token in self._added.items()}
-        tags = self._role_tags({text for text, (_, special) in added.items() if not special})
+        tags = self._role_tags(
+            *({text for text, (_, special) in added.items() if special == wanted} for wanted in (False, True))
+        )
         return {text: id for text, (id, special) in added.items() if text and (special or text in tags)}
 
     @property
     def _added(self) -> dict[int, Any]:
         return getattr(self.tokenizer, "added_tokens_decoder", {})
 
-    def _role_tags(self, added: Iterable[str]) -> set[str]:
+    def _role_tags(self, added: set[str], special: set[str]) -> set[str]:
         """Tokens that are not special, with which the template opens and closes the turns of system and user, and opens an
         answer. Others, such as `<think>` after that, a model may write itself.
         """
         tags = [t for t in added if len(t) > 2 and not any(c.isalnum() or c.isspace() for c in (t[0], t[-1]))]
         if not tags or not getattr(self.tokenizer, "chat_template", None):
             return set()
-        pattern = _any_of(tags)
         user, system = ({"role": role, "content": PROBE} for role in ("user", "system"))
         asked = self._probe([user], begun=False)
-        opening = pattern.search(self._probe([user], begun=True).removeprefix(asked))
+        opening = _any_of({*tags, *special}).search(self._probe([user], begun=True).removeprefix(asked))
         around = f"{asked} {self._probe([system, user], begun=False)}".replace(PROBE, " ")
-        return {*pattern.findall(around), *([opening[0]] if opening else [])}
+        return {*_any_of(tags).findall(around), *([opening[0]] if opening else [])}
 
     def _probe(self, chat: Chat, begun: bool) -> str:
         """A chat in the template, with an answer begun or not; empty where the template refuses it."""
@@ -221,29 +220,17 @@ class ChatEncoder:
 
     @cached_property
     def _copy(self) -> "Tokenizer":
-        """The tokenizer with aliases in the place of its control tokens, in its vocabulary too.
-
-        Raises:
-            ModelRefused: when it does not read them as it reads the control tokens.
-        """
+        """The tokenizer with aliases in the place of its control tokens, in its vocabulary too."""
         from tokenizers import Tokenizer
 
         content = json.loads(self._backend.to_str())
         for token in content["added_tokens"]:
-            token["content"] = self._aliases.get(token["content"], token["content"])
+            if alias := self._aliases.get(token["content"]):
+                token |= {"content": alias, "normalized": False}  # no normalizer sees it
         content["model"] = renamed(
             content["model"], {t: a for t, a in self._aliases.items() if len(t) > 1 or not t.isascii()}
         )
-        content |= {"truncation": None, "padding": None}
-        copy = Tokenizer.from_str(json.dumps(content))
-        if lost := [
-            t for t, a in self._aliases.items() if copy.encode(a, add_special_tokens=False).ids != [copy.token_to_id(a)]
-        ]:
-            raise ModelRefused(
-                f"{self.tokenizer.name_or_path}: a text spells a control token, and this tokenizer cannot be kept from reading it "
-                f"as one (its normalizer drops the stand-in for {lost[0]!r}); leave out such texts, or take another model"
-            )
-        return copy
+        return Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None}))
 
     @cached_property
     def _ids(self) -> dict[int, int]:
