@@ -15,7 +15,7 @@ are controls as large as `label_free` of the same seed and round, each with as m
 - `kept_steps`: the answers that label_free keeps alone, more often.
 
 Each round is made by the very stages of the project, in one process without DVC, and evaluated on the frozen held-out
-set: 200 problems a level sampled 8 times at temperature 1, 1,000 a level greedily, levels 2 to 8.
+set: 200 problems a level sampled 8 times at temperature 1, 1,000 a level greedily, levels 2 to 8 (`--items`, `--greedy`).
 """
 
 import json
@@ -42,11 +42,13 @@ from tasks.project.params import load_params, plain
 
 HERE = Path(__file__).resolve().parents[1]
 LEVELS = range(2, 9)
-EXAM = {
-    "answers": {"splits": ["heldout"], "greedy": 7000, "sampled": 1400},
-    "judging": {"count": 700},
-    "critiques": {"count": 700},
-}
+
+
+def exam(items: int, greedy: int) -> dict[str, Any]:
+    """The evaluation, of so many problems a level sampled and so many answered greedily."""
+    answers = {"splits": ["heldout"], "greedy": greedy * len(LEVELS), "sampled": items * len(LEVELS)}
+    half = {"count": items * len(LEVELS) // 2}
+    return {"answers": answers, "judging": half, "critiques": half}
 
 
 def _random(stages: dict[str, Any]) -> None:
@@ -76,9 +78,10 @@ def _random_refined(stages: dict[str, Any]) -> None:
 
 
 def _lot(stages: dict[str, Any]) -> None:
-    """Answers by lot to so many problems that any of label_free's sizes can be reached."""
+    """An answer, the first that is drawn, to each of so many problems that any of label_free's sizes can be reached."""
     _by_lot(stages)
     stages["prompts"]["pool"]["count"] = 2000
+    stages["generate"]["sample"]["samples"] = 1
     stages["critique"], stages["collect"] = {}, {"answers": {}}
 
 
@@ -89,9 +92,15 @@ def _by_lot(stages: dict[str, Any]) -> None:
 
 
 def _kept(stages: dict[str, Any]) -> None:
-    """Kept answers alone, to so many problems that any of label_free's sizes can be reached."""
-    stages["prompts"]["pool"]["count"] = 2600
+    """Kept answers alone, to so many problems that any of label_free's numbers of rows can be reached."""
+    stages["prompts"]["pool"]["count"] = 1900
     _kept_alone(stages)
+
+
+def _kept_more(stages: dict[str, Any]) -> None:
+    """As `_kept`, to so many that any of its numbers of tokens can be."""
+    _kept(stages)
+    stages["prompts"]["pool"]["count"] = 2600
 
 
 def _kept_alone(stages: dict[str, Any]) -> None:
@@ -99,8 +108,8 @@ def _kept_alone(stages: dict[str, Any]) -> None:
 
 
 ARMS = {
-    "label_free": lambda stages: None, "random_refined": _random_refined, "kept_rows": _kept, "kept_steps": _kept_alone,
-    "lot_rows": _lot, "kept_tokens": _kept, "lot_tokens": _lot, "random": _random, "verifier": _verifier, "dpo": _dpo,
+    "label_free": lambda stages: None, "random_refined": _random_refined, "kept_steps": _kept_alone, "lot_rows": _lot,
+    "lot_tokens": _lot, "kept_rows": _kept, "kept_tokens": _kept_more, "random": _random, "verifier": _verifier, "dpo": _dpo,
 }  # fmt: skip
 Arm = StrEnum("Arm", list(ARMS))
 MATCHED = {
@@ -113,8 +122,8 @@ MEMBERS = {"responses": "answers", "refinements": "refinements", "critiques": "c
 """Members of `collect` by the source of their rows."""
 
 
-def project(root: Path, arm: str, seed: int, rounds: int) -> None:
-    """A project of one arm and seed: the repository's base with the big exam, and rounds in a row by the arm's recipe."""
+def project(root: Path, arm: str, seed: int, rounds: int, evaluate: dict[str, Any]) -> None:
+    """A project of one arm and seed: the repository's base with this exam, and rounds in a row by the arm's recipe."""
     root.mkdir(parents=True, exist_ok=True)
     cache = root.parent / "cache"  # r0 answers the same evaluation in every project: once is enough
     cache.mkdir(exist_ok=True)
@@ -132,7 +141,9 @@ def project(root: Path, arm: str, seed: int, rounds: int) -> None:
     (root / "recipes/sharpen.yaml").write_text(sharpen)  # whose judges the exam of r0 is about
     YAML().dump(recipe, root / f"recipes/{arm}.yaml")
     content = plain(YAML().load((HERE / "params.yaml").read_text()))
-    content["bases"] = {"r0": content["bases"]["r0"] | {"evaluate": EXAM}}
+    content["bases"] = {
+        "r0": content["bases"]["r0"] | {"evaluate": evaluate, "gate": {}}
+    }  # each round goes on from the last
     content["rounds"] = {
         f"r{k}": {"parent": f"r{k - 1}", "base": "r0", "seed": 1000 * seed + k, "recipe": arm}
         | ({"set": known[f"r{k}"]["set"]} if "set" in known.get(f"r{k}", {}) else {})
@@ -298,6 +309,8 @@ def main(
     arm: Annotated[list[Arm] | None, typer.Option(help="Repeatable; default all.")] = None,
     seeds: int = 3,
     rounds: int = 3,
+    items: Annotated[int, typer.Option(help="Held-out problems a level sampled 8 times.")] = 200,
+    greedy: Annotated[int, typer.Option(help="Held-out problems a level answered greedily.")] = 1000,
     jobs: Annotated[int, typer.Option(help="Projects made at once, a process each.")] = 2,
     place: Path = HERE / ".flywheel" / "improvement",
     only_show: Annotated[bool, typer.Option("--show", help="Make nothing; read what is there so far.")] = False,
@@ -314,6 +327,8 @@ def main(
         arms = ["label_free", *(a for a in arms if a != "label_free")]  # whose size the controls have
     cells = [(a, s) for s in range(1, seeds + 1) for a in arms]
     if not only_show:
+        for a, s in cells:
+            project(place / f"{a}-{s}", a, s, rounds, exam(items, greedy))
         make(place, cells, rounds, jobs)
     there = [(a, s) for a, s in sorted(cells) if (place / f"{a}-{s}" / "params.yaml").exists()]
     rows = [row for a, s in there for row in read(place / f"{a}-{s}", a, s)]
@@ -333,8 +348,6 @@ def make(place: Path, cells: list[tuple[str, int]], rounds: int, jobs: int) -> N
         command = [sys.executable, __file__, "--only", str(place / f"{a}-{s}"), "--rounds", str(rounds)]
         subprocess.run(command, check=True, env=environment)
 
-    for a, s in cells:
-        project(place / f"{a}-{s}", a, s, rounds)
     with ThreadPoolExecutor(jobs) as pool:
         for a, s in cells:
             done[a, s] = pool.submit(cell, a, s)
