@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 GIB = 2**30
 MOST_FILES = 10_000
 """Entries of a folder; the largest models have some hundred."""
@@ -127,7 +125,7 @@ def header(path: Path) -> dict[str, dict[str, Any]]:
 def size_problems(config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Any]], file: str) -> Iterator[str]:
     """Where the content of a config file, or the weights themselves, ask for more memory than there is."""
     sizes = [int(end) - int(start) for start, end in (t["data_offsets"] for t in tensors.values())]
-    if (need := sum(sizes)) > SPARE * psutil.virtual_memory().total:
+    if (need := sum(sizes)) > SPARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         yield f"the weights take {need / GIB:.0f} GiB, more than {SPARE} times this machine's memory"
     if not any(t["dtype"] in FLOATS for t in tensors.values()) and "quantization_config" not in config:
         kinds = ", ".join(sorted({str(t["dtype"]) for t in tensors.values()})) or "no tensor"
