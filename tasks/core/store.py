@@ -17,94 +17,38 @@ import hashlib
 import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
-from queue import SimpleQueue
 from time import monotonic, sleep
 from typing import Literal, TypeVar
 
 import duckdb
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
+from tasks.core._parts import Frame, write_parts
 from tasks.core.errors import Busy, CheckFailed, FlywheelError, StoreError
-from tasks.core.plan import Plan
+from tasks.core.manifest import ROUND, Manifest, Output, Part, read_manifest
 from tasks.core.tables import TABLES, Table
 
 T = TypeVar("T")
-Frame = pl.LazyFrame | pl.DataFrame
-ROWS_PER_GROUP = 16_384
-GROUPS_PER_PART = 4
-WRITERS = 2
-"""Parts that are encoded at the same time."""
-ORDERED = ("id", "prompt_id")
-"""Texts whose least and greatest value are kept, for a range of prompts is looked up by them. Of other texts they are not:
-DuckDB 2.0 takes a column that holds one text and nulls for null throughout, where it is written without a dictionary."""
 DISK_FULL = 1 << 20
 """Bytes of free disk space below which an error counts as a full disk."""
 PATIENCE, PAUSE = 10.0, 0.02
 """Seconds for which a reader retries while another process commits, and seconds between two attempts."""
+RESTORE = "restore it with `dvc checkout --force` or `dvc pull`, or delete its manifest and run its stage again"
+"""What mends a file that is not as it was written."""
 LOCK_TIMEOUT = 0.5
 """Seconds that a writer waits for a lock: a reader may hold it that long while it moves a version into place."""
 
 
-class Part(BaseModel):
-    """A file of an output: its path below the output, its size in bytes, its sha256; rows where it holds a table."""
-
-    file: str
-    bytes: int
-    sha256: str
-    rows: int | None = None
-
-
-class Output(BaseModel):
-    """A table or folder that a stage wrote."""
-
-    kind: Literal["table", "folder"]
-    digest: str
-    """sha256 over the parts' names and digests: equal content, equal digest."""
-    rows: int | None = None
-    parts: list[Part]
-
-
-class Manifest(BaseModel):
-    """Describes the result of a stage: its plan, outputs, inputs, metrics and cost."""
-
-    round: str
-    stage: str
-    plan: Plan
-    """Its parameters, code and files, with every default filled in."""
-    outputs: dict[str, Output]
-    inputs: dict[str, str]
-    """Digest of every input by argument name; models that it may open are `parent_model` and so on."""
-    versions: dict[str, str]
-    metrics: dict[str, float]
-    warnings: list[str] = []
-    tokens: dict[str, int]
-    usage: dict[str, dict[str, int]] = {}
-    """`tokens` by the name under which the stage opened a model: `parent`, or that of a model of the roster."""
-    seconds: dict[str, float]
-    """`start` (process start-up, imports, model loading), `model`, `run`, and `write`, which includes lazy frames that are
-    computed while they are written."""
-    gpus: list[str] = []
-    """Kind of each GPU that the stage held; none on a CPU."""
-    gpu_seconds: float = 0.0
-    """Seconds for which it held them, summed over GPUs; waiting for another process does not count."""
-    started: str
-    finished: str
-
-
 def round_folder(root: Path, name: str) -> Path:
     """Folder of a round's or base's outputs."""
-    return root / "data" / f"round={name}"
+    return root / "data" / f"{ROUND}{name}"
 
 
 # Reading
@@ -116,20 +60,6 @@ def manifests(root: Path, name: str) -> dict[str, Manifest]:
     recover(folder)
     paths = sorted((folder / "manifests").glob("*.json"))
     return {p.stem: read_manifest(p) for p in paths}
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Reads a manifest.
-
-    Raises:
-        StoreError: when the file is not a manifest.
-    """
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except ValueError as error:
-        raise StoreError(
-            f"{path}: not a manifest ({error.__class__.__name__}); delete it and run its stage again"
-        ) from error
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -150,20 +80,38 @@ def has(root: Path, name: str, output: str) -> bool:
 
 
 def verify(place: Path, output: Output) -> None:
-    """Checks every part against its digest.
+    """Reads every part and checks it against its digest.
 
     Raises:
         StoreError: naming the file that is missing, cut short or changed.
     """
     for part in output.parts:
-        path = place / part.file
-        again = "restore it with `dvc checkout --force`, or delete its manifest and run the stage again"
-        if not path.is_file():
-            raise StoreError(f"{path} is missing; {again}")
-        if path.stat().st_size != part.bytes:
-            raise StoreError(f"{path} has {path.stat().st_size} bytes, its manifest says {part.bytes}; {again}")
-        if sha256(path) != part.sha256:
-            raise StoreError(f"{path} is not what was written (its sha256 differs from the manifest's); {again}")
+        path = part_path(place, part)
+        whole = path.is_file() and path.stat().st_size == part.bytes
+        if text := damage(path, part, sha256(path) if whole else None):
+            raise StoreError(text)
+
+
+def part_path(place: Path, part: Part) -> Path:
+    """The file of a part of the output in `place`.
+
+    Raises:
+        StoreError: for a path that leads out of that folder.
+    """
+    if part.file.startswith("/") or ".." in part.file.split("/"):
+        raise StoreError(f"{place}: its manifest names the file {part.file!r}, which is not below it; {RESTORE}")
+    return place / part.file
+
+
+def damage(path: Path, part: Part, digest: str | None) -> str | None:
+    """What is wrong with a part's file, whose sha256 is `digest`, and how it is mended; None where nothing is."""
+    if not path.is_file():
+        return f"{path} is missing; {RESTORE}"
+    if (size := path.stat().st_size) != part.bytes:
+        return f"{path} has {size:,} bytes, its manifest says {part.bytes:,}; {RESTORE}"
+    if digest != part.sha256:
+        return f"{path} is not what was written (its sha256 differs from the manifest's); {RESTORE}"
+    return None
 
 
 def _verified(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -261,7 +209,7 @@ class Draft:
         to = self.new / table.name
         to.mkdir(parents=True)
         with closing(frame) if isinstance(frame, Generator) else nullcontext():  # closes its engine when a write fails
-            _write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
+            write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
         con = _view(to)
         _check(table, con, self.address)
         self.outputs[table.name] = _describe(to, "table")
@@ -295,7 +243,7 @@ class Draft:
                     f"{self.address}: the metric {name} is {value}; leave out what could not be measured. "
                     "Nothing was written; the old version stays"
                 )
-        self.file(f"manifests/{self.stage}.json", manifest.model_dump_json(indent=1))
+        self.file(f"manifests/{self.stage}.json", manifest.text)
         _sync(self.new)
         self.new.rename(self.staging / "ready")
         _sync_folder(self.staging)
@@ -339,7 +287,7 @@ _NOTHING_LOST = "Nothing already made is lost."
 
 def _is_full(place: Path, error: BaseException) -> bool:
     """Whether the disk is full: writers of weights and checkpoints raise other errors than OSError for that."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:  # shutil.Error has none
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not isinstance(error, Exception) or isinstance(error, FlywheelError):
         return False
@@ -376,59 +324,6 @@ def _entries(ready: Path) -> list[Path]:
     shared = [ready / n for n in ("metrics", "plots", "manifests")]
     whole = sorted(p for p in ready.iterdir() if p not in shared)
     return whole + [f for s in shared if s.is_dir() for f in sorted(s.iterdir())]
-
-
-def _write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
-    """Writes frames as one table. Threads encode parts while the next rows are computed."""
-    groups = _groups((batch for frame in frames for batch in _batches(frame, table.schema)), table.schema)
-    with ThreadPoolExecutor(WRITERS) as threads:
-        parts = deque[Future[None]]()
-        for number, first in enumerate(groups):
-            if len(parts) > WRITERS:  # so many parts in memory, and one that waits for a thread
-                parts.popleft().result()
-            rows: SimpleQueue[pa.Table | None] = SimpleQueue()
-            try:
-                parts.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
-                for group in chain([first], islice(groups, GROUPS_PER_PART - 1)):
-                    rows.put(group)
-                    for part in parts:
-                        if part.done():  # raises the error of a part that failed: stop early
-                            part.result()
-            finally:
-                rows.put(None)
-        for part in parts:
-            part.result()
-
-
-def _write_part(path: Path, schema: pa.Schema, groups: "SimpleQueue[pa.Table | None]") -> None:
-    # texts and ids hardly repeat: a dictionary would cost a fifth of the time, and zstd compresses what repeats
-    statistics = [
-        f.name for f in schema if f.name in ORDERED or not (pa.types.is_string(f.type) or pa.types.is_nested(f.type))
-    ]
-    with pq.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=False, write_statistics=statistics
-    ) as writer:
-        while (group := groups.get()) is not None:
-            writer.write_table(group)
-
-
-def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
-    rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
-    # to_arrow of a sliced list column copies the items of the whole column: gather the slice's rows first
-    own = pl.all().gather(pl.int_range(pl.len()))
-    return (batch.select(own).to_arrow().cast(schema) for batch in rows)
-
-
-def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Row groups of a fixed size, so that equal rows give equal bytes. At least one group, which may be empty."""
-    buffer, any_group = pa.Table.from_batches([], schema), False
-    for batch in batches:
-        buffer = pa.concat_tables([buffer, batch])
-        while buffer.num_rows >= ROWS_PER_GROUP:
-            yield buffer.slice(0, ROWS_PER_GROUP).combine_chunks()
-            buffer, any_group = buffer.slice(ROWS_PER_GROUP), True
-    if buffer.num_rows or not any_group:
-        yield buffer.combine_chunks()
 
 
 def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
@@ -508,4 +403,6 @@ def _sync_folder(place: Path) -> None:
         os.close(handle)
 
 
-__all__ = ["TABLES", "Draft", "Manifest", "Output", "Part", "manifests", "read", "scan", "steady", "writing"]
+__all__ = [
+    "TABLES", "Draft", "Manifest", "Output", "Part", "manifests", "read", "read_manifest", "scan", "steady", "writing",
+]  # fmt: skip

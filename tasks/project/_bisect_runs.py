@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from tasks.core import store
 from tasks.core.errors import FlywheelError
+from tasks.core.manifest import ROUND
 from tasks.core.plan import TRANSPORT, Plan
 from tasks.core.stage import Input, Stage, stages
 from tasks.core.store import Manifest, Output
@@ -272,8 +273,7 @@ def _make(what: Counterfactual) -> None:
     folder, results = store.round_folder(new, NAME), builder.places["evaluate"]
     for name in KEPT:
         shutil.copytree(results / name, folder / name)
-    (folder / "manifests").mkdir()
-    shutil.copy(results / "manifests/evaluate.json", folder / "manifests")
+    _write_manifest(folder, builder.manifests["evaluate"])
     (new / "run.json").write_text(result.model_dump_json(indent=1), encoding="utf-8")
     new.rename(what.place)
 
@@ -340,6 +340,8 @@ class _Builder:
         (place / TRANSPORT).parent.mkdir(parents=True, exist_ok=True)
         (place / TRANSPORT).write_text(json.dumps(transport | {NAME: transport.get(self.rounds.bad, {})}))
         folder = store.round_folder(place, NAME)
+        for other in (m for s, m in self.manifests.items() if s != stage):
+            _write_manifest(folder, other)
         for name, source in self._inputs(stage):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             if not (folder / name).is_symlink():
@@ -349,7 +351,6 @@ class _Builder:
     def _inputs(self, stage: str) -> Iterator[tuple[str, Path]]:
         for other, place in self.places.items():
             if other != stage:
-                yield f"manifests/{other}.json", place / f"manifests/{other}.json"
                 yield from ((output, place / output) for output in self.manifests[other].outputs)
 
     def _sliced(self, without: Slice) -> Path:
@@ -362,6 +363,14 @@ class _Builder:
         place = self._prepared("collect", identity)
         leave_out(self.root, place, self.rounds.bad, NAME, without, self.manifests["collect"])
         return store.round_folder(place, NAME)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """The manifest as one of this round: one that says another is refused."""
+    file = folder / f"manifests/{manifest.stage}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    own = manifest.plan.model_copy(update={"round": folder.name.removeprefix(ROUND)})
+    file.write_text(manifest.model_copy(update={"round": own.round, "plan": own}).text, encoding="utf-8")
 
 
 if __name__ == "__main__":

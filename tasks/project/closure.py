@@ -11,9 +11,11 @@ from pathlib import Path
 
 PACKAGE = "tasks"
 PLUMBING = {
+    "tasks.core._parts": "writes the rows of a table as they are",
     "tasks.core.cache": "returns stored answers; its keys hold all that decides an answer",
     "tasks.core.devices": "locks a device",
     "tasks.core.errors": "exception classes and messages",
+    "tasks.core.manifest": "the format of manifests",
     "tasks.core.meanings": "what metrics mean, in words",
     "tasks.core.plan": "the format of plans",
     "tasks.core.plugin": "loads plug-ins by name; the plan holds the names and their code",

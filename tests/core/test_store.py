@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.core import store
+from tasks.core import _parts, store
 from tasks.core.errors import Busy, CheckFailed, StoreError
 from tasks.core.frames import frame
 from tasks.core.plan import Plan
@@ -86,15 +86,15 @@ def test_row_groups_do_not_depend_on_how_batches_arrive(sizes, group):
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     batches = [whole.slice(s, n) for s, n in zip(starts, sizes, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "ROWS_PER_GROUP", group)
-        found = list(store._groups(batches, schema))
+        patch.setattr(_parts, "ROWS_PER_GROUP", group)
+        found = list(_parts._groups(batches, schema))
     assert pa.concat_tables(found).equals(whole)
     assert [g.num_rows for g in found[:-1]] == [group] * (len(found) - 1)
 
 
 def test_parts_are_cut_by_rows_and_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_GROUP", 10)
-    monkeypatch.setattr(store, "GROUPS_PER_PART", 2)
+    monkeypatch.setattr(_parts, "ROWS_PER_GROUP", 10)
+    monkeypatch.setattr(_parts, "GROUPS_PER_PART", 2)
     write(tmp_path, numbers(45), NUMBERS)
     _, output = store.find(tmp_path, "r1", "numbers")
     assert [p.rows for p in output.parts] == [20, 20, 5]
@@ -136,15 +136,15 @@ def test_a_full_disk_leaves_the_old_version(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", full)
+    monkeypatch.setattr(_parts.pq.ParquetWriter, "write_table", full)
     with pytest.raises(StoreError, match="the disk is full .*Nothing already made is lost"):
         write(tmp_path, rows("b"))
     assert store.scan(tmp_path, "r1", "filtered")[0].collect()["id"].to_list() == ["a"]
 
 
 def test_when_a_part_cannot_be_written_no_more_rows_are_made_and_whoever_makes_them_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_GROUP", 2)
-    encode, encoded, made, over = store.pq.ParquetWriter.write_table, [], [], []
+    monkeypatch.setattr(_parts, "ROWS_PER_GROUP", 2)
+    encode, encoded, made, over = _parts.pq.ParquetWriter.write_table, [], [], []
 
     def fails(writer, group):
         encoded.append(group)
@@ -160,7 +160,7 @@ def test_when_a_part_cannot_be_written_no_more_rows_are_made_and_whoever_makes_t
         finally:
             over.append(True)
 
-    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", fails)
+    monkeypatch.setattr(_parts.pq.ParquetWriter, "write_table", fails)
     with pytest.raises(StoreError, match="the disk is full"):
         write(tmp_path, frames())
     assert over and len(made) < 1000

@@ -271,7 +271,7 @@ def test_a_person_is_asked_before_a_promotion_and_the_answer_is_kept(server):
     path = server.root / "data/round=r2/manifests/gate.json"
     manifest = json.loads(path.read_text())
     manifest["metrics"]["promoted"] = 1.0
-    path.write_text(json.dumps(manifest))
+    path.write_text(store.Manifest.model_validate(manifest).text)
     with projects.dvc(server.root) as repo:
         repo.commit(force=True)
     later = {

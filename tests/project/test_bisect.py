@@ -39,7 +39,7 @@ def edit_manifest(name: str, stage: str, change: Callable[[dict], object]) -> No
     path = ROOT / f"data/round={name}/manifests/{stage}.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(store.Manifest.model_validate(content).text)
 
 
 def found(good: str, bad: str) -> dict[str, list[str]]:

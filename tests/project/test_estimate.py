@@ -1,7 +1,6 @@
 """What running stages would ask of their engines, before it is asked."""
 
 import gzip
-import json
 
 import projects
 import pytest
@@ -43,7 +42,7 @@ def test_a_round_that_never_ran_is_estimated_from_its_nearest_ancestor(made):
 def change(root, stage: str, name: str = "r2", **values) -> None:
     """Rewrites the manifest of a stage."""
     path = root / f"data/round={name}/manifests/{stage}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(store.read_manifest(path).model_copy(update=values).text)
 
 
 def price(root, **prices) -> None:

@@ -38,7 +38,7 @@ def edit_manifest(root: Path, name: str, stage: str, change) -> None:
     path = root / f"data/round={name}/manifests/{stage}.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(store.Manifest.model_validate(content).text)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from browsing import HOSTILE, LONG, PROMPTS, prompt_id, response_id, rows
 from starlette.testclient import TestClient
 
-from tasks.core import labels, store
+from tasks.core import _parts, labels, store
 from tasks.core.errors import FlywheelError, ParamsError
 from tasks.project import champion
 from tasks.views.browse import _search, serve
@@ -242,8 +242,8 @@ def test_a_broken_file_of_labels_is_named_and_the_rest_is_shown(root, page):
 def small_pages(monkeypatch):
     """Pages of seven rows, parts of sixteen."""
     monkeypatch.setattr(_search, "ROWS", 7)
-    monkeypatch.setattr(store, "ROWS_PER_GROUP", 8)
-    monkeypatch.setattr(store, "GROUPS_PER_PART", 2)
+    monkeypatch.setattr(_parts, "ROWS_PER_GROUP", 8)
+    monkeypatch.setattr(_parts, "GROUPS_PER_PART", 2)
 
 
 def in_order(table, keep):

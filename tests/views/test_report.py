@@ -166,7 +166,8 @@ def test_money_and_gpu_hours_of_each_round_are_shown(tmp_path, monkeypatch):
     for name in ("r0", "r1"):
         synthetic.make(tmp_path, PLAN, name)
     path = tmp_path / "data/round=r1/manifests/train.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"gpus": ["H100"], "gpu_seconds": 5400.0}))
+    held = {"gpus": ["H100"], "gpu_seconds": 5400.0}
+    path.write_text(store.read_manifest(path).model_copy(update=held).text)
     prices = Prices(gpu_hour=2, currency="EUR", tokens={"fake": {"completion": 10}})
     monkeypatch.setattr(report, "load_params", lambda root: replace(PLAN, prices=prices))
     text = printed(tmp_path, 120)
@@ -182,7 +183,8 @@ def test_tokens_are_told_apart_by_engine_where_there_are_several(tmp_path):
     manifest = json.loads(path.read_text())
     manifest["plan"]["models"] = {"large": {"engine": {"strategy": "openai"}}}
     counts = {"requests": 5, "prompt_tokens": 1000, "completion_tokens": 234}
-    path.write_text(json.dumps(manifest | {"usage": {"large": counts, "parent": counts}}))
+    usage = {"usage": {"large": counts, "parent": counts}}
+    path.write_text(store.Manifest.model_validate(manifest | usage).text)
     text = printed(tmp_path, 120)
     assert cells(text, "of large") == ["1,234"]
     assert cells(text, "of fake")

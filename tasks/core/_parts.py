@@ -1,0 +1,79 @@
+"""Parquet parts: rows in groups of a fixed size, written by threads while the next rows are computed.
+
+Equal rows give equal bytes: how rows are cut into groups and parts depends on their number alone.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.core.tables import Table
+
+Frame = pl.LazyFrame | pl.DataFrame
+ROWS_PER_GROUP = 16_384
+GROUPS_PER_PART = 4
+WRITERS = 2
+"""Parts that are encoded at the same time."""
+ORDERED = ("id", "prompt_id")
+"""Texts whose least and greatest value are kept, for a range of prompts is looked up by them. Of other texts they are not:
+DuckDB 2.0 takes a column that holds one text and nulls for null throughout, where it is written without a dictionary."""
+
+
+def write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:
+    """Writes frames as one table. Threads encode parts while the next rows are computed."""
+    groups = _groups((batch for frame in frames for batch in _batches(frame, table.schema)), table.schema)
+    with ThreadPoolExecutor(WRITERS) as threads:
+        parts = deque[Future[None]]()
+        for number, first in enumerate(groups):
+            if len(parts) > WRITERS:  # so many parts in memory, and one that waits for a thread
+                parts.popleft().result()
+            rows: SimpleQueue[pa.Table | None] = SimpleQueue()
+            try:
+                parts.append(threads.submit(_write_part, to / f"part-{number:05d}.parquet", table.schema, rows))
+                for group in chain([first], islice(groups, GROUPS_PER_PART - 1)):
+                    rows.put(group)
+                    for part in parts:
+                        if part.done():  # raises the error of a part that failed: stop early
+                            part.result()
+            finally:
+                rows.put(None)
+        for part in parts:
+            part.result()
+
+
+def _write_part(path: Path, schema: pa.Schema, groups: "SimpleQueue[pa.Table | None]") -> None:
+    # texts and ids hardly repeat: a dictionary would cost a fifth of the time, and zstd compresses what repeats
+    statistics = [
+        f.name for f in schema if f.name in ORDERED or not (pa.types.is_string(f.type) or pa.types.is_nested(f.type))
+    ]
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=False, write_statistics=statistics
+    ) as writer:
+        while (group := groups.get()) is not None:
+            writer.write_table(group)
+
+
+def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
+    rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
+    # to_arrow of a sliced list column copies the items of the whole column: gather the slice's rows first
+    own = pl.all().gather(pl.int_range(pl.len()))
+    return (batch.select(own).to_arrow().cast(schema) for batch in rows)
+
+
+def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Row groups of a fixed size, so that equal rows give equal bytes. At least one group, which may be empty."""
+    buffer, any_group = pa.Table.from_batches([], schema), False
+    for batch in batches:
+        buffer = pa.concat_tables([buffer, batch])
+        while buffer.num_rows >= ROWS_PER_GROUP:
+            yield buffer.slice(0, ROWS_PER_GROUP).combine_chunks()
+            buffer, any_group = buffer.slice(ROWS_PER_GROUP), True
+    if buffer.num_rows or not any_group:
+        yield buffer.combine_chunks()
