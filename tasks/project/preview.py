@@ -34,6 +34,7 @@ def previewed(
     Raises:
         FlywheelError: for a base, which makes no data, and whatever a stage raises.
     """
+    load_params(root).block(name)  # refuses an unknown name before anything is removed: `/` would be the whole disk
     here = place(root, name)
     with lock(root, f"preview-{name}"):
         shutil.rmtree(here, ignore_errors=True)
