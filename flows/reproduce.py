@@ -54,6 +54,7 @@ import gc, os, sys, threading
 gc.disable()
 import dvc.cli, dvc.commands.repro
 from dvc.repo import Repo
+from tasks.project import lockfile
 Repo().close()
 
 def end_with(flow):
@@ -77,7 +78,8 @@ if address := sys.stdin.readline().strip():
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     threading.Thread(target=end_with, args=(flow,), daemon=True).start()
     sys.argv = ["dvc", "--wait-for-lock", "repro", "--single-item", address]
-    code = dvc.cli.main()
+    with lockfile.quick():
+        code = dvc.cli.main()
     gc.freeze()
     sys.exit(code)
 """
