@@ -48,6 +48,7 @@ BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 ANNOUNCED = re.compile(
     r"(?:(?m:^)\W{0,4}|(?<=[.!]\s)|(?<=[.!]\s\s))####(?!#)|(?<![\w-])answer(?: is\b|\s*:|\s*=)", re.IGNORECASE
 )
+SKIPPED = re.compile(r"[\s:*_]*(?:####[\s:*_]*)?")
 PRELUDE = re.compile(
     r"(?:[\s:,(\[\"'“‘«]|\b(?:the|a|an|is|are|be|that|it|its|he|she|they|we|you|has|have|had|will|there|exactly|just|simply"
     r"|therefore|thus|so|then|equals?|equal|to|given|by|now|total|of|in|altogether|indeed|clearly|final|answer|value|sum)\b)*",
@@ -69,7 +70,7 @@ TAKEN = re.compile(r"(?:[0-9)\]}]|\b[A-Za-z])\s*$")
 """What stands before a sign that adds or takes away."""
 ENDING = re.compile(
     r"(?:(?:[kcm]?m|k?g|mg|lbs?|oz|h|hrs?|mins?|s|secs?|m?l|L|ft|in|mi|mph|kph|[ap]m|cents?|[CF])\b)?"
-    r"(?=$|\s|[.,;:)\]\"'”’»—](?![0-9.]))"
+    r"(?=$|\s|[.,;:)\]\"'”’»—](?![0-9.(]))"
 )
 """What may stand right after a number: a unit, and an end."""
 APPENDED = re.compile(
@@ -152,7 +153,7 @@ def _boxed(text: str, start: int, inner: int, end: int) -> str:
 
 def _announced(text: str, marker: re.Match[str]) -> str:
     before = sentence(text, marker.start(), marker.end()).before
-    start = re.compile(r"[\s:*_#]*").match(text, marker.end()).end()  # type: ignore[union-attr]
+    start = SKIPPED.match(text, marker.end()).end()  # type: ignore[union-attr]
     span = sentence(text, start, start)
     if span.question or denied(before) or attributed(before):
         raise Unread(f"{NONE}: what it announces is not stated as the answer")
@@ -180,7 +181,7 @@ def _ending(text: str, number: re.Match[str]) -> str:
 
 def _value(span: str, which: str) -> str:
     """The number of a span, after its last equals sign: the `only` one, the `first` or the `last`."""
-    left, equals, right = span.strip().rstrip("*_ .").rpartition("=")
+    left, equals, right = span.strip().rstrip("*_ ").rpartition("=")
     if equals and (RELATION.search(left) or DENIED.search(left) or OPERATED.search(left) or disguised(left)):
         raise Unread(f"{NONE}: it is compared, not stated")
     right = right if which == "last" and not equals else re.sub(r"^\s*-\s+(?=[.0-9])", "-", right)
