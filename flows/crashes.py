@@ -1,7 +1,7 @@
 """Flow runs whose process is gone are marked as crashed: within 90 seconds, and when the services start.
 
-A flow run sends a sign of life every 30 seconds (`flows.HEARTBEAT`). An automation of the server marks a run that has sent
-none for `SILENCE` seconds and has not ended. What the server could not see, for it did not run either, is marked when the
+A flow run sends a sign of life every 30 seconds (`flows.HEARTBEAT`). An automation of the server marks a run of these flows,
+and of no others that the server may have, that has sent none for `SILENCE` seconds and has not ended. What the server could not see, for it did not run either, is marked when the
 flows are deployed, which `flywheel up` and the containers do before their worker starts. A marked run loses nothing: what
 its stages made stays, and the next run goes on from there.
 """
@@ -41,6 +41,7 @@ def watch() -> None:
             after={ALIVE},
             expect={ALIVE, *(f"prefect.flow-run.{name}" for name in ENDED)},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

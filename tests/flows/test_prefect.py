@@ -211,15 +211,18 @@ def test_a_run_whose_process_is_killed_is_marked_as_crashed(server):
 
 def test_a_run_without_a_sign_of_life_is_marked_as_crashed(server, monkeypatch):
     """By the automation where the server ran, and by the next start where it did not."""
-    id = flow_id(server)
+    id, other = flow_id(server), server.post("/flows/", name="somebody else's")["id"]
     silent, unseen, alive = (
         server.post("/flow_runs/", flow_id=id, name=n)["id"] for n in ("silent", "unseen", "alive")
     )
+    theirs = server.post("/flow_runs/", flow_id=other, name="theirs")["id"]
     began = datetime.now(UTC)
-    for run in (silent, unseen, alive):
+    for run in (silent, unseen, alive, theirs):
         server.post(f"/flow_runs/{run}/set_state", state={"type": "RUNNING"}, force=True)
+    beat(server, theirs, datetime.now(UTC) - crashes.SILENCE + timedelta(seconds=1), "somebody else's")
     beat(server, silent, datetime.now(UTC) - crashes.SILENCE + timedelta(seconds=2))
     server.until(silent, "Crashed")
+    assert server.state(theirs)["name"] == "Running"
     seen = datetime.now(UTC)
     assert seen - began > timedelta(seconds=1)
     beat(server, alive, seen)
@@ -228,15 +231,37 @@ def test_a_run_without_a_sign_of_life_is_marked_as_crashed(server, monkeypatch):
     assert crashes.mark() == ["unseen"]
     assert server.state(unseen)["message"] == crashes.MESSAGE
     assert server.state(alive)["name"] == "Running"
-    server.post(f"/flow_runs/{alive}/set_state", state={"type": "CANCELLED"}, force=True)
+    for run in (alive, theirs):
+        server.post(f"/flow_runs/{run}/set_state", state={"type": "CANCELLED"}, force=True)
+
+
+@pytest.mark.demand
+def test_a_run_whose_worker_is_killed_with_it_is_marked_as_crashed(server):
+    """Nobody is left that could tell the server: the automation does."""
+    projects.rewrite(
+        server.root, lambda content: content["bases"]["r0"].update(engine={"strategy": "fake", "seconds": 60})
+    )
+    run = server.start("round/round", round="r2")
+    [stage, *_] = wait(stages, bool)
+    worker = services.running(server.root)["prefect worker"].process
+    for process in [*worker.children(recursive=True), worker]:
+        process.kill()
+    began = time.monotonic()
+    try:
+        server.until(run, "Crashed")
+        print(f"marked as crashed after {time.monotonic() - began:.0f} s")
+        assert server.state(run)["message"] == crashes.MESSAGE
+        assert not stage.is_running()
+    finally:
+        services._start(server.root, services.worker(server.root, f"{server.url}/api"))
 
 
 def flow_id(server: Server) -> str:
     return server.post("/flows/filter", flows={"name": {"any_": ["round"]}})[0]["id"]
 
 
-def beat(server: Server, run: str, when: datetime) -> None:
-    """Sends the sign of life of a flow run."""
+def beat(server: Server, run: str, when: datetime, flow: str = "round") -> None:
+    """Sends the sign of life of a run of a flow."""
     from uuid import uuid4
 
     event = {
@@ -244,6 +269,9 @@ def beat(server: Server, run: str, when: datetime) -> None:
         "event": crashes.ALIVE,
         "occurred": when.isoformat(),
         "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        "related": [
+            {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow", "prefect.resource.name": flow}
+        ],
     }
     server.client.post("/events", json=[event]).raise_for_status()
 
