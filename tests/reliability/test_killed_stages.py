@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from pathlib import Path
 
 import faults
 import pytest
@@ -39,12 +40,12 @@ def test_a_killed_stage_loses_and_doubles_nothing(made, tries, server):
         chance = random.Random(attempt)
         name, stage = chance.choice(stages)
         if stage not in seconds:
-            seconds[stage] = faults.duration(made, run_stage, made, name, stage)
+            seconds[stage] = faults.duration(made, run_stage, Path(), name, stage)
             assert faults.rows(made) == before
         if chance.random() < 0.5:
             forget(made, name, stage)
-        kills += faults.killed(chance.uniform(0, seconds[stage]), made, run_stage, made, name, stage)
+        kills += faults.killed(chance.uniform(0, seconds[stage]), made, run_stage, Path(), name, stage)
         faults.check_files(made, *BASE_AND_ROUNDS)
-        assert faults.run(made, run_stage, made, name, stage) == 0
+        assert faults.run(made, run_stage, Path(), name, stage) == 0
         assert faults.rows(made) == before, f"{stage}@{name}, try {attempt}"
     assert kills
