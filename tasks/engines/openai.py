@@ -15,6 +15,10 @@ self-certainty always, log-probabilities where it ignores `logprobs` or gives an
 Given text can be neither scored nor embedded: chat completions have no call for it. Whether equal seeds give equal answers is the server's
 to keep.
 
+A server renders chats itself, and may read a control token that a message spells. So what looks like one of the usual (`<|…|>`, `</s>`,
+`[INST]`, `<end_of_turn>`) is sent blunted, as `‹|…|>`. A reply that holds what cannot be (half a character, a negative count, a
+log-probability that is no number, 16 MiB) is a row with an error.
+
 The key comes from the environment alone, and is blotted out of whatever a server says.
 """
 
@@ -23,7 +27,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,6 +52,8 @@ PAUSE, LONGEST = 0.5, 30.0
 """Seconds before a request is sent a second time, which each further try doubles, and before the last ones."""
 TRANSIENT = frozenset({408, 409, 425, 429})
 """HTTP statuses below 500 for which trying again helps."""
+LARGEST = 2**24
+"""Bytes of a reply: enough for 60,000 tokens with their log-probabilities."""
 GLANCE = 5.0
 """Seconds in which a server must say that it is there."""
 
@@ -197,6 +203,35 @@ class Openai(Engine):
         return f"wants a key (HTTP {status}); put it in the environment variable {self.api_key_env}, which is not set"
 
 
+class TooLarge(Exception):
+    """A reply of more bytes than an answer can have."""
+
+
+async def bounded(response: Any) -> None:
+    """Ends a reply that is longer than `LARGEST`, or that is compressed, which was not asked for and hides its length."""
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise TooLarge(f"it is compressed ({encoding[:20]}), which was not asked for")
+    response.stream = _bounded_stream(response.stream)
+
+
+def _bounded_stream(stream: Any) -> Any:
+    from httpx2 import AsyncByteStream  # openai's client is made of it
+
+    class Bounded(AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for part in stream:
+                if (size := size + len(part)) > LARGEST:
+                    raise TooLarge(f"it is longer than {LARGEST // 2**20} MiB")
+                yield part
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Bounded()
+
+
 class _Transient(Exception):
     """A failure for which trying again may help."""
 
@@ -223,6 +258,7 @@ class _Policy:
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Answers as they arrive. Raises EngineError when no server is up or one refuses us; answers so far are kept."""
+        requests = [_wire.with_text_as_text(request) for request in requests]
         places: dict[bytes, list[int]] = {}
         for index, request in enumerate(requests):
             places.setdefault(self._key(request), []).append(index)
@@ -293,13 +329,15 @@ class _Policy:
             answers.put(None)
 
     def _client(self, url: str) -> "AsyncOpenAI":
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        return AsyncOpenAI(base_url=url, api_key=self._engine.secret or "none", timeout=None, max_retries=0)
+        client = DefaultAsyncHttpxClient(event_hooks={"response": [bounded]}, headers={"Accept-Encoding": "identity"})
+        key = self._engine.secret or "none"
+        return AsyncOpenAI(base_url=url, api_key=key, timeout=None, max_retries=0, http_client=client)
 
     async def _complete(self, request: Request) -> Completion:
         """One answer, from whichever endpoint; after the last try a completion with an error."""
-        tokens = sum(len(content.encode()) for _, content in request.messages) // 4 + request.sampling.max_tokens
+        tokens = _wire.size(request) // 4 + request.sampling.max_tokens
         start, endpoint, last = 0.0, None, _Transient("it was never sent")
         for attempt in range(self._engine.max_retries + 1):
             if attempt:
@@ -334,14 +372,18 @@ class _Policy:
         try:
             async with asyncio.timeout(seconds):
                 body = _wire.body(self._engine, self._name, request)
-                reply = await self._clients[endpoint.url].chat.completions.create(**body)
-                return _wire.completion(reply, request.sampling.trace)
+                reply = await self._clients[endpoint.url].chat.completions.with_raw_response.create(**body)
+                return _wire.completion(reply.content, request)
         except TimeoutError:
             why = f"no answer within {seconds:g} s; raise engine.timeout or lower engine.concurrency"
             raise _Transient(why, heard=False) from None
+        except TooLarge as error:
+            return _wire.failure(f"the server's reply cannot be used: {error}")
         except openai.APIConnectionError:
             why = "no server answers; start it, or fix engine.base_url"
             raise _Transient(why, heard=False, unreachable=True) from None
+        except UnicodeEncodeError:
+            return _wire.failure("the prompt holds a lone surrogate, half of a character", permanent=True)
         except openai.APIStatusError as error:
             why = self._refusal(endpoint, error)
             if error.status_code < 500 and error.status_code not in TRANSIENT:
@@ -366,5 +408,6 @@ class _Policy:
         return self._blotted(f"HTTP {error.status_code}: {error.message}") + busy
 
     def _blotted(self, text: str) -> str:
-        """The beginning of a text of the server, without our key."""
+        """The beginning of a text of the server, without our key, and without half characters, which no table holds."""
+        text = text.encode("utf-8", "replace").decode()
         return (text.replace(self._engine.secret, "***") if self._engine.secret else text)[:250]
