@@ -220,6 +220,42 @@ def clean(domain, chat):
     return "".join(TOKENS["prompt"]) if isinstance(domain, Chat) else ""
 
 
+# What a judge says that is no verdict
+
+AROUND = [
+    *("{}ness fails", "sub{}", "{}? No.", "{}!", "{} (They claim: {})", "{} points off", "my {} minus 5", "{} minus 5", "{} - 5", "{} +1", "{}?", "not {}"),
+    *("{} or not", "{} if step 2 holds", "{} is what they want", "They claim: {}", "({})", '"{}"', "'{}'", "un{}", "No {}", "{};", "{}:", "{} {}", "{}/{}"),
+    *("~{}", "~~{}~~", "{} ✗", "❌ {}", "{}…", "{}..", "> {}", "- {}", "1. {}", "<b>{}</b>", "{}\u2028No.", "{}\rNo.", "\ufeff{}", "{}\x00", "{}\u0336"),
+    *("final {}", "Is it {}", "{} – no", "{}\nNo.", "{}\nThat is what the answer says.", "{}=", "={}", "{}, not", "{} && true", "{}%", "\\boxed{{{}}}", "{}…5"),
+]  # fmt: skip
+"""What makes a verdict's line another one."""
+OTHER_LETTERS = [
+    "Cyrillic", "full width", "full-width colon", "long s", "Kelvin sign", "dotless i", "Arabic digits", "mathematical", "zero-width space",
+    "zero-width at the ends", "zero-width at the colon", "combining", "right to left", "RTL marks", "soft hyphen",
+]  # fmt: skip
+
+
+def misreading(number: int) -> str:
+    """The n-th text that closes with a line that is nearly a verdict."""
+    rng = random.Random(f"misreading {number}")
+    claim = rng.choice([c for c in CLAIMS if "\n" not in c])
+    if number % 3:
+        line = AROUND[number % len(AROUND)].replace("{}", claim)
+    else:
+        changed = [w for n in OTHER_LETTERS if (w := LETTERS[n](claim)) != claim]
+        line = rng.choice(changed)
+    before = rng.choice(["", "It is 8.\n", "Verdict: wrong. ", "Step 1: correct\n\n", "The score is 5.\n"])
+    return before + rng.choice(["{}", "**{}**", "# {}", "`{}`"] if number % 2 else ["{}"]).format(line)
+
+
+@pytest.mark.torture("a judge's closing line that is nearly a verdict", "no form and no domain reads a verdict in it")
+def test_no_line_is_a_verdict_that_is_more_or_less_than_one(tries):
+    read = [
+        (text, name) for text in map(misreading, tries(2000)) for name, of in READERS.items() if is_verdict(of(text))
+    ]
+    assert read == []
+
+
 # Tokenizers
 
 

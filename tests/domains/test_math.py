@@ -1,5 +1,6 @@
 import gzip
 import json
+import lzma
 import random
 import re
 import threading
@@ -211,6 +212,20 @@ def test_a_gzipped_file_is_the_same_file(small: Math, tmp_path: Path) -> None:
 
 
 # The real files
+
+RECORDED = Path(__file__).parent / "gsm8k_solutions/solutions.jsonl.xz"
+"""What four models answered to GSM8K's 1,319 test problems, with its authors' verdicts (Cobbe et al. 2021, arXiv:2110.14168;
+github.com/openai/grade-school-math, `example_model_solutions.jsonl`)."""
+
+
+def test_recorded_solutions_keep_their_authors_verdicts() -> None:
+    with lzma.open(RECORDED, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    domain = Math(train=RECORDED, test=RECORDED)
+    other = [r for r in rows if domain.verify("", r["solution"], r["reference"]).passed is not r["correct"]]
+    assert other == []
+    assert (len(rows), sum(r["correct"] for r in rows)) == (5276, 2001)
+
 
 SPELLINGS = [
     "{n}", "{n}.", "${n}", "{n}.00", "${n}.00", "{n} dollars", "{n}%", "**{n}**", "\\boxed{{{n}}}", "$\\boxed{{{n}}}$",
