@@ -63,8 +63,9 @@ def _write_part(path: Path, schema: pa.Schema, groups: "SimpleQueue[pa.Table | N
 def _batches(frame: Frame, schema: pa.Schema) -> Iterator[pa.Table]:
     rows = frame.lazy().select(schema.names).collect_batches(chunk_size=ROWS_PER_GROUP, maintain_order=True)
     # to_arrow of a sliced list column copies the items of the whole column: gather the slice's rows first
-    own = pl.all().gather(pl.int_range(pl.len()))
-    return (batch.select(own).to_arrow().cast(schema) for batch in rows)
+    lists = [field.name for field in schema if pa.types.is_nested(field.type)]
+    own = [pl.col(name).gather(pl.int_range(pl.len())) for name in lists]
+    return (batch.with_columns(own).to_arrow().cast(schema) for batch in rows)
 
 
 def _groups(batches: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ from tasks.core.targets import targets
 COLUMNS = (
     "prompt_id", "chosen_id", "chosen", "chosen_score", "rejected_id", "rejected", "rejected_score", "source",
 )  # fmt: skip
+MODELS = "chosen_model", "rejected_model"
 PLAIN = {"weight": 1.0, "smoothing": 0.0}
 """Of a pair that counts fully and is surely the right way round."""
 
@@ -49,8 +50,9 @@ class Pairing(Strategy):
 
     def __call__(self, case: PairCase) -> pl.LazyFrame:
         """`prompt_id, chosen_id, chosen, chosen_score, rejected_id, rejected, rejected_score, source`, with both
-        completions as text, and `weight` (1 where it is left out) and `smoothing` (0) where the method has them. The
-        stage leaves out equal texts and pairs whose scores are less than `min_margin` apart.
+        completions as text, `weight` (1 where it is left out) and `smoothing` (0) where the method has them, and
+        `chosen_model` and `rejected_model`, which the stage looks up where they are left out. The stage leaves out
+        equal texts and pairs whose scores are less than `min_margin` apart.
         """
         raise NotImplementedError
 
@@ -87,8 +89,8 @@ def pair(
         return frames.frame(tables.pairs)
     case = _case(prompts, responses, judgments, filtered, refinements, anchor_responses, anchor_judgments)
     cases = {name: replace(case, overview=(overviews or {}).get(name)) for name in members}
-    pairs = pl.concat([_pairs(member, cases[name], name) for name, member in members.items()])
-    pairs = _with_models(pairs, [t for t in (responses, refinements, anchor_responses) if t is not None])
+    written = [t.select("id", "model") for t in (responses, refinements, anchor_responses) if t is not None]
+    pairs = pl.concat([_pairs(member, cases[name], name, written) for name, member in members.items()])
     reward = judgments.filter("reward").select(judge="member").head(1)
     rows = pairs.join(prompts.select("prompt", prompt_id="id"), on="prompt_id").join(reward, how="cross")
     own = frames.ids("member", "prompt_id", "chosen_id", "rejected_id")
@@ -107,17 +109,19 @@ def _case(
     return PairCase(rated, prompt_targets, judgments, *more)  # type: ignore[arg-type]
 
 
-def _pairs(strategy: Pairing, case: PairCase, member: str) -> pl.LazyFrame:
+def _pairs(strategy: Pairing, case: PairCase, member: str, written: list[pl.LazyFrame]) -> pl.LazyFrame:
     gap = pl.col("chosen_score") - pl.col("rejected_score")
     pairs = strategy(case).filter(gap >= strategy.min_margin, pl.col("chosen") != pl.col("rejected"))
     given = pairs.collect_schema()
     plain = {name: pl.lit(value) for name, value in PLAIN.items() if name not in given}
-    return pairs.with_columns(**plain).select(*COLUMNS, *PLAIN, member=pl.lit(member))
+    if not set(MODELS) <= set(given):
+        pairs = _with_models(pairs.drop(MODELS, strict=False), written)
+    return pairs.with_columns(**plain).select(*COLUMNS, *MODELS, *PLAIN, member=pl.lit(member))
 
 
 def _with_models(pairs: pl.LazyFrame, written: list[pl.LazyFrame]) -> pl.LazyFrame:
     """With the digests of the weights that wrote the two completions."""
-    authors = pl.concat([table.select("id", "model") for table in written]).unique("id")
+    authors = pl.concat(written).unique("id")
     for side in ("chosen", "rejected"):
         pairs = pairs.join(authors.rename({"id": f"{side}_id", "model": f"{side}_model"}), on=f"{side}_id", how="left")
     return pairs

@@ -31,10 +31,10 @@ def all_pairs(responses: pl.LazyFrame, min_margin: float) -> pl.LazyFrame:
 
 
 def with_texts(pairs: pl.LazyFrame, responses: pl.LazyFrame) -> pl.LazyFrame:
-    """Pairs of responses with the texts of both sides."""
+    """Pairs of responses with the texts of both sides and the digests of the models that wrote them."""
     for side in ("chosen", "rejected"):
-        texts = responses.select(pl.col("id").alias(f"{side}_id"), pl.col("response").alias(side))
-        pairs = pairs.join(texts, on=f"{side}_id")
+        names = {"id": f"{side}_id", "response": side, "model": f"{side}_model"}
+        pairs = pairs.join(responses.select(pl.col(c).alias(name) for c, name in names.items()), on=f"{side}_id")
     return pairs.with_columns(source=pl.lit("responses"))
 
 
