@@ -11,8 +11,10 @@ Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) an
 that is configured for Prefect is used as it is.
 """
 
+import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +33,7 @@ import psutil
 from flows import UNTIL_STDIN_CLOSES
 from tasks.core.cache import set_aside
 from tasks.core.errors import FlywheelError
+from tasks.core.store import DISK_FULL
 from tasks.project import strays
 from tasks.project.databases import damage
 from tasks.views.record import prepare, tracking_uri
@@ -353,8 +356,11 @@ def _wait(root: Path, service: Service, is_alive: Callable[[], bool]) -> None:
         if service.healthy():
             return
         time.sleep(0.2)
-    log = _log(root, service).read_text().strip().splitlines()[-15:]
-    raise FlywheelError(f"{service.name} did not start; the end of its log:\n" + "\n".join(log))
+    log = _log(root, service).read_text()
+    if "disk is full" in log or os.strerror(errno.ENOSPC) in log or shutil.disk_usage(root).free < DISK_FULL:
+        raise FlywheelError(f"{service.name} did not start: the disk is full ({root.resolve()}); free some space")
+    last = "\n".join(log.strip().splitlines()[-15:])
+    raise FlywheelError(f"{service.name} did not start; the end of its log:\n{last}")
 
 
 def _stop(root: Path, *names: str) -> None:

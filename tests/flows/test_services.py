@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from flows import services
-from flows.connection import ephemeral
 from tasks.core.errors import FlywheelError
 
 pytestmark = pytest.mark.xdist_group("services")
@@ -78,6 +77,25 @@ def test_a_service_that_does_not_come_up_tells_why(tmp_path):
     with pytest.raises(FlywheelError, match="thing did not start.*\n.*no such database"):
         services._start(tmp_path, services.Service("thing", command, lambda: False))
     assert services.running(tmp_path) == {}
+
+
+def test_a_service_that_found_no_room_says_so_without_its_log(tmp_path):
+    command = [sys.executable, "-c", "raise OSError('(sqlite3.OperationalError) database or disk is full')"]
+    with pytest.raises(FlywheelError, match=r"thing did not start: the disk is full .* free some space$"):
+        services._start(tmp_path, services.Service("thing", command, lambda: False))
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 400, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_a_database_of_prefect_that_is_none_is_set_aside(tmp_path, monkeypatch, capsys, content):
+    for name in services.DATABASE:
+        monkeypatch.delenv(name, raising=False)
+    services.home(tmp_path).mkdir()
+    path = services.home(tmp_path) / "prefect.db"
+    path.write_bytes(content)
+    assert str(path) in services.database(tmp_path)[services.DATABASE[0]]
+    assert not path.exists()
+    assert (path.parent / "prefect.db.damaged").read_bytes() == content
+    assert "set aside as prefect.db.damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [FlywheelError("no deployment"), KeyboardInterrupt()])
@@ -149,7 +167,6 @@ def test_what_is_set_for_prefect_is_left_alone(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, "postgresql+asyncpg://elsewhere")
             assert not set(services.DATABASE) & set(services.prefect_server(tmp_path).env)
-            assert list(ephemeral(tmp_path).values()) == [True]
 
 
 def test_mlflows_password_is_not_on_the_command_line(tmp_path, monkeypatch):
