@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from tasks.engines import Completion, Embedded, Engine, Messages, Policy, Request, Scored
 
 T = TypeVar("T")
+A = TypeVar("A", "Completion", "Scored", "Embedded")
+CHUNK = 512
+"""Answers that are checked and metered at once: one by one they would cost more than a fast engine."""
 BATCH = 128
 """Requests between two looks at the budget, for engines without batches of their own."""
 MIN_REQUESTS = 8
@@ -171,13 +176,14 @@ class Meter:
     unsent: int = 0
     """Requests that were not sent, because the budget was spent."""
 
-    def count(self, error: str | None, permanent: bool = False) -> None:
-        """Counts a request, and whether it failed."""
-        self.requests += 1
-        if error is not None:
-            self.last_error = error
-            self.permanent += permanent
-            self.failed += not permanent
+    def count(self, answers: "Sequence[Completion | Scored | Embedded]") -> None:
+        """Counts requests, and those that failed."""
+        self.requests += len(answers)
+        for answer in answers:
+            if answer.error is not None:
+                self.last_error = answer.error
+                self.permanent += answer.permanent
+                self.failed += not answer.permanent
 
     def check(self, name: str, max_error_share: float) -> None:
         """Raises EngineError for too large a share of errors, FlywheelError where no request can succeed."""
@@ -215,57 +221,53 @@ class _MeteredPolicy:
                 unsent = self.models.engine(self.name).unsent()
                 yield from ((start + index, unsent) for index in range(len(batch)))
                 continue
-            for index, completion in self._sample(batch):
-                yield start + index, completion
-
-    def _sample(self, requests: "Sequence[Request]") -> "Iterator[tuple[int, Completion]]":
-        for index, completion in self._timed(lambda: self.policy.sample(requests), len(requests)):
-            self.meter.count(completion.error, completion.permanent)
-            self.meter.prompt_tokens += completion.prompt_tokens
-            self.meter.completion_tokens += completion.tokens
-            yield index, completion
+            for chunk in self._chunks(partial(self.policy.sample, batch), len(batch)):
+                completions = [completion for _, completion in chunk]
+                self.meter.prompt_tokens += sum([c.prompt_tokens for c in completions])
+                self.meter.completion_tokens += sum([c.tokens for c in completions])
+                yield from chunk if not start else [(start + index, completion) for index, completion in chunk]
 
     def score(
         self, prompts: "Sequence[Messages]", completions: Sequence[str], closed: bool = False
     ) -> "Iterator[tuple[int, Scored]]":
-        for index, scored in self._timed(lambda: self.policy.score(prompts, completions, closed), len(prompts)):
-            self.meter.count(scored.error, scored.permanent)
-            self.meter.prompt_tokens += len(scored.logprobs)
-            yield index, scored
+        for chunk in self._chunks(partial(self.policy.score, prompts, completions, closed), len(prompts)):
+            self.meter.prompt_tokens += sum([len(scored.logprobs) for _, scored in chunk])
+            yield from chunk
 
     def embed(self, texts: Sequence[str]) -> "Iterator[tuple[int, Embedded]]":
-        for index, embedded in self._timed(lambda: self.policy.embed(texts), len(texts)):
-            self.meter.count(embedded.error, embedded.permanent)
-            self.meter.prompt_tokens += embedded.tokens
-            yield index, embedded
+        for chunk in self._chunks(partial(self.policy.embed, texts), len(texts)):
+            self.meter.prompt_tokens += sum([embedded.tokens for _, embedded in chunk])
+            yield from chunk
 
-    def _timed(self, call: Callable[[], Iterator[tuple[int, T]]], count: int) -> Iterator[tuple[int, T]]:
-        """The answers of a call of the engine, whose errors name the model; its seconds go to the meter."""
+    def _chunks(self, call: "Callable[[], Iterator[tuple[int, A]]]", count: int) -> "Iterator[list[tuple[int, A]]]":
+        """The answers of a call of the engine, some at a time: errors name the model, and seconds go to the meter."""
         clock = time.perf_counter()
         with _named(self.name):
-            for answer in each_once(call(), count):
+            for chunk in each_once(call(), count):
                 self.meter.seconds += time.perf_counter() - clock
-                yield answer
+                self.meter.count([answer for _, answer in chunk])
+                yield chunk
                 clock = time.perf_counter()
         self.meter.seconds += time.perf_counter() - clock
 
 
-def each_once(answers: Iterable[tuple[int, T]], count: int) -> Iterator[tuple[int, T]]:
-    """The answers to requests 0 … `count` - 1 as they arrive.
+def each_once(answers: Iterable[tuple[int, T]], count: int) -> Iterator[list[tuple[int, T]]]:
+    """The answers to requests 0 … `count` - 1 as they arrive, `CHUNK` at a time.
 
     Raises:
         EngineError: at a second answer to a request or at an unknown index, and at the end when answers are missing.
     """
-    pending = set(range(count))
-    for index, answer in answers:
-        if index not in pending:
-            reason = "twice" if 0 <= index < count else f"of only {count} requests"
-            raise EngineError(f"the engine answered request {index} {reason}; fix its `sample`, `score` or `embed`")
-        pending.remove(index)
-        yield index, answer
-    if pending:
+    answered, stream = bytearray(count), iter(answers)
+    while chunk := list(islice(stream, CHUNK)):
+        for index, _ in chunk:
+            if not 0 <= index < count or answered[index]:
+                reason = "twice" if 0 <= index < count else f"of only {count} requests"
+                raise EngineError(f"the engine answered request {index} {reason}; fix its `sample`, `score` or `embed`")
+            answered[index] = 1
+        yield chunk
+    if missing := answered.count(0):
         raise EngineError(
-            f"the engine left {len(pending)} of {count} requests without an answer, the first of them {min(pending)}; fix "
+            f"the engine left {missing} of {count} requests without an answer, the first of them {answered.index(0)}; fix "
             "its `sample`, `score` or `embed`: a failure is an answer with an error"
         )
 

@@ -216,7 +216,7 @@ def test_the_same_model_under_several_names(events):
 def test_a_larger_share_of_errors_than_allowed_is_an_error(requests, failed, share, fails):
     meter = Meter()
     for n in range(requests):
-        meter.count("time-out" if n < failed else None)
+        meter.count([Scored(error="time-out" if n < failed else None)])
     with ExitStack() as stack:
         if fails:
             stack.enter_context(pytest.raises(EngineError, match=f"model b: {failed} of {requests} .*time-out"))
@@ -228,7 +228,8 @@ def test_errors_that_every_try_repeats_do_not_count():
     for failed, fails in ((0, False), (1, True)):
         meter = Meter()
         for n in range(100):
-            meter.count("too long" if n < 90 else "time-out" if n < 90 + failed else None, permanent=n < 90)
+            error = "too long" if n < 90 else "time-out" if n < 90 + failed else None
+            meter.count([Scored(error=error, permanent=n < 90)])
         assert (meter.requests, meter.permanent, meter.failed) == (100, 90, failed)
         with pytest.raises(EngineError, match="1 of 10 ") if fails else nullcontext():
             meter.check("b", 0.05)
@@ -238,7 +239,7 @@ def test_errors_that_every_try_repeats_do_not_count():
 def test_where_no_request_can_succeed_no_other_try_is_asked_for(requests, share, fails):
     meter = Meter()
     for _ in range(requests):
-        meter.count("too long", permanent=True)
+        meter.count([Scored(error="too long", permanent=True)])
     with pytest.raises(FlywheelError, match="model b: none of 8 .*too long") if fails else nullcontext() as raised:
         meter.check("b", share)
     assert not fails or raised.value.exit_code == 1
@@ -283,7 +284,7 @@ def test_every_request_has_exactly_one_answer(answers, words):
 
 
 def test_answers_may_come_in_any_order():
-    assert list(each_once([(2, "c"), (0, "a"), (1, "b")], 3)) == [(2, "c"), (0, "a"), (1, "b")]
+    assert list(each_once([(2, "c"), (0, "a"), (1, "b")], 3)) == [[(2, "c"), (0, "a"), (1, "b")]]
 
 
 @pytest.mark.parametrize("budget", [1, 2 * 128, 2 * 128 + 1, 10**6])
