@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.commands import ROOT, Name, Settings
+from tasks.commands import ROOT, Name, Settings, one_word
 
 app = typer.Typer()
 
@@ -69,8 +69,11 @@ def preview(
 
 @app.command(rich_help_panel="Again")
 def bisect(
-    good: Annotated[str, typer.Option("--good", help="A round, such as r1.")],
-    bad: Annotated[str, typer.Option("--bad", help="Another one, whose change against it is to be explained.")],
+    good: Annotated[str, typer.Option("--good", help="A round, such as r1.", callback=one_word)],
+    bad: Annotated[
+        str,
+        typer.Option("--bad", help="Another one, whose change against it is to be explained.", callback=one_word),
+    ],
     metric: Annotated[
         str, typer.Option("--metric", help="A measure of the exam, such as greedy or pass_at_1/level_4.")
     ] = "pass_at_1",

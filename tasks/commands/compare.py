@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.commands import ROOT, Settings
+from tasks.commands import ROOT, Settings, one_word
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def bakeoff(
 
 @app.command(rich_help_panel="Compare")
 def judges(
-    rounds: Annotated[list[str], typer.Argument(help="Bases or rounds whose answers are judged.")],
+    rounds: Annotated[list[str], typer.Argument(help="Bases or rounds whose answers are judged.", callback=one_word)],
     judge: Annotated[list[str] | None, typer.Option(help="A judge; repeatable. Default: all.")] = None,
     problems: Annotated[int, typer.Option(min=2, help="Held-out problems.")] = 350,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each.")] = 8,

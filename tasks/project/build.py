@@ -75,7 +75,7 @@ class Builder:
             self.problems.add(f"{path}.anchor", "is null; leave it out, or name a base or round")
         seed, base = self._seed(raw, path), blocks.get(base_name)
         changes, engine_changes = self._changes(raw, path)
-        recipe = str(raw.get("recipe") or self.defaults.recipe)
+        recipe = self.defaults.recipe if raw.get("recipe") is None else str(raw["recipe"])
         expanded = self._expand(recipe, changes, path, "recipe" in raw)
         engine = self._engine(base.engine, engine_changes, path) if base else None
         own = self._own_stages(expanded, path) if expanded else None
@@ -112,7 +112,7 @@ class Builder:
 
     def _changes(self, raw: dict[str, Any], path: str) -> tuple[dict[str, Any], Changes]:
         """Changes to the recipe by dotted key, and changes to the engine. A round cannot change the exam."""
-        changes = raw.get("set") or {}
+        changes = {} if raw.get("set") is None else raw["set"]
         if not isinstance(changes, dict):
             self.problems.add(f"{path}.set", f"must map settings to values, not {changes!r}")
             return {}, []

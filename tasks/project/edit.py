@@ -23,6 +23,9 @@ from tasks.project.phases import Line, Rounds, anchor_of, beside, lines
 STATE = ".flywheel"
 """Folder of locks and of the state of services; not under version control."""
 Change = Callable[[CommentedMap], None]
+QUOTES = ("'", '"', "[", "{")
+"""How a value of --set begins that is not the text itself."""
+NULLS = ("", "~", "null", "Null", "NULL")
 
 
 @contextmanager
@@ -210,9 +213,15 @@ def _setting(setting: str) -> tuple[str, Any]:
     if not equals or not path:
         raise FlywheelError(f"--set {setting}: write KEY=VALUE, as in --set generate.sample.temperature=0.9")
     try:
-        return path, plain(YAML(typ="safe").load(text))
-    except YAMLError as error:
-        raise FlywheelError(f"--set {setting}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from error
+        value = plain(YAML(typ="safe").load(text))
+    except (YAMLError, ValueError, RecursionError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise FlywheelError(f"--set {setting}: {text!r} is not a YAML value ({reason})") from error
+    if text[:1] not in QUOTES and (value != text if isinstance(value, str) else value is None and text not in NULLS):
+        raise FlywheelError(
+            f"--set {path}: YAML reads {text!r} as {value!r}; put it in quotes that reach flywheel, as in --set '{path}=\"…\"'"
+        )
+    return path, value
 
 
 def remove_round(root: Path, name: str) -> list[str]:
