@@ -5,7 +5,7 @@ of a batch are seeded by the round's seed and the number of problems written bef
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import polars as pl
@@ -15,8 +15,10 @@ from tasks.core.ids import content_id, seed_of
 from tasks.prompts import FROZEN, PromptsCase
 from tasks.prompts._agreement import agreement
 from tasks.prompts._screen import Problem, usable
-from tasks.prompts._writing import Draft, Writing, by_source, few_shot
+from tasks.prompts._writing import Draft, Writing, few_shot
 
+Shelf = tuple[list[Problem], list[Problem]]
+"""Problems that people wrote, and those that models wrote."""
 MIN_SIGNAL = 0.1
 """No level's signal counts as less: a level that was easy is sampled again now and then."""
 
@@ -62,10 +64,12 @@ class Pool(Writing):
         pool = list({p.id: p for p in (*seeds, *usable(case.prompts), *case.known)}.values())
         intake, weights = self.intake(case, pool), self.weights(case, seeds)
         with case.models.open(self.model) as policy:
+            shelves, shown = Shelves(pool), 0
             while size := self.batch_size(intake):
                 rng = random.Random(seed_of(case.seed, "pool", len(intake.rows)))
-                sources = by_source([*pool, *intake.accepted])
-                self.write([self._few_shot(case, rng, weights, *sources) for _ in range(size)], policy, intake)
+                shelves.add(intake.accepted[shown:])
+                shown = len(intake.accepted)
+                self.write([self._few_shot(case, rng, weights, shelves) for _ in range(size)], policy, intake)
         return intake.table()
 
     def weights(self, case: PromptsCase, seeds: Sequence[Problem]) -> dict[int | None, float]:
@@ -77,16 +81,10 @@ class Pool(Writing):
         return {level: w * max(MIN_SIGNAL, signals.get(level, 1.0)) for level, w in prior.items()}
 
     def _few_shot(
-        self,
-        case: PromptsCase,
-        rng: random.Random,
-        weights: dict[int | None, float],
-        people: list[Problem],
-        models: list[Problem],
+        self, case: PromptsCase, rng: random.Random, weights: dict[int | None, float], shelves: "Shelves"
     ) -> Draft:
         level = rng.choices(list(weights), list(weights.values()))[0] if weights else None
-        own = _of_level(people, level), _of_level(models, level)
-        examples = few_shot(rng, *own, self.examples, self.model_examples)
+        examples = few_shot(rng, *shelves.of_level(level), self.examples, self.model_examples)
         return Draft(examples, self.request(case.domain.write([p.text for p in examples], level), rng))
 
 
@@ -104,5 +102,23 @@ def learning_signals(prompts: pl.LazyFrame, responses: pl.LazyFrame) -> dict[int
     return dict(by_level.sort("level").collect().iter_rows())
 
 
-def _of_level(pool: list[Problem], level: int | None) -> list[Problem]:
-    return [p for p in pool if p.level == level] or pool
+class Shelves:
+    """The pool's problems by level, those that people wrote and those that models wrote apart, in the order in which they came:
+    a wish reads its level's alone, so that writing many problems takes time in proportion to them.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self._all: Shelf = ([], [])
+        self._levels: dict[int | None, Shelf] = {}
+        self.add(problems)
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Puts further problems behind those that are there."""
+        for problem in problems:
+            for shelf in (self._all, self._levels.setdefault(problem.level, ([], []))):
+                shelf[problem.source == "model"].append(problem)
+
+    def of_level(self, level: int | None) -> tuple[list[Problem], list[Problem]]:
+        """Those of a level that people wrote, and that models wrote; of either all, where the level has none."""
+        own = self._levels.get(level, ([], []))
+        return own[0] or self._all[0], own[1] or self._all[1]

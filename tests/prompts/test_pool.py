@@ -11,7 +11,7 @@ from tasks.domains.arithmetic import draw as story_of
 from tasks.engines.fake import Fake
 from tasks.prompts import PromptsCase, prompts
 from tasks.prompts._screen import Problem
-from tasks.prompts.pool import Pool, learning_signals
+from tasks.prompts.pool import Pool, Shelves, learning_signals
 
 SMALL = {"validation": 20, "heldout": 70, "gold": 10}
 
@@ -208,3 +208,17 @@ def test_a_real_model_that_cannot_write_gives_malformed_rows(tiny_model, tmp_pat
 
     assert len(rows) == rows["id"].n_unique() == 8
     assert set(rows["error"]) == {"malformed: the domain cannot read it"}
+
+
+def test_a_wish_reads_its_level_alone_and_sees_what_a_walk_through_the_pool_would():
+    pool = [Problem(str(n), f"p{n}", n % 4, "model" if n % 3 else "seed") for n in range(30)]
+    shelves = Shelves(pool[:20])
+    shelves.add(pool[20:])
+    for level in (0, 3, 7, None):
+        own = shelves.of_level(level)
+        for shelf, model in zip(own, (False, True), strict=True):
+            every = [p for p in pool if (p.source == "model") == model]
+            assert shelf == ([p for p in every if p.level == level] or every)
+        assert all(one is same for one, same in zip(own, shelves.of_level(level), strict=True)), (
+            "the pool was walked through"
+        )
