@@ -135,6 +135,26 @@ def _steps(truth: int, claim: int) -> tuple[list[tuple[str, int]], list[int]]:
     return fits, list(accumulate(1 if s[0] in "+-" else 3 for s in fits))
 
 
+@cache
+def owned(split: Split, level: int, most: int) -> int:
+    """How many stories of a level a split owns, or `most` where they are surely more: a level of few steps has few, and whoever
+    draws until there are so many would never stop.
+    """
+    share, ways = len(SHARES[split]) / 100, [1] * (LARGEST + 1)
+    for _ in range(level):  # ways on from each value
+        ways = [sum(ways[apply(value, *step)] for step in _steps(value, value)[0]) for value in range(LARGEST + 1)]
+    if share * sum(ways[1:]) > 2 * most:  # by a hash's buckets, never that far from the share where there are many
+        return most
+    found = [((start, ()), start) for start in range(1, LARGEST + 1)]
+    for _ in range(level):
+        found = [
+            ((start, (*steps, step)), apply(value, *step))
+            for (start, steps), value in found
+            for step in _steps(value, value)[0]
+        ]
+    return min(most, sum(Story(*story).split == split for story, _ in found))
+
+
 def in_range(value: int) -> bool:
     """Whether a value is in range."""
     return 0 <= value <= LARGEST

@@ -31,6 +31,7 @@ from tasks.domains._stories import (
     in_range,
     judgment,
     of_split,
+    owned,
     read,
     tell,
     work,
@@ -271,8 +272,9 @@ def _chat(role: str, *parts: str) -> list[Message]:
 
 def _level(rng: random.Random, split: Split, level: int, count: int) -> Iterator[Item]:
     seen: set[str] = set()
-    for _ in range(50 * count):  # few-step levels hold only so many stories
-        if len(seen) == count:
+    enough = owned(split, level, count)  # few-step levels hold only so many stories
+    for _ in range(50 * count):
+        if len(seen) == enough:
             return
         story, item = _item(rng, split, level)
         if story.split == split and story.key not in seen:
