@@ -16,7 +16,7 @@ BASE_AND_ROUNDS = ("r0", "r1", "r2")
 
 @pytest.fixture
 def server():
-    with faults.ready("tasks.project.execute", "tasks.project.params", "tasks.core.frames", "pyarrow.parquet"):
+    with faults.ready("tasks.project.execute", "pyarrow.parquet", "scipy.stats", "sklearn.linear_model"):
         yield
 
 
