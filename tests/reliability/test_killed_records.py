@@ -81,7 +81,7 @@ def test_killed_records_and_promotions(made, tries, server, monkeypatch):
     for file in made.glob("mlflow*"):
         if file.is_file():
             file.unlink()
-    for attempt in tries(30):
+    for attempt in tries(20):
         chance = random.Random(attempt)
         name = chance.choice(["r0", "r1", "r2"])
         work = (record.promote, Path(), name) if chance.random() < 0.5 else (record.record, Path())

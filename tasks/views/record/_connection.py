@@ -7,12 +7,14 @@ The default store is mlflow.db at the project's root, with artifacts in mlruns/.
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tasks.core.errors import FlywheelError, masked
+from tasks.core.store import DISK_FULL
 from tasks.project.edit import lock
 from tasks.views._dvc_addresses import PROJECT
 from tasks.views.record._database import ARTIFACTS, damaged_text, make_usable, sqlite_file, sqlite_uri
@@ -27,8 +29,8 @@ SETTINGS = {
 """Environment variables that are set unless the user sets them."""
 BACKENDS = ("mlflow", "sqlalchemy", "sqlite3", "alembic", "requests", "urllib3", "botocore", "boto3")
 """Packages whose exceptions are MLflow's: its own, its store's, and its artifacts'."""
-DISK_FULL, DAMAGED = "database or disk is full", ("is malformed", "is not a database")
-"""What SQLite says of a full disk, and of a damaged file."""
+FULL, DAMAGED = "database or disk is full", ("is malformed", "is not a database")
+"""What SQLite says of a full disk (or that there was an I/O error), and of a damaged file."""
 
 
 class Unreachable(FlywheelError):
@@ -92,9 +94,10 @@ def clear_errors(uri: str) -> Iterator[None]:
         if type(error).__module__.split(".")[0] not in BACKENDS:
             raise
         line = masked(str(error).strip().split("\n")[0])
-        if DISK_FULL in line:
+        path = sqlite_file(uri)
+        if FULL in line or (path and shutil.disk_usage(path.absolute().parent).free < DISK_FULL):
             raise _full(uri, line) from error
-        if (path := sqlite_file(uri)) and any(text in line for text in DAMAGED):
+        if path and any(text in line for text in DAMAGED):
             raise Unreachable(damaged_text(path, line)) from error
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise FlywheelError(f"MLflow at {masked(uri)} refuses a value: {line}") from error
