@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.core import store
+from tasks.core.errors import StoreError
 from tasks.core.plan import Plan
-from tasks.core.stage import Input, Stage
+from tasks.core.stage import Input, Stage, stages
 from tasks.core.store import Manifest
 from tasks.project.params import Block, Pipeline, stages_of
 from tasks.project.plan import plans
@@ -56,6 +57,23 @@ def _inputs(stage: Stage, manifest: Manifest, written: Written) -> Iterator[tupl
         digest, is_stale = written.get((_owner(need, manifest), need.name), ("", False))
         changed = digest != manifest.inputs[need.argument]
         yield need.argument, "changed" if changed and not is_stale else "stale" if is_stale else "current"
+
+
+def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
+    """Whether what a stage wrote is whole, byte by byte, and was made by its plan from the inputs that are there."""
+    try:
+        manifest = store.manifests(root, name)[stage]
+        if manifest.plan != Plan.read(root, name, stage):
+            return False
+        needs = {i.argument: i for i in stages()[stage].inputs}
+        for argument, digest in manifest.inputs.items():
+            if store.find(root, _owner(needs[argument], manifest), needs[argument].name)[1].digest != digest:
+                return False
+        for out, output in manifest.outputs.items():
+            (store.scan if output.kind == "table" else store.folder)(root, name, out)
+    except (StoreError, KeyError):  # not there, damaged, or of another version of this project
+        return False
+    return True
 
 
 def absent_files(root: Path, pipeline: Pipeline) -> dict[str, list[str]]:

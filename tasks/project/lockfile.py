@@ -73,11 +73,18 @@ def keep(root: Path) -> None:
         new.replace(copy)
 
 
+def is_lost(root: Path) -> bool:
+    """Whether a project's dvc.lock is cut short."""
+    path = root / FILE
+    return path.is_file() and is_cut(path.read_text(encoding="utf-8", errors="replace"))
+
+
 def take_back(root: Path) -> bool:
     """Where dvc.lock is cut short, takes back its copy and all that is whole in the file; returns whether it was."""
-    path, copy = root / FILE, root / COPY
-    if not path.is_file() or not is_cut(text := path.read_text(encoding="utf-8", errors="replace")):
+    if not is_lost(root):
         return False
+    path, copy = root / FILE, root / COPY
+    text = path.read_text(encoding="utf-8", errors="replace")
     kept = entries(copy.read_text(encoding="utf-8")) if copy.is_file() else {}
     whole = list(entries(text.rpartition("\n")[0] + "\n").items())[:-1]  # the last one may lack lines
     write(path, kept | dict(whole))

@@ -17,9 +17,11 @@ params.yaml from elsewhere says. So no command holds a name. A stage takes its o
 """
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ HEADER = """\
 """
 SHOWN = ("plots", "artifacts")
 """Parts of dvc.yaml that no stage depends on."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A stage as DVC understands it: its lines of dvc.yaml, values filled in, and the paths that it reads or writes."""
+
+    text: str
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,41 @@ def lacks_dependencies(root: Path, pipeline: Pipeline) -> bool:
 def _read(root: Path) -> dict[str, Any] | None:
     """The content of dvc.yaml; None where there is none yet."""
     path = root / FILE
-    content = YAML(typ="safe").load(path.read_text()) if path.is_file() else None
+    content = _parse(path.read_text()) if path.is_file() else None
     return content if isinstance(content, dict) else None
+
+
+@lru_cache(maxsize=1)
+def _parse(text: str) -> Any:
+    return YAML(typ="safe").load(text)
+
+
+def definitions(root: Path, pipeline: Pipeline) -> dict[str, Definition]:
+    """The stages that are in dvc.yaml as they are rendered, by address; those that somebody edited there are left out."""
+    content, now = _read(root), _content(pipeline)
+    if content is None or content.get("vars") != now.get("vars"):
+        return {}
+    then = content.get("stages") or {}
+    same = {name: entry for name, entry in now["stages"].items() if then.get(name) == entry}
+    found = {"plan": _definition(same["plan"], {})} if "plan" in same else {}
+    optional = {i.ancestor for inputs in _needed_by_rounds(pipeline).values() for i in inputs} & set(OPTIONAL)
+    for block in pipeline.blocks.values():
+        values = {"${key}": block.name, "${item.parent}": str(block.parent), "${item.base}": block.base}
+        named = {} if block.is_base else {"anchor": block.anchor} | _optional_ancestors(pipeline, block, optional)
+        values |= {f"${{item.{kind}}}": str(name) for kind, name in named.items()}
+        for stage in stages_of(block):
+            if (group := _group_name(stage, block.is_base)) in same:
+                found[address(stage, block)] = _definition(same[group]["do"], values)
+    return found
+
+
+def _definition(entry: dict[str, Any], values: dict[str, str]) -> Definition:
+    text = json.dumps(entry, sort_keys=True)
+    for template, value in values.items():
+        text = text.replace(template, value)
+    entry = json.loads(text)
+    outs = [*entry["outs"], *entry.get("metrics", ())]
+    return Definition(text, (*entry["deps"], *(path for out in outs for path in out)))
 
 
 def _optional_ancestors(pipeline: Pipeline, block: Block, kinds: set[str]) -> dict[str, str]:
@@ -278,4 +321,14 @@ def empty_tables() -> list[str]:
     return sorted(ancestor_inputs - base_outputs)
 
 
-__all__ = ["address", "block_name", "dependencies", "needed_inputs", "render", "write", "written"]
+__all__ = [
+    "Definition",
+    "address",
+    "block_name",
+    "definitions",
+    "dependencies",
+    "needed_inputs",
+    "render",
+    "write",
+    "written",
+]
