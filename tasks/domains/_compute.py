@@ -18,7 +18,9 @@ def serve(descriptor: int) -> None:
     """Answers one expression after the other until the other end is closed. The timer's signal ends it, also within C code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, which then closes the pipe
     logging.disable(logging.WARNING)  # math-verify says each time that it has no time-out of its own
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    memory = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ready = compute(r"\sqrt{16}")  # imports, and builds the tables of the grammar
     with Connection(descriptor) as pipe:

@@ -11,6 +11,7 @@ from functools import lru_cache
 import psutil
 import pytest
 
+from tasks.core.errors import FlywheelError
 from tasks.domains import _algebra, _compute
 from tasks.domains._algebra import Overrun, Service, algebraic
 from tasks.domains.math import Math
@@ -162,4 +163,12 @@ def test_its_memory_is_limited(service):
     value, error = service.value("2^{2000000000}")  # 250 MB
     assert value is None
     assert "takes more than" in error
+    assert service.value("2^{3}") == ("8", None)
+
+
+def test_one_that_does_not_start_is_an_error_of_its_own(service, monkeypatch):
+    monkeypatch.setattr(_compute, "__file__", "/absent.py")
+    with pytest.raises(FlywheelError, match=r"did not start \(exit code 2\).*math-verify"):
+        service.value("2^{3}")
+    monkeypatch.undo()
     assert service.value("2^{3}") == ("8", None)
