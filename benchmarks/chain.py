@@ -2,7 +2,7 @@
 
     python benchmarks/chain.py     [--peer .venv-distilabel/bin/python] [--rows 100000] [--repeats 5]
 
-Both get the same JSON lines and keep the same rows. The rule here is the vote share of a prompt's only answer. Seconds
+Both get the same JSON lines and keep the same rows. distilabel has its best batch size, 10,000. The rule here is the vote share of a prompt's only answer. Seconds
 are from the first line read to the last row written, without imports; memory is the most that a side's processes had
 together (proportional set size), looked at ten times a second. The sides take turns; medians.
 """
@@ -32,7 +32,7 @@ from tasks.project.execute import run_stage
 HERE = Path(__file__).resolve().parent
 LINES = 16_384
 """Lines that are read at a time."""
-GOALS = {"seconds": 20.0, "memory": 0.5}
+GOALS = {"seconds": 15.0, "memory": 0.5}
 
 
 def ours(prompts: Path) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/distilabel_chain.py PROMPTS.jsonl FOLDER
 
-Runs in an environment of its own (`distilabel==1.5.3 requests pillow`), in batches of 1,000. Prints the seconds from the first
+Runs in an environment of its own (`distilabel==1.5.3 requests pillow`), in batches of 10,000. Prints the seconds from the first
 line read to the last row written, without imports.
 """
 
@@ -17,7 +17,8 @@ from distilabel.pipeline import Pipeline
 from distilabel.steps import LoadDataFromDicts, StepInput, step
 from distilabel.steps.tasks import TextGeneration
 
-BATCH = 1000
+BATCH = 10_000
+"""Its best for 100,000 rows: with 1,000 it takes almost twice as long."""
 
 
 class Echo(LLM):

@@ -52,7 +52,7 @@ class Sampling:
         return astuple(self) if self.trace else astuple(self)[:-1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, as completions
 class Request:
     """A request for one completion: `messages` is the chat so far; `seed` alone decides the draw, never the position."""
 

@@ -125,12 +125,17 @@ class _FakePolicy:
 
     def _complete(self, request: Request) -> Completion:
         seed = request.seed if request.sampling.temperature else 0
-        fault = _unit(request.messages, seed, "fault") if self._faulty else 1.0
-        prompt_tokens = sum([content.count(" ") + 1 for _, content in request.messages])
-        if fault < self._engine.error_rate:
-            return Completion("", 0, prompt_tokens, "error", error=FAILED)
-        garbage = fault < self._engine.error_rate + self._engine.garbage_rate
-        text = GARBAGE if garbage else self._engine.answer(request.messages, seed)
+        prompt_tokens = 0
+        for _, content in request.messages:
+            prompt_tokens += content.count(" ") + 1
+        text = None
+        if self._faulty:
+            fault = _unit(request.messages, seed, "fault")
+            if fault < self._engine.error_rate:
+                return Completion("", 0, prompt_tokens, "error", error=FAILED)
+            text = GARBAGE if fault < self._engine.error_rate + self._engine.garbage_rate else None
+        if text is None:
+            text = self._engine.answer(request.messages, seed)
         words, sure = len(text.split()) + 1, zlib.crc32(text.encode("utf-8", "surrogatepass"), seed % 2**32) / 2**32
         completion = Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
         if request.sampling.trace:
