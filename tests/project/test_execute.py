@@ -342,6 +342,8 @@ def test_an_input_that_was_damaged_is_refused(made):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory from /proc")
 def test_a_tenth_of_ten_million_responses_needs_less_than_the_memory_for_all_of_them():
     command = [sys.executable, "benchmarks/data.py", "memory", "--responses", "1000000", "--most", "1.6"]
+    cases = ("judge by votes", "filter by a threshold", "filter with a limit a level", "pair")
+    command += [part for case in cases for part in ("--case", case)]
     done = subprocess.run(command, cwd=projects.HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pair" in done.stdout
