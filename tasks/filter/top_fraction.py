@@ -32,6 +32,6 @@ class TopFraction(Filtering):
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin is the distance to the reward of the last response kept."""
         rows = with_overview(self.best(self.usable(case)), self.overview(case))
-        distance = pl.col("score") - pl.col("last")
-        rows = drop(rows, {"score": (~pl.col("in_room"), -distance)})
-        return rows.with_columns(margin=pl.when(pl.col("reason").is_null()).then(distance).otherwise("margin"))
+        score, last = pl.col("score"), pl.col("last")
+        rows = drop(rows, {"score": (~pl.col("in_room"), last - score)})
+        return rows.with_columns(margin=pl.when(pl.col("reason").is_null()).then(score - last).otherwise("margin"))
