@@ -187,7 +187,7 @@ class Openai(Engine):
             return None  # some have chat completions and no list of models
         except openai.APIStatusError as error:
             return f"answers HTTP {error.status_code}; look into its log, or fix engine.base_url"
-        except (openai.APIError, ValueError, TypeError, AttributeError):
+        except (openai.APIError, ValueError, TypeError, AttributeError, RecursionError):
             return "what answers there does not speak OpenAI's protocol; fix engine.base_url"
         return None
 
