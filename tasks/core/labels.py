@@ -87,7 +87,7 @@ def read(place: Path) -> list[Label]:
     latest: dict[tuple[str, str, str, str], Label] = {}
     for file in files:
         stat = file.stat()
-        for label in _lines(file, stat.st_mtime_ns, stat.st_size):
+        for label in _lines(file, (stat.st_mtime_ns, stat.st_size, stat.st_ino)):
             if label.key not in latest or latest[label.key].time <= label.time:
                 latest[label.key] = label
     return [latest[key] for key in sorted(latest)]
@@ -95,7 +95,8 @@ def read(place: Path) -> list[Label]:
 
 def table(labels: Iterable[Label]) -> pa.Table:
     """Labels as the table `LABELS`."""
-    return pa.Table.from_pylist([vars(label) for label in labels], LABELS.schema)
+    rows = [vars(label) for label in labels]
+    return pa.Table.from_pylist(rows, LABELS.schema) if rows else pa.Table.from_batches([], LABELS.schema)
 
 
 def of_texts(labels: Iterable[Label]) -> dict[str, dict[str, Label]]:
@@ -107,7 +108,7 @@ def of_texts(labels: Iterable[Label]) -> dict[str, dict[str, Label]]:
 
 
 @lru_cache(maxsize=256)
-def _lines(file: Path, mtime_ns: int, size: int) -> tuple[Label, ...]:
+def _lines(file: Path, _version: tuple[int, int, int]) -> tuple[Label, ...]:
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

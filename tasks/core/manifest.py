@@ -12,7 +12,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel
 
@@ -84,6 +84,10 @@ class Manifest(BaseModel):
         """The manifest as its file has it, with its digest."""
         body = self.model_dump_json(indent=1).removesuffix("\n}")
         return f'{body},\n "digest": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}'
+
+    def of_round(self, name: str) -> Self:
+        """The same result as one of another round, for a scratch place."""
+        return self.model_copy(update={"round": name, "plan": self.plan.model_copy(update={"round": name})})
 
 
 def stamp(path: Path) -> Stamp:

@@ -40,6 +40,9 @@ DISK_FULL = 1 << 20
 """Bytes of free disk space below which an error counts as a full disk."""
 PATIENCE, PAUSE = 10.0, 0.02
 """Seconds for which a reader retries while another process commits, and seconds between two attempts."""
+CHANGED = "is not what was written"
+REMAKE = "restore it with `dvc checkout --force` or `dvc pull`, or run the stage again"
+"""What brings a file back that is gone."""
 RESTORE = "restore it with `dvc checkout --force` or `dvc pull`, or delete its manifest and run its stage again"
 """What mends a file that is not as it was written."""
 LOCK_TIMEOUT = 0.5
@@ -60,6 +63,12 @@ def manifests(root: Path, name: str) -> dict[str, Manifest]:
     recover(folder)
     paths = sorted((folder / "manifests").glob("*.json"))
     return {p.stem: read_manifest(p) for p in paths}
+
+
+def lost_manifests(root: Path, name: str, made: Iterable[str]) -> list[str]:
+    """Stages of a round that ran, for their metrics are there, and that are not among `made`, those with a manifest."""
+    metrics = (p.stem for p in (round_folder(root, name) / "metrics").glob("*.json"))
+    return sorted(set(metrics) - set(made))
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -110,7 +119,7 @@ def damage(path: Path, part: Part, digest: str | None) -> str | None:
     if (size := path.stat().st_size) != part.bytes:
         return f"{path} has {size:,} bytes, its manifest says {part.bytes:,}; {RESTORE}"
     if digest != part.sha256:
-        return f"{path} is not what was written (its sha256 differs from the manifest's); {RESTORE}"
+        return f"{path} {CHANGED} (its sha256 differs from the manifest's); {RESTORE}"
     return None
 
 

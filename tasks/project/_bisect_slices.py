@@ -61,7 +61,7 @@ def leave_out(root: Path, place: Path, old: str, new: str, without: Slice, manif
             gone = labels(root, old, without.by, table).filter(value=without.value)
             rows = store.read(root, old, table)
             draft.table(TABLES[table], rows.join(gone, on="id", how="anti", maintain_order="left"))
-        draft.commit(manifest.model_copy(update={"round": new, "outputs": draft.outputs}))
+        draft.commit(manifest.of_round(new).model_copy(update={"outputs": draft.outputs}))
 
 
 def labels(root: Path, name: str, by: By, table: str) -> pl.DataFrame:

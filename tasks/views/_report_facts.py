@@ -1,10 +1,10 @@
 """What the table of the rounds is made of: manifests, measures, decisions and costs of each base and round."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tasks.core import store
+from tasks.core import remembered, store
 from tasks.core.champion import Election
 from tasks.project.champion import decision, model_digest
 from tasks.project.costs import Costs, Prices, of
@@ -42,6 +42,8 @@ class Facts:
     """Stages that today's plans and inputs would make anew, each with what was edited; empty where one before it was."""
     absent: tuple[str, ...] = ()
     """Files and manifests that are missing."""
+    changed: tuple[str, ...] = ()
+    """What is wrong with tables' files that are there and are not as they were written."""
     costs: Costs = field(default_factory=Costs)
     """What all its stages cost."""
     people: dict[str, Cell] = field(default_factory=dict)
@@ -71,12 +73,28 @@ def every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election])
         replace(
             facts_of(root, block, pipeline.prices),
             stale=stale.get(name, {}),
-            absent=tuple(absent.get(name, ())),
+            absent=(*absent.get(name, ()), *_lost(root, name)),
+            changed=tuple(_changed(root, name)),
             standing=standing.get(name, ""),
             people={label: _percent(asdict(measure)) for label, measure in people.get(name, {}).items()},
         )
         for name, block in pipeline.blocks.items()
     ]
+
+
+def _lost(root: Path, name: str) -> list[str]:
+    """Manifests whose stage has run, for its metrics are there."""
+    place = store.round_folder(root, name) / "manifests"
+    return [str(place / f"{stage}.json") for stage in store.lost_manifests(root, name, store.manifests(root, name))]
+
+
+def _changed(root: Path, name: str) -> Iterator[str]:
+    """What `flywheel verify` would find in the bytes of a round's tables. Files that have not changed since they were last
+    read are not read again; those of models are left to `verify`.
+    """
+    place, made = store.round_folder(root, name), store.manifests(root, name).values()
+    tables = [(place / out, output) for m in made for out, output in m.outputs.items() if output.kind == "table"]
+    return (text for text in remembered.damages(root, tables) if store.CHANGED in text)
 
 
 def facts_of(root: Path, block: Block, prices: Prices | None = None) -> Facts:

@@ -219,6 +219,8 @@ def _champion(facts: Facts) -> Cell | None:
 def _state(facts: Facts) -> Cell:
     if facts.absent:
         return Cell(f"{len(facts.absent)} missing", style="red")
+    if facts.changed:
+        return Cell(f"{len(facts.changed)} damaged", style="red")
     if facts.stale:
         return Cell(f"{len(facts.stale)} stale", style="yellow")
     ran, whole = len(facts.stages), len(stages_of(facts.block))

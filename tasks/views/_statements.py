@@ -35,8 +35,12 @@ PREFIXES = {
 """Words that may precede the first keyword, of EXPLAIN and in parentheses."""
 
 
-def check(con: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Raises FlywheelError at the first statement that is not a query."""
+def check(con: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
+    """The statements of a text.
+
+    Raises:
+        FlywheelError: at the first one that is not a query.
+    """
     try:
         statements = con.extract_statements(sql)
     except duckdb.Error as error:
@@ -48,6 +52,7 @@ def check(con: duckdb.DuckDBPyConnection, sql: str) -> None:
                 f"sql: {first.upper() or statement.type.name} is not a query; `flywheel sql` only reads (SELECT, FROM, WITH, "
                 "SHOW, DESCRIBE, SUMMARIZE, PIVOT, EXPLAIN). --out FILE writes rows, --write-views FILE makes a database"
             )
+    return statements
 
 
 def _words(sql: str) -> Iterator[str]:

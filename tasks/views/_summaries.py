@@ -88,6 +88,7 @@ SUMMARIES = {
     "warnings": ("Every warning of every stage.", WARNINGS),
     "metrics": ("Every metric of every stage, and what it means.", METRICS),
 }
+SCHEMAS = {name: pa.schema({c: kind for c, (kind, _) in columns.items()}) for name, (_, columns) in SUMMARIES.items()}
 DOCS = (
     {name: (table.doc, {"round": ROUND} | table.docs) for name, table in TABLES.items()}
     | {
@@ -118,10 +119,12 @@ def summaries(root: Path, content: dict[str, Any], rounds: Rounds) -> dict[str, 
             for n, v in m.metrics.items()
         ],
     }
-    schemas = {
-        name: pa.schema({c: kind for c, (kind, _) in columns.items()}) for name, (_, columns) in SUMMARIES.items()
-    }
-    return {name: pa.Table.from_pylist(rows[name], schema) for name, schema in schemas.items()}
+    return {name: pa.Table.from_pylist(rows[name], schema) for name, schema in SCHEMAS.items()}
+
+
+def empty_summaries() -> dict[str, pa.Table]:
+    """The same tables without rows."""
+    return {name: pa.Table.from_batches([], schema) for name, schema in SCHEMAS.items()}  # from_pylist imports pandas
 
 
 def _round_row(

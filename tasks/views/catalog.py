@@ -25,14 +25,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core import labels, store
+from tasks.core import labels, remembered, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
-from tasks.core.store import Output
+from tasks.core.store import Manifest, Output
 from tasks.core.tables import TABLES, Table
 from tasks.project import params
-from tasks.views import _statements
+from tasks.views import _reads, _statements
 from tasks.views._printing import Format, print_rows
-from tasks.views._summaries import DOCS, Rounds, summaries
+from tasks.views._reads import Reads
+from tasks.views._summaries import DOCS, Rounds, empty_summaries, summaries
 
 T = TypeVar("T")
 STORAGE = "storage_compatibility_version"
@@ -44,17 +45,24 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
 
     Raises:
         ParamsError: when the folder is no project.
-        StoreError: when a file of a manifest is missing, truncated, or not Parquet.
+        StoreError: when a file of a manifest is missing, cut short or changed. A file that has not changed since its digest
+            was last checked is not read.
     """
-    con = duckdb.connect(config={"python_enable_replacements": False})  # a name is a table's, never a variable's
-    _build(con, root)
+    con = _database()
+    reads = _reads.everything(_on_disk(root))
+    remembered.verify(root, _outputs(root, reads))
+    _build(con, root, reads)
     return con
+
+
+def _database() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(config={"python_enable_replacements": False})  # a name is a table's, never a variable's
 
 
 def query(root: Path, sql: str, allow_files: bool = False) -> pa.Table:
     """Runs one or several queries over all rounds; returns the rows of the last.
 
-    Verifies the digests of the tables that a query names. A second column of the same name gets a number as suffix. Files
+    Verifies the digests of the parts that the query reads, and opens those of no other round. A second column of the same name gets a number as suffix. Files
     of the project can be read too (`read_csv('notes.csv')`); files outside and URLs need `allow_files`. `show tables` and
     `describe TABLE` say what each table and column holds.
 
@@ -73,12 +81,13 @@ def consistently(root: Path, read: Callable[[], T]) -> T:
 
 
 def _run(root: Path, sql: str, allow_files: bool) -> pa.Table:
-    con = connect(root)
-    _statements.check(con, sql)
-    # by the words of the text: DuckDB's own list of table names misses pivots, prepared statements and nested views
-    _verify(root, {word.lower() for word in re.findall(r"\w+", sql)})
+    con = _database()
+    statements = _statements.check(con, sql)
+    reads = _reads.reads(root, sql, statements, _on_disk(root), _columns(con), allow_files)
+    remembered.verify(root, _outputs(root, reads))
+    files = _build(con, root, reads)
     try:
-        _statements.confine(con, root, _all_parts(root), allow_files)
+        _statements.confine(con, root, files, allow_files)
         result = con.sql(sql)
         rows = pa.table({}) if result is None else result.to_arrow_table()
     except duckdb.Error as error:
@@ -140,47 +149,83 @@ def write_views(root: Path, file: Path) -> None:
 
 def _write_views(root: Path, file: Path) -> None:
     with replacing(file, b"DUCK") as new, duckdb.connect(new, config={STORAGE: "v1.0.0"}) as con:
-        _build(con, root)
+        _build(con, root, _reads.everything(_on_disk(root)))
 
 
 # Building the views
 
 
-def _build(con: duckdb.DuckDBPyConnection, root: Path) -> None:
-    content = params.plain(params.read(root))
-    rounds = _rounds(root, content)
+def _build(con: duckdb.DuckDBPyConnection, root: Path, reads: Reads) -> list[Path]:
+    """Makes the views and returns the files that they read. A table that is not read has its columns and no rows."""
+    content = _content(root, reads)
+    rounds = _rounds(root, content, reads)
+    files: list[Path] = []
     for table in TABLES.values():
-        query = _select(con, root, table, rounds)
+        parts = {
+            n: list(_parts(root, n, table.name, rounds[n])) for n in rounds if n in reads.tables.get(table.name, ())
+        }
+        files += [path for paths in parts.values() for path in paths]
         try:
-            con.execute(f"create view {table.name} as {query}")
+            con.execute(f"create view {table.name} as {_select(con, table, parts)}")
+        except duckdb.TransactionException:  # the database's own file cannot be written
+            raise
         except duckdb.Error as error:  # DuckDB reads the files' footers
-            _verify(root, {table.name})
+            remembered.verify(root, _outputs(root, Reads({table.name: reads.tables[table.name]}, set())))
             raise StoreError(
                 f"table {table.name} cannot be read: {error}; run the stage that writes it again"
             ) from None
-    said = {labels.LABELS.name: labels.table(labels.read(root / labels.FOLDER))}
-    for name, rows in (summaries(root, content, rounds) | said).items():
+    for name, rows in _summaries(root, content, rounds, reads).items():
         con.register("_rows", rows)
         con.execute(f"create table {name} as from _rows")
         con.unregister("_rows")
+    return files
 
 
-def _rounds(root: Path, content: dict[str, Any]) -> Rounds:
+def _content(root: Path, reads: Reads) -> dict[str, Any]:
+    """params.yaml, where it has a say: the summaries are made from it, and it orders the rounds."""
+    if reads.summaries or len(reads.rounds) > 1 or not (root / params.FILE).is_file():
+        return params.plain(params.read(root))
+    return {}
+
+
+def _rounds(root: Path, content: dict[str, Any], reads: Reads) -> Rounds:
+    """The manifests of the rounds that are read, in the order of params.yaml; those that are only on disk come last."""
     known = [*(content.get("bases") or {}), *(content.get("rounds") or {})]
-    return {name: store.manifests(root, name) for name in dict.fromkeys([*known, *_on_disk(root)])}
+    wanted = None if reads.summaries else reads.rounds
+    names = [n for n in dict.fromkeys([*known, *_on_disk(root)]) if wanted is None or n in wanted]
+    return {name: store.manifests(root, name) for name in names}
 
 
 def _on_disk(root: Path) -> list[str]:
     return sorted(p.name.removeprefix("round=") for p in (root / "data").glob("round=*"))
 
 
-def _select(con: duckdb.DuckDBPyConnection, root: Path, table: Table, rounds: Rounds) -> str:
+def _summaries(root: Path, content: dict[str, Any], rounds: Rounds, reads: Reads) -> dict[str, pa.Table]:
+    """The tables that are no round's; those that are not read are empty."""
+    own = labels.LABELS.name
+    said = labels.table(labels.read(root / labels.FOLDER) if own in reads.summaries else ())
+    if reads.summaries - {own}:
+        for name in rounds:
+            _check_whole(root, name, rounds[name])
+        return summaries(root, content, rounds) | {own: said}
+    return empty_summaries() | {own: said}
+
+
+def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """The columns of every table as SQL declares them, without the round of a stage's table."""
+    schemas = {name: table.schema for name, table in (TABLES | {labels.LABELS.name: labels.LABELS}).items()}
+    schemas |= {name: table.schema for name, table in empty_summaries().items()}
+    relations = {name: con.from_arrow(pa.Table.from_batches([], schema)) for name, schema in schemas.items()}
+    return {n: ", ".join(f'"{c}" {t}' for c, t in zip(r.columns, r.types, strict=True)) for n, r in relations.items()}
+
+
+def _select(con: duckdb.DuckDBPyConnection, table: Table, parts: dict[str, list[Path]]) -> str:
     """A union by name of an empty typed branch and one branch per round, so that an older round may lack a newer column."""
     columns = con.from_arrow(pa.Table.from_batches([], table.schema))
     typed = ", ".join(f'null::{t} as "{c}"' for c, t in zip(columns.columns, columns.types, strict=True))
     branches = [f"select null::varchar as round, {typed} where false"]
-    for name, output in _outputs(table, rounds):
-        files = ", ".join(_statements.quoted(str(path)) for path in _parts(root, name, table.name, output))
+    for name, paths in parts.items():
+        files = ", ".join(_statements.quoted(str(path)) for path in paths)
         if files:
             branches.append(
                 f"select {_statements.quoted(name)} as round, * from read_parquet([{files}], hive_partitioning = false)"
@@ -189,38 +234,37 @@ def _select(con: duckdb.DuckDBPyConnection, root: Path, table: Table, rounds: Ro
     return f"select round, {own} from ({' union all by name '.join(branches)})"
 
 
-def _outputs(table: Table, rounds: Rounds) -> Iterator[tuple[str, Output]]:
-    for name, manifests in rounds.items():
-        for manifest in manifests.values():
-            if table.name in manifest.outputs:
-                yield name, manifest.outputs[table.name]
+def _outputs(root: Path, reads: Reads) -> Iterator[tuple[Path, Output]]:
+    """The tables that are read, by folder and entry in the manifests.
+
+    Raises:
+        StoreError: when a manifest is missing that may have named one of them.
+    """
+    for name in sorted(reads.rounds):
+        manifests = store.manifests(root, name)
+        outputs = {table: output for m in manifests.values() for table, output in m.outputs.items()}
+        wanted = [table for table, rounds in reads.tables.items() if name in rounds]
+        if not outputs.keys() >= set(wanted):
+            _check_whole(root, name, manifests)
+        yield from ((store.round_folder(root, name) / table, outputs[table]) for table in wanted if table in outputs)
 
 
-def _verify(root: Path, names: set[str]) -> None:
-    """Verifies the digests of these tables in every round."""
-    rounds = {name: store.manifests(root, name) for name in _on_disk(root)}
-    for table in (t for n, t in TABLES.items() if n in names):
-        for name, output in _outputs(table, rounds):
-            store.verify(store.round_folder(root, name) / table.name, output)
+def _check_whole(root: Path, name: str, manifests: dict[str, Manifest]) -> None:
+    """Refuses a round that has lost a manifest: a stage's metrics are there, which are written together with it."""
+    for stage in store.lost_manifests(root, name, manifests):
+        path = store.round_folder(root, name) / "manifests" / f"{stage}.json"
+        raise StoreError(f"{path} is missing, and what {stage}@{name} wrote is in no table without it; {store.REMAKE}")
 
 
-def _parts(root: Path, name: str, table: str, output: Output) -> Iterator[Path]:
-    """Absolute paths of a table's parts. Checks sizes; `query` checks digests, which would make other readers read all bytes."""
-    for part in output.parts:
-        path = (store.round_folder(root, name) / table / part.file).resolve()
-        size = path.stat().st_size if path.is_file() else None
-        if size != part.bytes:
-            damage = "is missing" if size is None else f"has {size} bytes, its manifest says {part.bytes}"
-            raise StoreError(f"{path} {damage}; restore it with `dvc checkout --force`, or run its stage again")
-        yield path
-
-
-def _all_parts(root: Path) -> Iterator[Path]:
-    """Paths of the parts of all tables. They may be outside the project: DVC's cache may link to them."""
-    for name in _on_disk(root):
-        for manifest in store.manifests(root, name).values():
-            for table in TABLES.keys() & manifest.outputs.keys():
-                yield from _parts(root, name, table, manifest.outputs[table])
+def _parts(root: Path, name: str, table: str, manifests: dict[str, Manifest]) -> Iterator[Path]:
+    """Absolute paths of a table's parts. They may be outside the project: DVC's cache may link to them."""
+    for output in (m.outputs[table] for m in manifests.values() if table in m.outputs):
+        for part in output.parts:
+            path = store.part_path(store.round_folder(root, name) / table, part)
+            size = path.stat().st_size if path.is_file() else None
+            if size != part.bytes:
+                raise StoreError(store.damage(path, part, None))
+            yield path.resolve()
 
 
 # Errors and files
@@ -270,8 +314,8 @@ def replacing(file: Path, magic: bytes) -> Iterator[Path]:
         with TemporaryDirectory(prefix=".flywheel-", dir=file.parent) as folder:
             yield Path(folder) / file.name
             (Path(folder) / file.name).replace(file)
-    except (OSError, duckdb.IOException) as error:
-        raise FlywheelError(f"{file} cannot be written: {error}") from None
+    except (OSError, duckdb.Error) as error:
+        raise FlywheelError(f"{file} cannot be written, and what was there stays: {error}") from None
 
 
 def _head(file: Path) -> bytes:

@@ -44,21 +44,6 @@ def show(root: Path, console: Console | None = None) -> None:
     _print_dim(console, lines)
 
 
-def markdown(root: Path) -> str:
-    """The table of the rounds in GitHub's Markdown; empty where nothing has been made."""
-    pipeline = load_params(root)
-    rounds = gather(root, pipeline, elections(root, pipeline))
-    if not rounds:
-        return ""
-    lines = [_markdown_row(["", *(f.block.name for f in rounds)]), _markdown_row(["---", *["---:"] * len(rounds)])]
-    for group in groups(rounds):
-        lines.append(_markdown_row([f"**{group.title}**", *[""] * len(rounds)]))
-        lines += [
-            _markdown_row([line.label, *(_with_interval(c) if c else "" for c in line.cells)]) for line in group.lines
-        ]
-    return "\n".join(lines) + "\n"
-
-
 def show_tree(root: Path, console: Console | None = None) -> None:
     """Prints bases and rounds as a tree: stages, staleness, accuracy, decision, champion, model; then the reasons."""
     console = console or _console()
@@ -141,6 +126,8 @@ def _node_text(facts: Facts) -> Text:
     parts: list[tuple[str, str]] = [(f"{len(facts.stages)} of {len(stages_of(facts.block))} stages", "")]
     if facts.absent:
         parts.append((f"{len(facts.absent)} missing", "red"))
+    if facts.changed:
+        parts.append((f"{len(facts.changed)} damaged", "red"))
     if facts.stale:
         parts.append((f"{len(facts.stale)} stale", "yellow"))
     if cell := facts.measures.get(("pass_at_1", None)):
@@ -160,12 +147,15 @@ def _node_text(facts: Facts) -> Text:
 def outdated(rounds: list[Facts]) -> list[str]:
     """One line per round with missing files or stale stages: what is missing or was edited, and what mends it."""
     missing = [
-        f"{f.block.name} lacks {f.absent[0]}{_more(f.absent)}; `dvc checkout --force`" for f in rounds if f.absent
+        f"{f.block.name} lacks {f.absent[0]}{_more(f.absent)}; `dvc checkout --force` or `dvc pull`"
+        for f in rounds
+        if f.absent
     ]
+    changed = [f"{f.block.name} is damaged: {f.changed[0]}{_more(f.changed)}" for f in rounds if f.changed]
     stale = [
         f"{f.block.name} is stale: {stale_text(f.stale)}; `flywheel run {f.block.name}`" for f in rounds if f.stale
     ]
-    return [*missing, *stale]
+    return [*missing, *changed, *stale]
 
 
 def _more(items: Sequence[str]) -> str:
@@ -278,11 +268,7 @@ def _styled_cell(cell: Cell | None, form: Callable[[Cell], str]) -> Text:
     return Text.assemble((value, cell.style), blank, (interval, "dim"))
 
 
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 __all__ = [
-    "ACCURACIES", "FORMATS", "Cell", "Facts", "Group", "Line", "champions", "decisions", "gather", "groups", "markdown",
-    "outcome", "outdated", "refusal", "show", "show_tree", "stale_text", "tables", "verdict_line", "warnings",
+    "ACCURACIES", "FORMATS", "Cell", "Facts", "Group", "Line", "champions", "decisions", "gather", "groups", "outcome",
+    "outdated", "refusal", "show", "show_tree", "stale_text", "tables", "verdict_line", "warnings",
 ]  # fmt: skip

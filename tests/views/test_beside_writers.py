@@ -17,7 +17,7 @@ from tasks.core.frames import frame
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
 from tasks.project import champion, freshness
-from tasks.views import catalog, doctor, record, report, trace
+from tasks.views import boards, catalog, doctor, record, report, trace
 
 ROUND = synthetic.block("r1", "r0")
 ROWS = 2000
@@ -130,7 +130,7 @@ def _first_trace(root: Path):
 
 def test_record_and_report_beside_a_stage_that_commits(tmp_path, monkeypatch):
     pipeline = synthetic.pipeline("r1")
-    for module in (record, report):
+    for module in (record, report, boards):
         monkeypatch.setattr(module, "load_params", lambda root: pipeline)
     for module in (champion, freshness):
         monkeypatch.setattr(module, "plans", synthetic.plans)
@@ -149,7 +149,7 @@ def test_record_and_report_beside_a_stage_that_commits(tmp_path, monkeypatch):
     try:
         for _ in range(5):
             record.record(tmp_path)
-            assert "r0" in report.markdown(tmp_path)
+            assert "r0" in boards.overview(tmp_path)
     finally:
         done.append(True)
         thread.join()

@@ -1,8 +1,13 @@
 import csv
 import io
 import json
+import os
+import random
+import re
 import shutil
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from tasks.core import models, store
+from tasks.core import models, remembered, store
 from tasks.core.errors import FlywheelError, ParamsError, StoreError, UnknownName
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
@@ -23,6 +28,7 @@ from tasks.project.plan import table_digest
 from tasks.views import _printing, _summaries, catalog
 from tasks.views.trace import show, trace
 
+HERE = Path(__file__).parents[2]
 PARAMS = """
 defaults: {recipe: toy}
 bases:
@@ -181,16 +187,20 @@ def test_a_flipped_bit_in_a_table_is_seen_by_the_query_that_reads_it(root: Path)
     assert catalog.query(root, "select 1; select count(*) from responses").num_rows == 1
 
 
-def test_a_damaged_footer_is_told_with_its_file_whatever_is_asked(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_footer_is_told_with_its_file_by_what_reads_it(root: Path, tmp_path: Path) -> None:
     part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-4] + b"????")
     message = r"round=r1/judgments/part-00000\.parquet is not what was written .*dvc checkout --force"
     for act in (
-        lambda: catalog.query(root, "select 1"),
+        lambda: catalog.query(root, "from judgments"),
+        lambda: catalog.connect(root),
         lambda: catalog.write_views(root, tmp_path / "views.duckdb"),
     ):
         with pytest.raises(StoreError, match=message):
             act()
+    assert ask(root, "select count(*) from judgments where round = 'r0'") == [(0,)], (
+        "another round's file is not opened"
+    )
 
 
 def test_rounds_tell_parents_strategies_and_models(root: Path) -> None:
@@ -681,3 +691,174 @@ def test_an_id_that_nothing_has_is_told(root: Path) -> None:
 def test_unknown_tables_are_unknown_names(root: Path) -> None:
     with pytest.raises(UnknownName):
         catalog.query(root, "from zzzz")
+
+
+# What is read, and what is found
+
+
+def test_what_another_round_holds_does_not_matter_to_a_query_that_names_one(root: Path) -> None:
+    for path in (root / "data" / "round=r0" / "prompts").iterdir():
+        path.write_bytes(b"torn")
+    (root / "data" / "round=r0" / "manifests" / "base.json").write_text("{")
+    for sql in (
+        "select id from prompts where round = 'r1'",
+        "with p as (from prompts) select id from p where round in ('r1', 'r7')",
+        "select p.id from prompts p join responses a on a.prompt_id = p.id and a.round = p.round where a.round = 'r1' limit 1",
+        "select id from query_table('prompts') where round = 'r' || '1'",
+    ):
+        assert ask(root, sql) == [("p1",)], sql
+    for sql in ("from prompts", "from prompts where round <> 'r1' or error is null", "from (pivot prompts on source)"):
+        with pytest.raises(StoreError, match="round=r0"):
+            ask(root, sql)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["true", "round = 'r1'", "round > 'r0'", "round like 'r%'", "score is null", "round in (select round from rounds)", "round is not null and id <> ''"],
+)  # fmt: skip
+def test_a_query_has_the_rows_that_it_has_over_all_files(root: Path, where: str) -> None:
+    for table in ("prompts", "judgments", "filtered", "training"):
+        condition = where.replace("score", "id") if "score" not in TABLES[table].schema.names else where
+        sql = f"select round, id from {table} where {condition} order by all"
+        assert ask(root, sql) == catalog.connect(root).sql(sql).fetchall()
+
+
+def test_a_part_is_read_for_its_digest_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time.sleep(0.15)  # a file that was written a moment ago is not remembered
+    read: list[Path] = []
+    sha256 = store.sha256
+    monkeypatch.setattr(store, "sha256", lambda path: read.append(path) or sha256(path))
+    part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
+    for _ in range(3):
+        ask(root, "from judgments")
+    assert read == [part]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 8] ^= 1
+    with part.open("r+b") as file:  # the same inode and size
+        file.write(content)
+    with pytest.raises(StoreError, match="is not what was written"):
+        ask(root, "from judgments")
+    (root / remembered.FILE).write_bytes(b"no database")
+    with pytest.raises(StoreError, match="is not what was written"):
+        ask(root, "from judgments")
+    (root / remembered.FILE).unlink(missing_ok=True)
+    assert ask(root, "select count(*) from prompts") == [(2,)]
+
+
+def test_a_lost_manifest_is_named(root: Path) -> None:
+    place = root / "data" / "round=r1"
+    (place / "metrics").mkdir()
+    for path in (place / "manifests").iterdir():
+        (place / "metrics" / path.name).write_text("{}")
+    (place / "manifests" / "judge.json").unlink()
+    for sql in ("from judgments", "from metrics"):
+        with pytest.raises(StoreError, match=r"manifests/judge\.json is missing.*dvc pull"):
+            ask(root, sql)
+    assert len(ask(root, "from responses where round = 'r1'")) == 2
+
+
+def mutate(root: Path, rng: random.Random) -> Path:
+    """Does some harm to a part or manifest."""
+    files = sorted(p for kind in ("manifests/*.json", "*/*.parquet") for p in root.glob(f"data/round=*/{kind}"))
+    path, data = rng.choice(files), b""
+    data, kind = path.read_bytes(), rng.choice(("bit", "cut", "longer", "empty", "deleted", "swapped", "text"))
+    at = rng.randrange(len(data))
+    other = rng.choice([p for p in files if p.suffix == path.suffix and p.read_bytes() != data])
+    edited = data.replace(b'"r1"', b'"r9"').replace(b'"seed": 7', b'"seed": 8')
+    new = {
+        "bit": data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :],
+        "cut": data[:at],
+        "longer": data + b"0",
+        "empty": b"",
+        "swapped": other.read_bytes(),
+        "text": edited if edited != data else b"x" + data[1:],
+    }
+    path.unlink()
+    if kind != "deleted":
+        path.write_bytes(new[kind])
+    return path
+
+
+@pytest.mark.torture(
+    "a part or manifest with a flipped bit, cut, swapped, edited or deleted",
+    "`sql` and `trace` name the file and the fix",
+)
+def test_a_mutation_of_a_stored_file_is_found(made: Path, tmp_path: Path, tries) -> None:
+    for attempt in tries(706):
+        root = Path(shutil.copytree(made, tmp_path / f"p{attempt}"))
+        for path in list(root.glob("data/round=*/manifests/*.json")):
+            (path.parents[1] / "metrics").mkdir(exist_ok=True)
+            (path.parents[1] / "metrics" / path.name).write_text("{}")
+        path = mutate(root, random.Random(attempt))
+        message = re.escape(path.name) + ".*dvc (checkout|pull)"
+        with pytest.raises(StoreError, match=message):
+            catalog.connect(root)
+        with pytest.raises(StoreError, match=message):
+            catalog.query(root, "from stages" if path.suffix == ".json" else f"from {path.parent.name}")
+        shutil.rmtree(root)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from tasks.views import catalog
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+catalog.write_views(Path(), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.torture("a full disk while `sql --write-views` writes", "one message; the old file stays")
+def test_a_full_disk_leaves_the_old_views(root: Path, tmp_path: Path, tries) -> None:
+    file = tmp_path / "views.duckdb"
+    catalog.write_views(root, file)
+    old = file.read_bytes()
+    for attempt in tries(20):
+        limit = str(attempt * len(old) // 20)
+        command = [sys.executable, "-c", FULL, str(file), limit]
+        result = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(HERE)}
+        )
+        last = result.stderr.strip().splitlines()[-1] if result.stderr else ""
+        if result.returncode:
+            assert "FlywheelError" in last and "views.duckdb cannot be written, and what was there stays" in last, last
+            assert file.read_bytes() == old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["it's=here", "views.duckdb"]
+
+
+HOSTILE = (
+    "select * from read_csv('/etc/passwd')", "from '/etc/passwd'", "from read_text('/proc/self/environ')", "from read_blob('/etc/shadow')",
+    "from glob('/**')", "from read_parquet('/etc/*')", "from parquet_metadata('/etc/passwd')", "from read_json_auto('file:///etc/passwd')",
+    "from read_csv('data/../../secret.csv')", "from read_csv('link.csv')", "from 'https://127.0.0.1:1/x.parquet'", "from read_csv('s3://b/x')",
+    "from read_text('http://127.0.0.1:1/')", "from sqlite_scan('/x.db', 't')", "from postgres_scan('host=127.0.0.1', 'public', 't')",
+    "select * from query('from read_csv(''/etc/passwd'')')", "select * from query_table('/etc/passwd')", "from read_text(['params.yaml', '/etc/passwd'])",
+    "select (select content from read_text('/etc/passwd'))", "with x as materialized (from read_text('/etc/passwd')) select 1 from x",
+    "explain analyze from read_text('/etc/passwd')", "summarize '/etc/passwd'", "describe '/etc/passwd'", "pivot read_csv('/etc/passwd') on 1",
+    "install httpfs", "load httpfs", "force install spatial", "update extensions", "attach '/tmp/x.db' as x", "detach memory", "use memory",
+    "copy prompts to '/tmp/x.csv'", "copy (select 1) to '/dev/stdout'", "export database '/tmp/x'", "import database '/tmp/x'",
+    "create table x as select 1", "create macro f() as 1", "create or replace view prompts as select 1", "create function f(x) as x", "drop view prompts",
+    "create temp table x as from prompts", "alter table rounds add x int", "truncate rounds", "update rounds set round = 'x'", "delete from rounds",
+    "insert into rounds (round) values ('x')", "merge into rounds using rounds r on true when matched then delete", "vacuum", "checkpoint", "analyze",
+    "set enable_external_access = true", "set lock_configuration = false", "set global allowed_directories = ['/']", "reset all", "set variable x = 1",
+    "pragma database_list", "pragma enable_profiling", "call pragma_version()", "begin", "begin; select 1; commit", "prepare p as select 1", "execute p",
+    "select 1; set threads = 1", "select 1; copy (select 1) to 'x'", "select 1; attach ':memory:' as y", "select getenv('HOME')",
+    "from duckdb_secrets() where error(secret_string) is null and 1/0", "create secret (type s3)", "create type t as enum ('a')", "comment on view prompts is 'x'",
+    "from enable_logging()", "call disable_logging()", "from force_checkpoint()", "create sequence s", "explain analyze insert into rounds (round) values ('x')",
+)  # fmt: skip
+"""Statements that would read, write, fetch or change something; `link.csv` leads out of the project."""
+
+
+@pytest.mark.torture(
+    "SQL that reads other files, the network, or changes something", "refused in one message; nothing read or written"
+)
+def test_hostile_sql_is_refused(
+    root: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
+) -> None:
+    monkeypatch.chdir(root)
+    (root / "link.csv").symlink_to(secret)
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and ".flywheel" not in p.parts}
+    for sql in HOSTILE:
+        with pytest.raises(FlywheelError) as caught:
+            catalog.query(root, sql)
+        assert "swordfish" not in str(caught.value) and "root:" not in str(caught.value), sql
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and ".flywheel" not in p.parts} == before
+    record_property("tries", len(HOSTILE))

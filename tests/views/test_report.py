@@ -13,7 +13,7 @@ from tasks.core import store
 from tasks.core.errors import StoreError
 from tasks.project import champion, freshness
 from tasks.project.costs import Prices
-from tasks.views import report
+from tasks.views import boards, report
 
 NAMES = ("r0", "r1", "r2", "r3")
 PLAN = synthetic.pipeline(*NAMES[1:])
@@ -29,7 +29,8 @@ def made(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def plan(monkeypatch):
-    monkeypatch.setattr(report, "load_params", lambda root: PLAN)
+    for module in (report, boards):
+        monkeypatch.setattr(module, "load_params", lambda root: PLAN)
     for module in (champion, freshness):
         monkeypatch.setattr(module, "plans", synthetic.plans)
 
@@ -95,10 +96,8 @@ def test_intervals_shrink_before_the_table_is_cut(made):
 
 
 def test_markdown_has_the_same_rows(made):
-    text = report.markdown(made)
-    rows = [line.strip("| ").split(" | ") for line in text.strip().split("\n")]
-    assert {line.count("|") for line in text.strip().split("\n")} == {6}
-    assert rows[3] == ["level 2", "50.0 48.0–52.0", "67.0 65.0–69.0", "71.0 69.0–73.0"]
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in boards.overview(made).split("\n")]
+    assert ["level 2", "50.0 ±2.0", "67.0 ±2.0", "71.0 ±2.0"] in lines
 
 
 def test_the_tree_shows_what_was_made_of_each_round(made):
@@ -121,7 +120,7 @@ def test_a_damaged_table_is_not_shown_as_absent(tmp_path):
 
 def test_without_rounds_it_says_what_to_do(tmp_path):
     assert "flywheel campaign" in printed(tmp_path, 80)
-    assert report.markdown(tmp_path) == ""
+    assert boards.overview(tmp_path) == ""
     assert "0 of 2 stages" in printed(tmp_path, 80, report.show_tree)
 
 
@@ -169,12 +168,13 @@ def test_money_and_gpu_hours_of_each_round_are_shown(tmp_path, monkeypatch):
     held = {"gpus": ["H100"], "gpu_seconds": 5400.0}
     path.write_text(store.read_manifest(path).model_copy(update=held).text)
     prices = Prices(gpu_hour=2, currency="EUR", tokens={"fake": {"completion": 10}})
-    monkeypatch.setattr(report, "load_params", lambda root: replace(PLAN, prices=prices))
+    for module in (report, boards):
+        monkeypatch.setattr(module, "load_params", lambda root: replace(PLAN, prices=prices))
     text = printed(tmp_path, 120)
     assert cells(text, "GPU hours") == ["0.00", "1.50"]
     asking = [s for s in store.manifests(tmp_path, "r1").values() if s.plan.engine]
     assert cells(text, "money, EUR")[1] == f"{3 + len(asking) * 0.2:.2f}", "20,000 tokens of each stage with an engine"
-    assert "| money, EUR |" in report.markdown(tmp_path)
+    assert "| money, EUR |" in boards.overview(tmp_path)
 
 
 def test_tokens_are_told_apart_by_engine_where_there_are_several(tmp_path):

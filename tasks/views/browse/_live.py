@@ -1,7 +1,7 @@
 """What is stored now: the rounds, the parts of their tables, and queries over them, while stages may be writing.
 
-Manifests are read again when they change. A part that is missing or was cut short is left out and named; the others are
-shown. The connection reads files of the project by a list of parts, and no text of a visitor becomes SQL.
+A part that is missing or was cut short is left out and named; the others are shown. The connection reads files of the project
+by a list of parts, and no text of a visitor becomes SQL.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +24,6 @@ from tasks.views.catalog import connect
 T = TypeVar("T")
 Row = dict[str, Any]
 SETTINGS = {"python_enable_replacements": False, "memory_limit": "4GB"}
-MAX_CACHED = 5_000
-"""Manifests that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,6 @@ class Live:
         self.root = root.resolve()
         self.con = duckdb.connect(config=SETTINGS)
         self.con.execute("set parquet_metadata_cache = true")
-        self._manifests: dict[Path, tuple[tuple[int, int], Manifest]] = {}
         self._params: tuple[tuple[int, int], dict[str, Any]] | None = None
         self._catalog: tuple[object, duckdb.DuckDBPyConnection] | None = None
         self._lock = Lock()
@@ -91,9 +88,7 @@ class Live:
 
     def manifests(self, name: str) -> dict[str, Manifest]:
         """The manifests of a round by stage."""
-        folder = store.round_folder(self.root, name)
-        store.recover(folder)
-        return {path.stem: self._manifest(path) for path in sorted((folder / "manifests").glob("*.json"))}
+        return store.manifests(self.root, name)
 
     def metrics(self, name: str) -> dict[str, float]:
         """All metrics of a round."""
@@ -113,15 +108,6 @@ class Live:
     def _on_disk(self) -> list[str]:
         return sorted(p.name.removeprefix("round=") for p in (self.root / "data").glob("round=*"))
 
-    def _manifest(self, path: Path) -> Manifest:
-        stamp = _stamp(path)
-        known = self._manifests.get(path)
-        if known is None or known[0] != stamp:
-            if len(self._manifests) > MAX_CACHED:
-                self._manifests.clear()
-            known = self._manifests[path] = (stamp, store.read_manifest(path))
-        return known[1]
-
     # Tables
 
     def table(self, name: str, table: str) -> Stored | None:
@@ -130,12 +116,11 @@ class Live:
             if output := manifest.outputs.get(table):
                 place, whole, damage = store.round_folder(self.root, name) / table, [], []
                 for part in output.parts:
-                    path = place / part.file
-                    size = path.stat().st_size if path.is_file() else None
-                    if size == part.bytes:
+                    path = store.part_path(place, part)
+                    if path.is_file() and path.stat().st_size == part.bytes:
                         whole.append((path, part.rows or 0))
                     else:
-                        damage.append(_damage(path, size, part.bytes))
+                        damage.append(str(store.damage(path, part, None)))
                 paths, counts = zip(*whole, strict=True) if whole else ((), ())
                 return Stored(name, table, paths, counts, output.digest, tuple(damage))
         return None
@@ -174,7 +159,7 @@ class Live:
             StoreError: when a file of some round is missing or damaged.
         """
         names = [name for name in self.blocks() if store.round_folder(self.root, name).is_dir()]
-        version = (self._params and self._params[0], [(n, self.tables(n)) for n in names])
+        version = (self._params and self._params[0], [(n, self.manifests(n), self.tables(n)) for n in names])
         with self._lock:
             if self._catalog is None or self._catalog[0] != version:
                 con = connect(self.root)
@@ -195,11 +180,6 @@ class Live:
 def _stamp(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns
-
-
-def _damage(path: Path, size: int | None, expected: int) -> str:
-    what = "is missing" if size is None else f"has {size:,} bytes, its manifest says {expected:,}"
-    return f"{path} {what}; restore it with `dvc checkout --force`, or run its stage again"
 
 
 def _unreadable(error: duckdb.Error) -> str:
