@@ -323,12 +323,6 @@ def test_a_store_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatch):
         assert con.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
-def test_a_store_that_is_damaged_is_one_message(root):
-    (root / "mlflow.db").write_bytes(b"no database at all" * 1000)
-    with pytest.raises(FlywheelError, match="mlflow.db does not answer.*not a database"):
-        record.record(root, strict=True)
-
-
 def test_without_results_there_is_nothing_to_promote(root):
     assert "was up to date; no model to promote yet" in record.record(root)
 
