@@ -1,0 +1,124 @@
+"""What grows with a round in the stages that ask a model: train, prompts and evaluate, with a model that answers at once.
+
+    python benchmarks/growth.py train      [--rows 400000]     rows of training, until the second step
+    python benchmarks/growth.py pool       [--problems 16000]  problems that a pool's author writes
+    python benchmarks/growth.py evaluate   [--items 14000]     held-out problems, answered greedily
+
+Each is done with a quarter of that many, and with all, in a process of its own: seconds of the processor and the most memory
+of each, and the ratio of seconds an item, which is 1 where the time is linear.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from table import add
+
+from tasks import prompts as prompts_stage
+from tasks.core import frames, tables
+from tasks.core.roster import Models, Source, one
+from tasks.domains.arithmetic import Arithmetic
+from tasks.engines.fake import Fake
+from tasks.evaluate import EvaluateCase
+from tasks.evaluate.answers import Answers
+from tasks.prompts.pool import Pool
+from tasks.train import TrainCase
+from tasks.train.sft import SFT
+
+HERE = Path(__file__).resolve().parents[1]
+BASE = HERE / "data" / "base"
+DOMAIN = Arithmetic()
+MOST = 2.0
+"""GiB."""
+app = typer.Typer(add_completion=False, help=__doc__)
+Once = Annotated[bool, typer.Option(hidden=True)]
+
+
+def compare(what: str, count: int, option: str) -> None:
+    """A row: the part with all, beside a quarter."""
+    costs = []
+    for size in (count // 4, count):
+        command = [sys.executable, __file__, what, option, str(size), "--once"]
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.split()
+        costs.append((size, float(said[-2]), float(said[-1])))
+    (few, less, low), (many, more, high) = costs
+    ratio = more / many / (less / few)
+    add(f"{what} {many:,}", f"{more:.1f} s, {high:.2f} GiB", f"{few:,}: {less:.1f} s, {low:.2f} GiB", ratio, 1.2)
+    if high > MOST:
+        raise typer.Exit(1)
+
+
+def measured(work: Callable[[], None]) -> None:
+    """Does it, and prints seconds of the processor and the most memory in GiB."""
+    before = sum(os.times()[:2])
+    work()
+    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
+    print(f"{sum(os.times()[:2]) - before} {peak}")
+
+
+@app.command()
+def pool(problems: int = 16_000, once: Once = False) -> None:
+    """Problems of levels 4 to 8, of which there are enough."""
+    if not once:
+        return compare("pool", problems, "--problems")
+    from random import Random
+
+    from tasks.domains.arithmetic import draw, tell
+
+    def author(messages: list[tuple[str, str]], seed: int) -> str:
+        rng = Random(seed)
+        return tell(draw(rng, int(messages[-1][1].split()[1].rstrip(",")))[0], rng)
+
+    strategy = Pool(count=problems, levels=dict.fromkeys(range(4, 9), 1.0))
+    empty = frames.frame(tables.prompts), frames.frame(tables.responses)
+    models = one(Fake.scripted(author), Path("m"))
+    return measured(
+        lambda: prompts_stage.prompts({"pool": strategy}, *empty, models, DOMAIN, 1).frames["prompts"].collect()
+    )
+
+
+@app.command()
+def evaluate(items: int = 14_000, once: Once = False) -> None:
+    """Greedy and one sampled answer to each item."""
+    if not once:
+        return compare("evaluate", items, "--items")
+    strategy = Answers(splits=("heldout",), greedy=items, sampled=items, samples=1, ks=(1,))
+    models = Models({"model": Source(Fake(answers={"": "Day 1: 12+5=17\nAnswer: 17"}), lambda: BASE)})
+    return measured(lambda: strategy(EvaluateCase(models, DOMAIN, 0)))
+
+
+@app.command()
+def train(rows: int = 400_000, once: Once = False) -> None:
+    """Rows of about 80 tokens, one pass, stopped after the second step."""
+    if not once:
+        return compare("train", rows, "--rows")
+    from transformers import TrainerCallback
+
+    from tasks.training import loop
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step >= 2
+
+    fit = loop.fit
+    loop.fit = lambda trainer, phase: (trainer.add_callback(Stop()), fit(trainer, phase))[1]
+    problems = [DOMAIN.solve(item.problem) for item in DOMAIN.items("train", 2_000, 0)]
+    said = [{"role": "assistant", "content": "\n".join(["Day 1: 12+5=17"] * 6) + "\nAnswer: 17"}]
+    ids = pl.int_range(rows, eager=True).cast(pl.String).str.zfill(8)
+    table = pl.DataFrame({"id": ids, "prompt": [problems[n % len(problems)] for n in range(rows)]})
+    table = table.with_columns(
+        completion=pl.lit([said], dtype=pl.List(table.schema["prompt"])).list.first(), weight=1.0
+    )
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
+        case = TrainCase(table, table.clear(), BASE, None, Path(place) / "model", Path(place) / "work", 1)
+        return measured(lambda: SFT()(case))
+
+
+if __name__ == "__main__":
+    app()
