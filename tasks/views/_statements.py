@@ -47,12 +47,19 @@ def check(con: duckdb.DuckDBPyConnection, sql: str) -> list[duckdb.Statement]:
         raise FlywheelError(f"sql: {str(error).strip()}") from None
     for statement in statements:
         first = next((w for w in _words(statement.query) if w not in PREFIXES), "")
-        if statement.type not in KINDS or first not in QUERIES:
+        if not _is_query(statement, first):
             raise FlywheelError(
-                f"sql: {first.upper() or statement.type.name} is not a query; `flywheel sql` only reads (SELECT, FROM, WITH, "
+                f"sql: {first.upper() or 'this'} is not a query; `flywheel sql` only reads (SELECT, FROM, WITH, "
                 "SHOW, DESCRIBE, SUMMARIZE, PIVOT, EXPLAIN). --out FILE writes rows, --write-views FILE makes a database"
             )
     return statements
+
+
+def _is_query(statement: duckdb.Statement, first: str) -> bool:
+    try:
+        return first in QUERIES and statement.type in KINDS
+    except ValueError:  # a type of statement that DuckDB's Python package has no name for, such as UPDATE EXTENSIONS
+        return False
 
 
 def _words(sql: str) -> Iterator[str]:
