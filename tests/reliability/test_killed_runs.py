@@ -25,11 +25,12 @@ pytestmark = [pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]
 
 
 def of_project(root: Path) -> list[psutil.Process]:
-    """The processes whose working directory is the project, without this one."""
+    """The processes whose working directory is the project, without this one and its own children."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.cwd() == str(root) and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            mine = os.getpid() in (process.pid, process.ppid())
+            if process.cwd() == str(root) and not mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
