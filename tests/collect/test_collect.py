@@ -302,3 +302,16 @@ def test_the_stage_says_what_it_reads():
     }  # fmt: skip
     assert {i.argument for i in stage.collect.inputs if i.optional} == {"anchor_training", "grandparent_training"}
     assert stage.collect.outputs == ("training", "preferences")
+
+
+def test_controls_take_rows_by_lot_and_no_more_than_they_may(run):
+    rows = ROUND | {"critiques": [row | {"error": None} for row in CRITIQUES]}
+    kept, by_lot = (run({"critiques": Critiques(kept=k)}, rows).frames["training"] for k in (True, False))
+    assert set(kept["response_id"]) == {"c0"} and set(by_lot["response_id"]) == {"c0", "c1"}
+    refined = run({"refinements": Refinements(successful=False)}, ROUND).frames["training"]
+    assert set(refined["response_id"]) == {"f0", "f3"}, "the first of each critique, whatever it reached"
+    every = run(ALL, ROUND).frames["training"]
+    fewer = run(ALL | {"answers": Answers(max_rows=1)}, ROUND).frames["training"]
+    assert len(every.filter(pl.col("source") == "responses")) == 2
+    assert len(fewer.filter(pl.col("source") == "responses")) == 1 and len(fewer) == len(every) - 1
+    assert fewer.equals(run(ALL | {"answers": Answers(max_rows=1)}, ROUND).frames["training"])
