@@ -245,8 +245,8 @@ def stage(
     quiet = QUIET if name != "base" else {}  # which may download a model for minutes
     os.environ |= {**ALLOCATOR, **quiet, **os.environ}
     from tasks.core.plan import edited_sources
+    from tasks.project.addresses import block_name
     from tasks.project.execute import run_stage
-    from tasks.project.pipeline import block_name
 
     round = block_name(round, name)
     for file in edited_sources(ROOT):

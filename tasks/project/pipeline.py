@@ -28,15 +28,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from tasks.core import labels
-from tasks.core.errors import ParamsError
 from tasks.core.plan import FOLDER
 from tasks.core.stage import OPTIONAL, Input, Stage, stages
 from tasks.project.blocks import reads_labels
-from tasks.project.params import FILE as PARAMS
 from tasks.project.params import SEEDS, Block, Pipeline, input_files, stages_of
-from tasks.project.problems import NAMING
 from tasks.project.recipes import FOLDER as RECIPES
-from tasks.project.recipes import NAME
 
 FILE = "dvc.yaml"
 HEADER = """\
@@ -212,18 +208,6 @@ def address(stage: Stage, block: Block) -> str:
     return f"{_group_name(stage, block.is_base)}@{block.name}"
 
 
-def block_name(address: str, stage: str) -> str:
-    """The base or round that an address of a stage names, as DVC writes it in DVC_STAGE: `judge@r2`, or from another folder
-    `../dvc.yaml:judge@r2`. A name alone is one, too.
-
-    Raises:
-        ParamsError: when it is no name.
-    """
-    if match := re.fullmatch(rf"(?:(?:[^@]*/)?{re.escape(FILE)}:)?(?:{re.escape(stage)}(?:-base)?@)?({NAME})", address):
-        return match[1]
-    raise ParamsError(f"{PARAMS}: {address!r} names no base or round: {NAMING}; rename it")
-
-
 def _group_name(stage: Stage, of_base: bool) -> str:
     return f"{stage.name}-base" if of_base and stage.bases == "too" else stage.name
 
@@ -324,7 +308,6 @@ def empty_tables() -> list[str]:
 __all__ = [
     "Definition",
     "address",
-    "block_name",
     "definitions",
     "dependencies",
     "needed_inputs",

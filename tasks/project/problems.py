@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.core.errors import ParamsError, masked, printable, suggest
 
+NAME = r"[a-z][a-z0-9_]{0,40}"
+"""Names of bases, rounds, members and phases."""
 NAMING = "a name is a lower-case letter followed by letters, digits or _, and has at most 41 of them"
 
 

@@ -35,11 +35,9 @@ from ruamel.yaml import YAML, YAMLError
 from tasks.core.errors import ParamsError, UnknownName, suggest
 from tasks.core.plugin import Params
 from tasks.core.stage import ANCESTORS, Stage
-from tasks.project.problems import Problems
+from tasks.project.problems import NAME, Problems
 
 FOLDER = Path("recipes")
-NAME = r"[a-z][a-z0-9_]{0,40}"
-"""Names of bases, rounds, members and phases."""
 RELATIVES = ("base", "parent", "grandparent")
 """Anchors that a recipe can name without a phase."""
 

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.core.errors import ParamsError
-from tasks.project.pipeline import block_name
+from tasks.project.addresses import block_name
 
 EXECUTED = "canary"
 NAME = f"x;touch {EXECUTED};"

@@ -9,7 +9,7 @@ from wrong import edited
 
 from tasks.core.errors import ParamsError
 from tasks.core.stage import stages
-from tasks.project import pipeline
+from tasks.project import addresses, pipeline
 from tasks.project.edit import add_round
 from tasks.project.params import Pipeline, load_params, stages_of, validate
 
@@ -58,7 +58,7 @@ def test_dvc_has_a_stage_for_every_block_that_has_it(entries, params):
     assert len(expected) == 2 + 2 * 10
     for address, (stage, block) in expected.items():
         assert entries[address].cmd == f'flywheel stage {stage.name} "$DVC_STAGE"'
-        assert pipeline.block_name(address, stage.name) == block.name
+        assert addresses.block_name(address, stage.name) == block.name
 
 
 def test_the_plan_depends_on_all_that_a_person_edits_and_nothing_else_does(entries):
