@@ -87,7 +87,10 @@ def take_back(root: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
     kept = entries(copy.read_text(encoding="utf-8")) if copy.is_file() else {}
     whole = list(entries(text.rpartition("\n")[0] + "\n").items())[:-1]  # the last one may lack lines
-    write(path, kept | dict(whole))
+    if now := kept | dict(whole):
+        write(path, now)
+    else:
+        path.unlink()
     return True
 
 

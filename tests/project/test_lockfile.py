@@ -1,0 +1,203 @@
+"""dvc.lock cut short and mended, DVC's list of readers after a kill, and what is remembered so that DVC is not asked."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import projects
+import pytest
+
+from tasks.project import graph, lockfile, remembered
+from tasks.project.params import load_params
+
+pytestmark = pytest.mark.xdist_group("campaign")
+
+
+def ask(root):
+    """What is stale of all stages."""
+    params = load_params(root)
+    return graph.changed_stages(root, list(graph.graph(params, ["r2"])), params)
+
+
+@pytest.fixture(scope="module")
+def text(campaign):
+    return (campaign / "dvc.lock").read_text()
+
+
+def test_entries_are_the_text(text):
+    found = lockfile.entries(text)
+    assert lockfile.HEADER + "".join(found.values()) == text
+    assert len(found) == 1 + 2 + 10 + 10
+    assert all(entry.startswith(f"  {name}:\n    cmd:") for name, entry in found.items())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t + "datasets: []\n", lambda t: "# by hand\n" + t, lambda t: t + "<<<<<<<\n"]
+)
+def test_what_dvc_does_not_write_like_that_is_left_to_dvc(text, change):
+    assert lockfile.entries(change(text)) == {}
+    assert not lockfile.is_cut(change(text))
+
+
+def test_every_cut_within_a_line_is_seen(text):
+    assert not lockfile.is_cut(text)
+    assert all(lockfile.is_cut(text[:end]) for end in range(len(text)) if text[:end][-1:] != "\n")
+
+
+def test_entries_are_written_as_dvc_writes_them(made):
+    with projects.dvc(made) as repo, repo.lock:
+        [stage] = repo.stage.collect("judge@r1")
+        stage.outs[0].meta.size = 123
+        before = (made / "dvc.lock").read_text()
+        with lockfile.quick():
+            stage.dump(update_pipeline=False)
+            [again] = repo.stage.collect("judge@r1")
+            assert again.outs[0].meta.size == 123
+        ours = (made / "dvc.lock").read_text()
+        (made / "dvc.lock").write_text(before)
+        stage.dump(update_pipeline=False)
+    assert ours == (made / "dvc.lock").read_text() != before
+    assert (made / lockfile.COPY).read_text() == ours
+
+
+@pytest.mark.torture(
+    "`kill -9` while DVC writes dvc.lock, which leaves it cut short", "it is taken back, and no stage runs again"
+)
+def test_a_lock_that_is_cut_short_is_mended(made, text, tries):
+    choose = random.Random(0)
+    for attempt in tries(40):
+        (made / lockfile.COPY).unlink(missing_ok=True)
+        if attempt % 20:  # else there never was a copy, as in a project's first run
+            lockfile.keep(made)
+        end = choose.randrange(len(text)) if attempt else 0
+        (made / "dvc.lock").write_text(text[:end])
+        assert ask(made) == set(), end
+        assert lockfile.entries((made / "dvc.lock").read_text()) == lockfile.entries(text)
+        (made / "dvc.lock").write_text(text)
+
+
+def test_what_no_manifest_vouches_for_is_not_restored(made, text):
+    part = next((made / "data/round=r2/judgments").iterdir())
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    (made / "dvc.lock").write_text("")
+    assert "judge@r2" in ask(made)
+    assert "judge@r2" not in lockfile.read(made)
+
+
+def test_a_stage_with_other_results_than_dvc_knows_runs_as_ever(made):
+    """Its entry is whole, so DVC decides: a plot that somebody edited is not taken for the stage's."""
+    (made / "data/round=r2/plots/levels.csv").write_text("level\n")
+    assert ask(made) == {"evaluate@r2"}
+
+
+# Readers and writers
+
+
+def holders(*pids):
+    return json.dumps({"write": {f"data/{pid}": {"pid": pid, "cmd": "dvc repro"} for pid in pids}})
+
+
+def test_readers_and_writers_that_are_gone_are_forgotten(made):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (made / ".dvc/tmp/rwlock").write_text(holders(dead.pid))
+    graph.mend_lock(made)
+    assert not (made / ".dvc/tmp/rwlock").exists()
+
+
+def test_a_living_one_is_left(made):
+    (made / ".dvc/tmp/rwlock").write_text(holders(os.getpid()))
+    graph.mend_lock(made)
+    assert (made / ".dvc/tmp/rwlock").exists()
+
+
+def test_a_later_process_with_the_number_of_a_killed_one_holds_nothing(made):
+    (made / ".dvc/tmp/rwlock").write_text(holders(os.getpid()))
+    os.utime(made / ".dvc/tmp/rwlock", (1, 1))
+    graph.mend_lock(made)
+    assert not (made / ".dvc/tmp/rwlock").exists()
+
+
+# What is remembered
+
+
+@pytest.fixture
+def settled(made, monkeypatch):
+    """The campaign, of which is remembered that DVC found it up to date."""
+    monkeypatch.setattr(remembered, "SETTLED", 0)
+    assert ask(made) == set()
+    return made
+
+
+def test_dvc_is_not_asked_where_nothing_was_touched(settled, monkeypatch):
+    monkeypatch.setattr(graph, "_repo", lambda root: pytest.fail("DVC was asked"))
+    assert graph.stale(settled, "r2") == []
+
+
+def touch(path):
+    os.utime(path)
+
+
+def flip(path):
+    content = path.read_bytes()
+    path.unlink()  # it may be a link
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+EDITS = {
+    "a table": lambda root: flip(next((root / "data/round=r1/judgments").iterdir())),
+    "a table, deleted": lambda root: next((root / "data/round=r2/pairs").iterdir()).unlink(),
+    "a file beside a table": lambda root: (root / "data/round=r1/filtered/more").write_text(""),
+    "a model": lambda root: flip(next((root / "data/round=r1/model").iterdir())),
+    "a manifest, touched": lambda root: touch(root / "data/round=r2/manifests/gate.json"),
+    "metrics, deleted": lambda root: (root / "data/round=r2/metrics/gate.json").unlink(),
+    "params.yaml": lambda root: projects.set_values(root, "r2", ["filter.threshold.min_reward=0.9"]),
+    "a recipe": lambda root: projects.write_recipe(root, "small", projects.SMALL | {"pair": {"best_worst": {"min_margin": 0.5}}}),
+    "code": lambda root: (root / "tasks/pair/best_worst.py").open("a").write("\nX = 1\n"),
+    "a plan": lambda root: flip(root / "data/plan/r1/critique.json"),
+    "a command in dvc.yaml": lambda root: (root / "dvc.yaml").write_text(
+        (root / "dvc.yaml").read_text().replace("flywheel stage pair", "echo; flywheel stage pair")
+    ),
+    "an entry of dvc.lock": lambda root: (root / "dvc.lock").write_text(
+        (root / "dvc.lock").read_text().replace("path: data/plan/r2/gate.json\n      hash: md5\n      md5: ", "path: data/plan/r2/gate.json\n      hash: md5\n      md5: 0")
+    ),
+    "an object in DVC's cache": lambda root: max((root / ".dvc/cache/files/md5").glob("*/*.dir")).unlink(),
+    "where DVC's cache is": lambda root: (root / ".dvc/config.local").write_text("[cache]\n    dir = ../elsewhere\n"),
+    "what DVC leaves out": lambda root: (root / ".dvcignore").write_text("data/round=r2/filtered\n"),
+}  # fmt: skip
+
+
+@pytest.mark.torture("any one edit of data, plans, code, settings, dvc.lock, cache", "stale is what DVC calls stale")
+def test_what_is_remembered_never_hides_what_dvc_calls_stale(settled, tmp_path, tries, monkeypatch):
+    names = sorted(EDITS)
+    for attempt in tries(3 * len(names)):
+        name, root = names[attempt % len(names)], tmp_path / str(attempt)
+        subprocess.run(["cp", "-al", settled, root], check=True)  # links, so that all is remembered there, too
+        for path in (
+            "params.yaml",
+            "dvc.yaml",
+            "dvc.lock",
+            ".dvcignore",
+            "recipes/small.yaml",
+            "tasks/pair/best_worst.py",
+        ):
+            shutil.copy2(root / path, root / "own")
+            (root / "own").replace(root / path)
+        monkeypatch.chdir(root)
+        EDITS[name](root)
+        with_memory = outcome(root)
+        (root / remembered.FILE).unlink()
+        assert with_memory == outcome(root), name
+
+
+def outcome(root):
+    """What is stale, or why that cannot be told."""
+    from tasks.core.errors import FlywheelError
+
+    try:
+        return ask(root)
+    except FlywheelError as error:
+        return str(error)[:40]
