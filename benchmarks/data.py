@@ -329,6 +329,8 @@ def memory(responses: int = 1_000_000, most: float = 2.0, case: list[str] = list
     """Judge, filter and pair over that many responses of 2 kB, 8 a prompt, each stage as the process that a user starts; a
     model that is asked answers at once, from no cache. Fails when one of them needs more GiB than `most`.
     """
+    if unknown := set(case) - set(CASES):
+        raise typer.BadParameter(f"no case {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, CASES))}")
     size, rng, too_much = 16_384, random.Random(0), False
     words = [f"w{i}" for i in range(50_000)]
     texts = pl.Series("response", [" ".join(rng.choices(words, k=330)) for _ in range(20_000)])
