@@ -31,7 +31,7 @@ COMMANDS = (
     "data.py duplicates --repeats 1",
     "cache.py",
     "commands.py demo",
-    "commands.py idle",
+    "rounds.py --rounds 10 --rounds 50",
     "diff.py",
 )
 

@@ -1,15 +1,12 @@
 """How long the commands take that a person waits for, and what a campaign spends outside the model.
 
     python benchmarks/commands.py demo
-    python benchmarks/commands.py idle     [--rounds 50]      `dvc repro` and `flywheel run` of many rounds, nothing to do
 
-Both work in a fresh clone of what is committed, and print the median of five runs of each command beside its goal. `demo`
-runs the demo there first, and prints the share of its wall time in which no stage was starting up or in the model: rules,
-tables, DVC, Prefect, MLflow. A stage's start-up and model time count as if they came first and in one piece. `idle` runs
-no stage: it writes a small file for every out, which `dvc commit` then takes for the stages' results.
+It works in a fresh clone of what is committed: runs the demo there, prints the median of five runs of each command beside its
+goal, and the share of the demo's wall time in which no stage was starting up or in the model: rules, tables, DVC, Prefect,
+MLflow. A stage's start-up and model time count as if they came first and in one piece. Many rounds are measured by rounds.py.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -22,13 +19,10 @@ from pathlib import Path
 from statistics import median
 
 import typer
-from ruamel.yaml import YAML
 from table import add
 
 from tasks.core import store
-from tasks.core.stage import Stage
-from tasks.project import pipeline, plan
-from tasks.project.params import Block, load_params, stages_of
+from tasks.project.params import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -43,7 +37,7 @@ COMMANDS = {
 }
 """Each with the most seconds that it may take."""
 RUNS = 5
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 
 
 @contextmanager
@@ -104,6 +98,11 @@ def union_length(spans: list[tuple[float, float]]) -> float:
     return length
 
 
+@app.callback()
+def main() -> None:
+    """Has subcommands, of which there is one."""
+
+
 @app.command()
 def demo() -> None:
     """Runs the demo, then the commands in it, and prints the times of both."""
@@ -116,49 +115,6 @@ def demo() -> None:
     parts = ", ".join(f"{name} {value:.0f}" for name, value in total.items() if name != "start")
     what = f"start-up of the demo's {len(busy)} stages"
     add(what, f"{total['start']:.0f} process-s", f"{parts} process-s", None, None)
-
-
-# Many rounds
-
-
-def add_rounds(place: Path, rounds: int) -> None:
-    """Lets params.yaml have that many rounds, each from the one before."""
-    yaml = YAML()
-    content = yaml.load(place / "params.yaml")
-    content["rounds"] = {f"r{n}": {"parent": f"r{n - 1}", "base": "r0", "seed": n} for n in range(1, rounds + 1)}
-    yaml.dump(content, place / "params.yaml")
-    pipeline.write(place, load_params(place))
-    plan.write(place)
-
-
-def write_stubs(place: Path, block: Block, stage: Stage) -> None:
-    """A small file for each out of a stage, no two of them equal."""
-    files = [f"{out}/part-00000.parquet" for out in pipeline.written(stage)]
-    files += [f"{kind}/{stage.name}.json" for kind in ("manifests", "metrics")]
-    files += [f"plots/{plot}.csv" for plot in stage.plots]
-    for path in (store.round_folder(place, block.name) / file for file in files):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"stub": str(path.relative_to(place))}))
-
-
-@app.command()
-def idle(rounds: int = 50, goal: float = 5.0) -> None:
-    """Makes a project of that many rounds without running a stage, and prints the time of `dvc repro` and of `flywheel run`
-    when there is nothing to do.
-    """
-    with clone() as place:
-        add_rounds(place, rounds)
-        blocks = load_params(place).blocks.values()
-        stages = [(block, stage) for block in blocks for stage in stages_of(block)]
-        for block, stage in stages:
-            write_stubs(place, block, stage)
-        subprocess.run([BIN / "dvc", "commit", "--force", "-q"], cwd=place, check=True, env=environment(place))
-        dry = [BIN / "dvc", "repro", "--dry"]
-        output = subprocess.run(dry, cwd=place, check=True, capture_output=True, text=True, env=environment(place))
-        assert "Running" not in output.stdout, f"something is stale:\n{output.stdout[-2000:]}"
-        what = f"{rounds} rounds, {len(stages)} stages"
-        compare(f"dvc repro, nothing to do, {what}", REPRO, goal, place)
-        compare(f"flywheel run r{rounds}, nothing to do, {what}", [*RUN, f"r{rounds}"], goal, place)
 
 
 if __name__ == "__main__":

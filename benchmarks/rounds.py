@@ -9,7 +9,6 @@ is stale. Every figure is the median of three runs of the command as a user star
 which a busy machine changes less, stand behind it.
 """
 
-import os
 import resource
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
+from commands import BIN, environment
 from ruamel.yaml import YAML
 from table import add
 
@@ -36,7 +36,6 @@ from tasks.core.tables import TABLES  # noqa: E402
 from tasks.project import pipeline, plan  # noqa: E402
 from tasks.project.params import Block, load_params, stages_of  # noqa: E402
 
-BIN = Path(sys.executable).parent
 RUNS = 3
 SIZES = (10, 50, 200)
 PARAMS = (
@@ -155,11 +154,6 @@ def plain(value: Any) -> Any:
 
 
 # Measuring
-
-
-def environment(place: Path) -> dict[str, str]:
-    """An environment in which a project's own code is imported, and this Python's commands are found."""
-    return os.environ | {"PYTHONPATH": str(place), "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
 def seconds(command: list[str], place: Path, runs: int = RUNS) -> tuple[float, float]:
