@@ -125,7 +125,8 @@ def _is_unknown(memory: Memory, stage: Any) -> bool:
     if not memory.entries and (memory.root / lockfile.FILE).is_file():
         return False
     entry = memory.entries.get(stage.addressing, "")
-    return any(f"- path: {out.def_path}\n" not in entry for out in stage.outs)
+    lacks_digest = entry.count("    - path: ") != entry.count("      md5: ")
+    return lacks_digest or any(f"- path: {out.def_path}\n" not in entry for out in stage.outs)
 
 
 def _restore(root: Path, stage: Any, unknown: bool) -> bool:

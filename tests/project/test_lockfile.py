@@ -75,7 +75,7 @@ def test_a_lock_that_is_cut_short_is_mended(made, text, tries):
         end = choose.randrange(len(text)) if attempt else 0
         (made / "dvc.lock").write_text(text[:end])
         assert ask(made) == set(), end
-        assert lockfile.entries((made / "dvc.lock").read_text()) == lockfile.entries(text)
+        assert lockfile.read(made).keys() == lockfile.entries(text).keys(), end
         (made / "dvc.lock").write_text(text)
 
 
