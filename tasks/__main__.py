@@ -32,7 +32,7 @@ def main() -> None:
     transformers is loaded.
     """
     try:
-        guarded(app)
+        guarded(_run)
     except SystemExit as exit_:
         if sys.argv[1:2] != ["stage"] or isinstance(exit_.code, str):
             raise
@@ -41,6 +41,14 @@ def main() -> None:
             with suppress(BrokenPipeError):
                 stream.flush()
         os._exit(exit_.code or 0)
+
+
+def _run() -> None:
+    from tasks.core.errors import FlywheelError
+
+    if odd := [a for a in sys.argv if any("\ud800" <= c <= "\udfff" for c in a)]:
+        raise FlywheelError(f"{odd[0]!r} is not UTF-8, as every text here is; write it so")
+    app()
 
 
 def guarded(command: Callable[[], Any]) -> None:
