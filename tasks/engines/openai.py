@@ -27,8 +27,8 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, closing, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -207,29 +207,21 @@ class TooLarge(Exception):
     """A reply of more bytes than an answer can have."""
 
 
-async def bounded(response: Any) -> None:
-    """Ends a reply that is longer than `LARGEST`, or that is compressed, which was not asked for and hides its length."""
+async def bounded(response: Any) -> bytes:
+    """The bytes of a reply that is still being sent.
+
+    Raises:
+        TooLarge: where there are more than `LARGEST`, or they are compressed, which was not asked for and hides their number.
+    """
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise TooLarge(f"it is compressed ({encoding[:20]}), which was not asked for")
-    response.stream = _bounded_stream(response.stream)
-
-
-def _bounded_stream(stream: Any) -> Any:
-    from httpx2 import AsyncByteStream  # openai's client is made of it
-
-    class Bounded(AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            size = 0
-            async for part in stream:
-                if (size := size + len(part)) > LARGEST:
-                    raise TooLarge(f"it is longer than {LARGEST // 2**20} MiB")
-                yield part
-
-        async def aclose(self) -> None:
-            await stream.aclose()
-
-    return Bounded()
+    content = bytearray()
+    async for part in response.aiter_raw():
+        if len(content) + len(part) > LARGEST:
+            raise TooLarge(f"it is longer than {LARGEST // 2**20} MiB")
+        content += part
+    return bytes(content)
 
 
 class _Transient(Exception):
@@ -331,7 +323,14 @@ class _Policy:
     def _client(self, url: str) -> "AsyncOpenAI":
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        client = DefaultAsyncHttpxClient(event_hooks={"response": [bounded]}, headers={"Accept-Encoding": "identity"})
+        class Bounded(DefaultAsyncHttpxClient):
+            async def send(self, request: Any, **options: Any) -> Any:
+                response = await super().send(request, **options | {"stream": True})
+                async with aclosing(response):
+                    content, status = await bounded(response), response.status_code
+                return type(response)(status, headers=response.headers, content=content, request=request)
+
+        client = Bounded(headers={"Accept-Encoding": "identity"})
         key = self._engine.secret or "none"
         return AsyncOpenAI(base_url=url, api_key=key, timeout=None, max_retries=0, http_client=client)
 
