@@ -16,7 +16,9 @@ def one_word(name: str | list[str] | None) -> str | list[str] | None:
         ParamsError: names it.
     """
     if odd := [
-        n for n in (name if isinstance(name, list) else [name]) if n is not None and not re.fullmatch(r"\w[\w-]*", n)
+        n
+        for n in (name if isinstance(name, list) else [name])
+        if n is not None and not re.fullmatch(r"\w[\w-]{0,99}", n)
     ]:
         from tasks.core.errors import ParamsError
         from tasks.project.problems import NAMING

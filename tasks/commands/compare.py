@@ -10,6 +10,12 @@ from tasks.commands import ROOT, Settings, one_word
 app = typer.Typer()
 
 
+def _side(text: str) -> str:
+    """A side of a diff, whose name before the `@` can be one."""
+    one_word(text.partition("@")[0])
+    return text
+
+
 @app.command(rich_help_panel="Compare")
 def bakeoff(
     recipes: Annotated[str, typer.Option(help="Names with commas between, or `all`.")] = "all",
@@ -60,8 +66,11 @@ def judges(
 
 @app.command(rich_help_panel="Compare")
 def diff(
-    old: Annotated[str, typer.Argument(help="A round or base, such as r1; r1@REVISION is its data of a git revision.")],
-    new: Annotated[str, typer.Argument(help="Another one, or the same without a revision.")],
+    old: Annotated[
+        str,
+        typer.Argument(help="A round or base, such as r1; r1@REVISION is its data of a git revision.", callback=_side),
+    ],
+    new: Annotated[str, typer.Argument(help="Another one, or the same without a revision.", callback=_side)],
     table: Annotated[str | None, typer.Option("--table", help="Only this table, with more examples.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to this file instead.")] = None,
