@@ -26,26 +26,53 @@ PLUMBING = {
 """Modules that no plan names, each with the reason."""
 
 
+class Modules:
+    """The first-party modules of a project as they are now: each is looked up and read once, for many closures."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, tuple[str, str, list[str]] | None] = {}
+        self._closures: dict[frozenset[str], dict[str, str]] = {}
+
+    def closure(self, modules: Iterable[str]) -> dict[str, str]:
+        """File (relative to the project) → sha256, of modules and of all first-party modules that they import, also inside
+        functions. Left out: imports under `if TYPE_CHECKING`, and an `__init__` without code.
+        """
+        wanted = frozenset(modules)
+        if wanted not in self._closures:
+            self._closures[wanted] = self._closure(wanted)
+        return dict(self._closures[wanted])
+
+    def _closure(self, modules: Iterable[str]) -> dict[str, str]:
+        files: dict[str, str] = {}
+        seen: set[str] = set()
+        queue = list(modules)
+        while queue:
+            module = queue.pop()
+            if module in seen or module in PLUMBING:
+                continue
+            seen.add(module)
+            if found := self._scanned(module):
+                file, digest, more = found
+                files |= {file: digest} if file else {}
+                queue += more
+        return dict(sorted(files.items()))
+
+    def _scanned(self, module: str) -> tuple[str, str, list[str]] | None:
+        """The file of a module (empty without code), its digest, and the modules that it runs; None where it is no module."""
+        if module not in self._known:
+            path = module_file(self.root, module)
+            self._known[module] = None
+            if path is not None:
+                digest, imports, has_code = _scan(path, *_stamp(path))
+                file = path.relative_to(self.root).as_posix() if has_code else ""
+                self._known[module] = file, digest, [*imports, *_packages(module)]
+        return self._known[module]
+
+
 def closure(root: Path, modules: Iterable[str]) -> dict[str, str]:
-    """File (relative to the project) → sha256, of modules and of all first-party modules that they import, also inside
-    functions. Left out: imports under `if TYPE_CHECKING`, and an `__init__` without code.
-    """
-    files: dict[str, str] = {}
-    seen: set[str] = set()
-    queue = list(modules)
-    while queue:
-        module = queue.pop()
-        if module in seen or module in PLUMBING:
-            continue
-        seen.add(module)
-        path = module_file(root, module)
-        if path is None:
-            continue
-        digest, imports, has_code = _scan(path, *_stamp(path))
-        if has_code:
-            files[path.relative_to(root).as_posix()] = digest
-        queue += [*imports, *_packages(module)]
-    return dict(sorted(files.items()))
+    """The closure of some modules of a project, as `Modules` computes it."""
+    return Modules(root).closure(modules)
 
 
 def module_file(root: Path, module: str) -> Path | None:

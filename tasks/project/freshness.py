@@ -12,7 +12,7 @@ from tasks.core.plan import Plan
 from tasks.core.stage import Input, Stage, stages
 from tasks.core.store import Manifest
 from tasks.project.params import Block, Pipeline, stages_of
-from tasks.project.plan import plans
+from tasks.project.plan import Plans, plans
 
 Results = list[tuple[Stage, Manifest]]
 """The stages of a base or round that have run, in order."""
@@ -20,11 +20,12 @@ Written = dict[tuple[str, str], tuple[str, bool]]
 """(base or round, output) → its digest, and whether the stage that wrote it is stale."""
 
 
-def stale_stages(root: Path, pipeline: Pipeline) -> dict[str, dict[str, str]]:
+def stale_stages(root: Path, pipeline: Pipeline, current: Plans | None = None) -> dict[str, dict[str, str]]:
     """The stages of each base and round that ran with another plan, or on other inputs, than today's, each with what was
-    edited. The text is empty for a stage that is stale because one before it is.
+    edited. The text is empty for a stage that is stale because one before it is. `current` are today's plans, where the
+    caller has them.
     """
-    current = plans(root, pipeline)
+    current = plans(root, pipeline) if current is None else current
     written: Written = {}
     stale: dict[str, dict[str, str]] = {}
     for name, block in pipeline.blocks.items():

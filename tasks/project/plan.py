@@ -16,7 +16,7 @@ from tasks.core.stage import Input, Stage, Strategy
 from tasks.core.tables import TABLES, Table
 from tasks.project import recipes
 from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, reads_labels, stages_of
-from tasks.project.closure import closure
+from tasks.project.closure import Modules
 from tasks.project.params import FILE, load_params
 from tasks.project.pipeline import is_available, needed_inputs, written
 
@@ -25,16 +25,17 @@ Plans = dict[tuple[str, str], Plan]
 
 
 def plans(root: Path, pipeline: Pipeline) -> Plans:
-    """The plan of every stage."""
+    """The plan of every stage. Each module is looked up once for all of them."""
+    modules = Modules(root)
     return {
-        (block.name, stage.name): plan(root, pipeline, block, stage)
+        (block.name, stage.name): plan(root, pipeline, block, stage, modules)
         for block in pipeline.blocks.values()
         for stage in stages_of(block)
     }
 
 
-def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage) -> Plan:
-    """The plan of a stage of a base or round."""
+def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modules | None = None) -> Plan:
+    """The plan of a stage of a base or round. `code` has what was looked up of the modules for other stages."""
     settings, needed = block.stages[stage.name], needed_inputs(pipeline, block, stage)
     judges = pipeline.judges_of(block) if "judges" in stage.context else {}
     strategies = [*settings.members.values(), *judges.values()]
@@ -66,7 +67,7 @@ def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage) -> Plan:
             n: m.model_dump(mode="json", exclude={"engine"}) | {"engine": plugin_values(m.engine, m.engine.transport)}
             for n, m in roster.items()
         },
-        code=closure(root, modules),
+        code=(code or Modules(root)).closure(modules),
         files=dict(_files(root, block, stage, judges)),
         tables={t.name: table_digest(t) for t in stage_tables(stage)},
     )
