@@ -19,6 +19,7 @@ PLUMBING = {
     "tasks.core.meanings": "what metrics mean, in words",
     "tasks.core.plan": "the format of plans",
     "tasks.core.plugin": "loads plug-ins by name; the plan holds the names and their code",
+    "tasks.core.remembered": "remembers which bytes were checked",
     "tasks.core.stage": "declares stages; the plan holds the declarations",
     "tasks.core.store": "writes and reads tables whole, and checks every byte",
     "tasks.core.tables": "the plan holds the digests of the tables that a stage writes",
