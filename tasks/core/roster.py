@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, TypeVar
 from tasks.core.errors import EngineError, FlywheelError, UnknownName
 
 if TYPE_CHECKING:
-    from tasks.engines import Completion, Embedded, Engine, Messages, Policy, Request, Scored
+    import polars as pl
+
+    from tasks.engines import Completion, Embedded, Engine, Messages, Policy, Request, Requests, Scored
 
 T = TypeVar("T")
 A = TypeVar("A", "Completion", "Scored", "Embedded")
@@ -114,6 +116,11 @@ class Models:
         return sum(getattr(m, count) for m in self.meters.values())
 
     @property
+    def is_unlimited(self) -> bool:
+        """Whether there is no budget of generated tokens."""
+        return self._budget is None
+
+    @property
     def over_budget(self) -> bool:
         """Whether the budget of generated tokens is spent."""
         return self._budget is not None and self.total("completion_tokens") >= self._budget
@@ -185,6 +192,18 @@ class Meter:
                 self.permanent += answer.permanent
                 self.failed += not answer.permanent
 
+    def count_columns(self, completions: "pl.DataFrame", count: int) -> None:
+        """Counts completions that came as columns. Raises EngineError where they are not `count`."""
+        if len(completions) != count:
+            raise EngineError(f"the engine answered {len(completions)} of {count} requests; fix its `sample_columns`")
+        failed = completions.filter(completions["error"].is_not_null())
+        self.requests += count
+        self.prompt_tokens += completions["prompt_tokens"].sum()
+        self.completion_tokens += completions["tokens"].sum()
+        self.permanent += (permanent := failed["permanent"].sum())
+        self.failed += len(failed) - permanent
+        self.last_error = failed["error"][-1] if len(failed) else self.last_error
+
     def check(self, name: str, max_error_share: float) -> None:
         """Raises EngineError for too large a share of errors, FlywheelError where no request can succeed."""
         possible = self.requests - self.permanent
@@ -226,6 +245,19 @@ class _MeteredPolicy:
                 self.meter.prompt_tokens += sum([c.prompt_tokens for c in completions])
                 self.meter.completion_tokens += sum([c.tokens for c in completions])
                 yield from chunk if not start else [(start + index, completion) for index, completion in chunk]
+
+    def sample_columns(self, requests: "Requests") -> "pl.DataFrame | None":
+        """By the engine's own columns; None where it has none, or where a budget wants a look between batches."""
+        own = getattr(self.policy, "sample_columns", None)
+        if own is None or not self.models.is_unlimited:
+            return None
+        clock = time.perf_counter()
+        with _named(self.name):
+            answers: pl.DataFrame | None = own(requests)
+            self.meter.seconds += time.perf_counter() - clock
+            if answers is not None:
+                self.meter.count_columns(answers, len(requests.seeds))
+        return answers
 
     def score(
         self, prompts: "Sequence[Messages]", completions: Sequence[str], closed: bool = False

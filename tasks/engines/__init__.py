@@ -11,15 +11,20 @@ from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from pydantic import Field, PositiveInt
 
 from tasks.core.plugin import Plugin
 
+if TYPE_CHECKING:
+    import polars as pl
+
 T = TypeVar("T")
 Messages = tuple[tuple[str, str], ...]
 """A chat: (role, content) pairs."""
+BATCH = 4096
+"""Completions that are made columns at a time: as objects they are several times as large."""
 ABILITIES = {
     "samples": "samples",
     "scores": "scores",
@@ -60,6 +65,24 @@ class Request:
     """A last pair of role `assistant` is continued, not closed."""
     sampling: Sampling
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests as columns. Each chat is asked for equally many completions, one after the other."""
+
+    chats: "pl.Series"
+    """Lists of (role, content), as a table has them."""
+    sampling: Sampling
+    seeds: "pl.Series"
+
+    def rows(self) -> list[Request]:
+        """The requests one by one."""
+        from tasks.core import frames
+
+        times = range(len(self.seeds) // max(1, len(self.chats)))
+        chats = [chat for chat in frames.chats(self.chats) for _ in times]
+        return [Request(chat, self.sampling, seed) for chat, seed in zip(chats, self.seeds.to_list(), strict=True)]
 
 
 @dataclass(slots=True)  # not frozen: that would be most of the time of making one, and there are millions
@@ -115,6 +138,9 @@ class Policy(Protocol):
 
     digest: str
     """sha256 of the weights (base and adapter): what the request cache is keyed by."""
+
+    # One that answers by columns has `sample_columns`, too: a row of `completion_columns` for each of some `Requests`, in
+    # their order, or None where these want an answer one by one.
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """A completion for each request. A request that fails gives a `Completion` with `error`."""
@@ -209,6 +235,38 @@ def ask(
     requests = [Request(turns(chat), sampling, seed) for chat, seed in zip(chats, seeds, strict=True)]
     completions = dict(policy.sample(requests)) if requests else {}
     return [completions[n] for n in range(len(requests))]
+
+
+def sample_columns(policy: Policy, requests: Requests) -> "pl.DataFrame":
+    """A row of `completion_columns` for each request, in their order: of the engine's own columns where it has any."""
+    import polars as pl
+
+    own = getattr(policy, "sample_columns", None)
+    if own is not None and (answers := own(requests)) is not None:
+        return answers
+    batches = batched(policy.sample(requests.rows()), BATCH)
+    answers = pl.concat([completion_columns([]), *map(completion_columns, batches)])
+    return (answers if answers["n"].is_sorted() else answers.sort("n")).drop("n")  # most engines answer in order
+
+
+def completion_columns(completions: Sequence[tuple[int, Completion]]) -> "pl.DataFrame":
+    """Completions as columns, traces aside, each with the place `n` of its request."""
+    import polars as pl
+
+    values = [completion for _, completion in completions]
+    columns: dict[str, tuple[list[Any], pl.DataType]] = {
+        "n": ([n for n, _ in completions], pl.Int64()),
+        "text": ([c.text for c in values], pl.String()),
+        "tokens": ([c.tokens for c in values], pl.Int64()),
+        "prompt_tokens": ([c.prompt_tokens for c in values], pl.Int64()),
+        "finish_reason": ([c.finish_reason for c in values], pl.String()),
+        "logprob": ([c.logprob for c in values], pl.Float64()),
+        "entropy": ([c.entropy for c in values], pl.Float64()),
+        "self_certainty": ([c.self_certainty for c in values], pl.Float64()),
+        "error": ([c.error for c in values], pl.String()),
+        "permanent": ([c.permanent for c in values], pl.Boolean()),
+    }
+    return pl.DataFrame({name: pl.Series(data, dtype=kind) for name, (data, kind) in columns.items()})
 
 
 def batched(stream: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -16,12 +16,15 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Requests, Scored
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 END = "<end>"
@@ -97,6 +100,29 @@ class _FakePolicy:
                 self._work()
             yield index, self._complete(request)
 
+    def sample_columns(self, requests: Requests) -> "pl.DataFrame | None":
+        """Echoes; whatever else it is asked for wants each answer by itself."""
+        engine = self._engine
+        scripted = bool(engine.answers) or type(engine).answer is not Fake.answer
+        if scripted or engine.reply != "echo" or self._faulty or self._eventful or requests.sampling.trace:
+            return None
+        import polars as pl
+
+        chat, times = requests.chats, len(requests.seeds) // max(1, len(requests.chats))
+        words = pl.element().struct.field("content").str.count_matches(" ", literal=True) + 1
+        last = chat.list.last().struct.field("content")
+        per_chat = pl.DataFrame({"text": last, "prompt_tokens": chat.list.eval(words).list.sum()})
+        rows = per_chat[[n for n in range(len(chat)) for _ in range(times)]] if times > 1 else per_chat
+        texts = rows["text"].to_list()
+        seeds = requests.seeds.to_list() if requests.sampling.temperature else [0] * len(texts)
+        sure = [_sure(text, seed) for text, seed in zip(texts, seeds, strict=True)]
+        rows = rows.with_columns(tokens=pl.Series([len(text.split()) + 1 for text in texts]), sure=pl.Series(sure))
+        return rows.select(
+            "text", "tokens", pl.col("prompt_tokens").cast(pl.Int64), finish_reason=pl.lit("stop"),
+            logprob=-pl.col("tokens") * (1 - pl.col("sure")), entropy=2 * (1 - pl.col("sure")),
+            self_certainty=5 * pl.col("sure"), error=pl.lit(None, pl.String), permanent=pl.lit(False),
+        )  # fmt: skip
+
     def score(
         self, prompts: Sequence[Messages], completions: Sequence[str], closed: bool = False
     ) -> Iterator[tuple[int, Scored]]:
@@ -136,12 +162,17 @@ class _FakePolicy:
             text = GARBAGE if fault < self._engine.error_rate + self._engine.garbage_rate else None
         if text is None:
             text = self._engine.answer(request.messages, seed)
-        words, sure = len(text.split()) + 1, zlib.crc32(text.encode("utf-8", "surrogatepass"), seed % 2**32) / 2**32
+        words, sure = len(text.split()) + 1, _sure(text, seed)
         completion = Completion(text, words, prompt_tokens, "stop", -words * (1 - sure), 2 * (1 - sure), 5 * sure)
         if request.sampling.trace:
             completion.token_logprobs = _spread(-words * (1 - sure), words, text, seed)
             completion.token_entropies = _spread(2 * words * (1 - sure), words, text, seed)
         return completion
+
+
+def _sure(text: str, seed: int) -> float:
+    """A number in [0, 1) for an answer, cheaply."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"), seed % 2**32) / 2**32
 
 
 def _spread(total: float, count: int, *of: object) -> tuple[float, ...]:

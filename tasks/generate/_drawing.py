@@ -1,6 +1,5 @@
 """What the strategies that sample have in common: their parameters, rows of answers, and which of these are wrong."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import polars as pl
@@ -10,11 +9,8 @@ from tasks.core import frames, tables
 from tasks.core.errors import FlywheelError
 from tasks.core.stage import Ability
 from tasks.domains import Domain
-from tasks.engines import Completion, Messages, Policy, Request, Sampling, batched
+from tasks.engines import Requests, Sampling, sample_columns
 from tasks.generate import GenerateCase, Generating
-
-BATCH = 4096
-"""Completions that are made columns at a time: as objects they are several times as large."""
 
 
 class Drawing(Generating):
@@ -50,14 +46,14 @@ class Drawing(Generating):
 
     def draw(self, case: GenerateCase, model: str, prompts: pl.DataFrame, numbers: range | None = None) -> pl.DataFrame:
         """A model's answers to prompts, numbered by `numbers` (default: the first `samples`). Without prompts it is not opened."""
-        return self.draw_after(case, model, prompts["id"], frames.chats(prompts["prompt"]), numbers)
+        return self.draw_after(case, model, prompts["id"], prompts["prompt"], numbers)
 
     def draw_after(
         self,
         case: GenerateCase,
         model: str,
         ids: pl.Series,
-        chats: Sequence[Messages],
+        chats: pl.Series,
         numbers: range | None = None,
         hinted: bool = False,
     ) -> pl.DataFrame:
@@ -68,28 +64,9 @@ class Drawing(Generating):
         if draws.is_empty():
             return frames.frame(tables.responses).collect()
         with case.models.open(model) as policy:
-            repeated = [chat for chat in chats for _ in numbers]
-            return completed(policy, model, case.domain, draws, repeated, self.sampling, hinted)
-
-
-def completed(
-    policy: Policy,
-    author: str,
-    domain: Domain,
-    draws: pl.DataFrame,
-    chats: Sequence[Messages],
-    sampling: Sampling,
-    hinted: bool = False,
-) -> pl.DataFrame:
-    """A row of `responses` for each draw (`prompt_id`, `sample`, `seed`), answered in its chat."""
-    seeds = draws["seed"].to_list()
-    requests = [Request(chat, sampling, seed) for chat, seed in zip(chats, seeds, strict=True)]
-    batches = batched(policy.sample(requests), BATCH)
-    answers = pl.concat([columns([], domain), *(columns(b, domain) for b in batches)])
-    if not answers["n"].is_sorted():  # an engine answers as it likes; few do in order
-        answers = answers.sort("n")
-    rows = pl.concat([draws, answers], how="horizontal").lazy()
-    return with_ids(rows, author, policy.digest, hinted).collect()
+            answers = sample_columns(policy, Requests(chats, self.sampling, draws["seed"]))
+            rows = pl.concat([draws, responses(answers, case.domain)], how="horizontal").lazy()
+            return with_ids(rows, model, policy.digest, hinted).collect()
 
 
 def with_ids(rows: pl.LazyFrame, author: str, digest: str, hinted: bool = False) -> pl.LazyFrame:
@@ -107,23 +84,13 @@ def with_ids(rows: pl.LazyFrame, author: str, digest: str, hinted: bool = False)
     return named.select(schema.names()).cast(dict(schema))
 
 
-def columns(completions: list[tuple[int, Completion]], domain: Domain) -> pl.DataFrame:
-    """Completions as columns of `responses`, each with the place `n` of its request."""
-    values = [completion for _, completion in completions]
-    data = {
-        "n": [n for n, _ in completions],
-        "response": [c.text for c in values],
-        "answer": [None if c.error else domain.answer(c.text) for c in values],
-        "tokens": [c.tokens for c in values],
-        "prompt_tokens": [c.prompt_tokens for c in values],
-        "finish_reason": [c.finish_reason for c in values],
-        "logprob": [c.logprob for c in values],
-        "entropy": [c.entropy for c in values],
-        "self_certainty": [c.self_certainty for c in values],
-        "error": [c.error for c in values],
-    }
-    types = frames.frame(tables.responses).collect_schema()
-    return pl.DataFrame(data, schema={name: types.get(name, pl.Int64()) for name in data})
+def responses(completions: pl.DataFrame, domain: Domain) -> pl.DataFrame:
+    """Columns of `responses`, of those of completions."""
+    texts = zip(completions["text"].to_list(), completions["error"].is_null().to_list(), strict=True)
+    answers = [domain.answer(text) if ok else None for text, ok in texts]
+    return completions.select(
+        pl.col("text").alias("response"), pl.Series("answer", answers, pl.String), pl.exclude("text", "permanent", "n")
+    )
 
 
 def need_verifier(strategy: Generating, domain: Domain) -> None:

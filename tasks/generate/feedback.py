@@ -6,9 +6,9 @@ import polars as pl
 from pydantic import PositiveInt
 
 from tasks.core.ids import seed_of
-from tasks.engines import Completion, Sampling, ask
+from tasks.engines import Completion, Sampling, ask, completion_columns
 from tasks.generate import GenerateCase
-from tasks.generate._drawing import Drawing, columns, need_verifier, with_ids, with_verdicts
+from tasks.generate._drawing import Drawing, need_verifier, responses, with_ids, with_verdicts
 
 
 class Feedback(Drawing):
@@ -71,7 +71,8 @@ class Feedback(Drawing):
             answers = ask(policy, list(chats.values()), self.sampling, draws["seed"][list(chats)])
             refined = dict(zip(chats, answers, strict=True))
             completions = [(n, refined[n] if isinstance(c, str) else c) for n, c in enumerate(feedback)]
-            rows = pl.concat([draws, columns(completions, case.domain)], how="horizontal").lazy()
+            answers = responses(completion_columns(completions), case.domain)
+            rows = pl.concat([draws, answers], how="horizontal").lazy()
             return with_ids(rows, self.model, policy.digest, hinted=True).collect()
 
 

@@ -6,7 +6,6 @@ import polars as pl
 
 from tasks.core.errors import FlywheelError
 from tasks.domains import Domain
-from tasks.engines import turns
 from tasks.generate import GenerateCase
 from tasks.generate._drawing import Drawing, failed, need_verifier, with_verdicts
 
@@ -50,7 +49,8 @@ class Hint(Drawing):
         hints = {(id, problem): case.domain.hint(problem, reference) for id, problem, reference in rows}
         known = {key: hint for key, hint in hints.items() if hint is not None}
         ids = pl.Series([id for id, _ in known], dtype=pl.String)
-        chats = [turns(case.domain.solve_with(problem, hint)) for (_, problem), hint in known.items()]
+        hinted = [list(case.domain.solve_with(problem, hint)) for (_, problem), hint in known.items()]
+        chats = pl.Series(hinted, dtype=prompts.schema["prompt"])
         numbers = range(self.samples, 2 * self.samples)
         return self.draw_after(case, self.model, ids, chats, numbers, hinted=True)
 

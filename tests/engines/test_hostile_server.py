@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tasks.core.roster import SERVED
 from tasks.domains.arithmetic import Arithmetic
-from tasks.engines import Request, Sampling
+from tasks.engines import Request, Sampling, completion_columns
 from tasks.engines.openai import LARGEST, Openai
-from tasks.generate._drawing import columns
+from tasks.generate._drawing import responses
 
 QUESTION = Request((("user", "How many?"),), Sampling(max_tokens=16, trace=True), 0)
 
@@ -66,7 +66,7 @@ def server():
 def answer(policy, request=QUESTION):
     """The completion, which a table takes."""
     [(_, completion)] = policy.sample([request])
-    row = columns([(0, completion)], Arithmetic())
+    row = responses(completion_columns([(0, completion)]), Arithmetic())
     assert row["response"].to_list() == [completion.text]
     assert row.write_ipc(None).tell()
     return completion

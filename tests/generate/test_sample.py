@@ -1,12 +1,16 @@
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from tasks.core import frames, roster, tables
-from tasks.core.errors import FlywheelError
+from tasks.core.errors import EngineError, FlywheelError
 from tasks.core.ids import member_seed, seed_of
 from tasks.domains.arithmetic import Arithmetic
+from tasks.engines import Completion, Requests, Sampling, completion_columns
 from tasks.engines.fake import Fake
 from tasks.generate import generate
 from tasks.generate.sample import Sample
@@ -21,8 +25,9 @@ def run(rows: list[dict], engine: Fake | None = None, seed: int = 7, **fields) -
 
 
 def answered(members: dict[str, Sample], rows: list[dict], models: roster.Models, seed: int = 7) -> pl.DataFrame:
-    pieces = generate(members, frames.frame(tables.prompts, rows), models, Arithmetic(), seed).frames["responses"]
-    return pl.concat([frames.frame(tables.responses), *pieces], how="vertical_relaxed").collect()
+    with closing(models):
+        pieces = generate(members, frames.frame(tables.prompts, rows), models, Arithmetic(), seed).frames["responses"]
+        return pl.concat([frames.frame(tables.responses), *pieces], how="vertical_relaxed").collect()
 
 
 def test_a_row_a_sample_with_its_own_seed():
@@ -68,6 +73,66 @@ def test_the_order_in_which_completions_come_back_does_not_matter():
             return opened()
 
     assert run(problems("a", "b"), Backwards()).equals(run(problems("a", "b"), Fake()))
+
+
+class OneByOne(Fake):
+    """Has no columns of its own."""
+
+    @contextmanager
+    def open(self, model, cache=None):
+        with super().open(model, cache) as policy:
+            yield SimpleNamespace(digest=policy.digest, sample=policy.sample)
+
+
+TEXTS = ("", "a", " two\x1cwords\u00a0 here ", "é\n\nü" * 50, "1 2  3", "Answer: 4")
+
+
+@pytest.mark.parametrize("how", [{"samples": 3}, {"samples": 1, "temperature": 0.0}])
+def test_an_engine_that_answers_by_columns_gives_the_rows_and_counts_of_one_that_does_not(how):
+    rows = [{**row, "prompt": [{"role": "system", "content": "x y"}, *row["prompt"]]} for row in problems(*TEXTS)]
+    sides = [roster.one(engine(reply="echo"), Path("m")) for engine in (Fake, OneByOne)]
+    with roster.one(Fake(reply="echo"), Path("m")).open() as policy:
+        chats = frames.frame(tables.prompts, rows).collect()["prompt"]
+        assert policy.sample_columns(Requests(chats, Sampling(), pl.Series(range(len(rows))))) is not None
+
+    ours, theirs = (answered({"sample": Sample(**how)}, rows, models) for models in sides)
+
+    assert ours.equals(theirs) and len(ours) == how["samples"] * len(TEXTS)
+    counts = [replace(side.meters["parent"], seconds=0.0, load_seconds=0.0) for side in sides]
+    assert counts[0] == counts[1] and counts[1].requests == len(theirs)
+
+
+def test_a_budget_is_kept_also_by_an_engine_that_answers_by_columns():
+    sources = {"parent": roster.Source(Fake(reply="echo"), lambda: Path("m"))}
+    models = roster.Models(sources, budget=10)
+
+    rows = answered({"sample": Sample(samples=1)}, problems(*(f"{n} and {n}" for n in range(400))), models)
+
+    assert rows["error"].null_count() == models.total("requests") == roster.BATCH
+    assert models.total("unsent") == 400 - roster.BATCH
+
+
+def test_columns_of_failures_are_counted_and_too_few_are_an_error():
+    completions = [Completion("4", 2, 3), Completion("", 0, 3, "error", error="busy")]
+    completions += [Completion("", 0, 3, "error", error="too long", permanent=True)]
+    policy = SimpleNamespace(
+        digest="d", sample_columns=lambda _: completion_columns([*enumerate(completions)]).drop("n")
+    )
+
+    class Recorded(Fake):
+        def open(self, model, cache=None):
+            return nullcontext(policy)
+
+    models = roster.one(Recorded(max_error_share=1), Path("m"))
+
+    rows = answered({"sample": Sample(samples=1)}, problems("a", "b", "c"), models)
+
+    meter = models.meters["parent"]
+    assert (meter.requests, meter.failed, meter.permanent, meter.last_error) == (3, 1, 1, "too long")
+    assert (meter.prompt_tokens, meter.completion_tokens) == (9, 2)
+    assert rows.select("response", "error").rows() == [("4", None), ("", "busy"), ("", "too long")]
+    with pytest.raises(EngineError, match="3 of 4"):
+        answered({"sample": Sample(samples=2)}, problems("a", "b"), roster.one(Recorded(), Path("m")))
 
 
 def test_what_failed_is_a_row_without_an_answer():
