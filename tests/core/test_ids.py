@@ -26,10 +26,13 @@ def test_ids_and_seeds_stay_what_they_are():
     assert seed_of(1, "p", 0) == 3879847917854608423
 
 
-@given(st.lists(texts.map(lambda t: t[:5]), min_size=1, max_size=5))
-def test_ids_of_a_column_are_those_of_its_rows(values):
-    frame = pl.DataFrame({"a": values, "b": ["x"] * len(values)})
-    assert frame.select(frames.ids("a", "b"))["id"].to_list() == [content_id(v, "x") for v in values]
+@given(st.lists(texts.map(lambda t: t[:5]), min_size=1, max_size=5), st.sampled_from([1, frames.LONG]))
+def test_ids_and_seeds_of_a_column_are_those_of_its_rows(values, length):
+    other = "x" * length  # short texts and long ones are hashed by different libraries
+    frame = pl.DataFrame({"a": [*values, None], "b": [other] * (len(values) + 1)}, {"a": pl.String, "b": pl.String})
+    rows = frame.select(frames.ids("a", "b"), frames.seeds("a", "b"))
+    assert rows["id"].to_list() == [*(content_id(v, other) for v in values), None]
+    assert rows["seed"].to_list() == [*(seed_of(v, other) for v in values), None]
 
 
 @given(st.integers(0, 2**31 - 1), st.text(min_size=1), st.text(min_size=1))
