@@ -437,10 +437,14 @@ def test_a_smaller_share_of_errors_is_rows(made, flywheel):
     assert store.manifests(made, "r2")["generate"].metrics["response_errors"] == 1
 
 
-def test_half_a_character_is_no_reason_to_fail(made, flywheel):
-    with serving(lambda: reply("\ud800\x00 Answer: 3")) as url:
+def test_half_a_character_is_a_row_with_an_error(made, flywheel):
+    replies = iter(range(40))
+    with serving(lambda: reply("\x00 Answer: 3" if next(replies) != 7 else "\ud800 Answer: 3")) as url:
         serve_round(url)
         assert flywheel("stage", "generate", "r2")[0] == 0
+    errors = store.scan(made, "r2", "responses")[0].collect()["error"].drop_nulls().to_list()
+    assert len(errors) == 1
+    assert "surrogate" in errors[0], errors
     assert flywheel("stage", "judge", "r2")[0] == 75  # the server is gone
 
 
@@ -462,7 +466,7 @@ def test_a_part_that_is_not_what_was_written(made, refused, damage):
 
 def test_a_manifest_that_is_none(made, refused):
     Path("data/round=r2/manifests/generate.json").write_text("{")
-    for command in (["stage", "judge", "r2"], ["report"], ["sql", "select 1"]):
+    for command in (["stage", "judge", "r2"], ["report"], ["sql", "select count(*) from responses"]):
         refused(*command, words=["data/round=r2/manifests/generate.json: not a manifest"])
 
 
