@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import projects
+import pytest
 
 from tasks.core import store
 
@@ -29,7 +30,11 @@ PATIENCE = 300
 def ready(*modules: str) -> Iterator[None]:
     """A server of processes that have imported these modules. One that an earlier test left has other modules: it ends."""
     forkserver._forkserver._stop()
-    multiprocessing.get_context("forkserver").set_forkserver_preload([*modules, "faults"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", "tasks.__main__", *modules, "faults"])
+    with pytest.MonkeyPatch.context() as patch:
+        # Without it the server does not find `faults`, and each process imports it anew.
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
     try:
         yield
     finally:
@@ -101,8 +106,6 @@ def check_files(root: Path, *names: str) -> None:
 @contextmanager
 def small_disk(place: Path, megabytes: int) -> Iterator[Path]:
     """A file system of so many megabytes. Skips the test where this user may not mount one."""
-    import pytest
-
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "flywheel-test", str(place)]
     if sys.platform != "linux" or not shutil.which("mount"):

@@ -116,9 +116,10 @@ def test_a_damaged_page_is_told_by_name_and_no_round_fails_for_it(made, server):
     path = made / "mlflow.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("pragma wal_checkpoint(truncate)")
-    content = bytearray(path.read_bytes())
-    content[3 * 4096 :] = b"\xff" * (len(content) - 3 * 4096)
-    path.write_bytes(content)
+        [page] = connection.execute("select rootpage from sqlite_master where name = 'experiments'").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
     assert damage(path, every_page=True)
     text = record.record(made)
     assert "mlflow.db is damaged" in text and "move it away" in text
@@ -147,6 +148,43 @@ def test_a_log_that_is_left_of_a_removed_database_is_not_read_into_the_next(tmp_
     assert damage(tmp_path / "mlflow.db", every_page=True) is None
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         assert connection.execute("select name from experiments").fetchall() == [("Default",)]
+
+
+def test_artifacts_of_an_older_record_are_found_where_the_project_lies_now(tmp_path, server):
+    """An older version wrote the project's place into the addresses."""
+    old, place = tmp_path / "mlruns-of-mine" / "old", tmp_path / "new"
+    old.mkdir(parents=True)
+    assert faults.run(old, log_an_artifact, old) == 0
+    assert old.as_uri() in locations(old / "mlflow.db")["experiments"]
+    old.rename(place)
+    assert faults.run(place, read_the_artifact) == 0
+    found = locations(place / "mlflow.db")
+    assert "dvc:///mlruns" in found["experiments"] and old.as_uri() not in found["experiments"] + found["runs"]
+
+
+def log_an_artifact(old):
+    """As an older version recorded it."""
+    client = _connection.connect(Path())
+    experiment = client.create_experiment("mine", (old / "mlruns").as_uri())
+    client.log_text(client.create_run(experiment, run_name="r1").info.run_id, "a page", "page.html")
+
+
+def read_the_artifact():
+    from mlflow.artifacts import load_text
+
+    client = _connection.connect(Path())
+    [run] = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    with _connection.project_of(Path()):
+        assert load_text(f"{run.info.artifact_uri}/page.html") == "a page"
+
+
+def locations(path):
+    """Every address of artifacts, by table."""
+    with closing(sqlite3.connect(path)) as connection:
+        return {
+            table: str(connection.execute(f"select {column} from {table}").fetchall())
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+        }
 
 
 @pytest.mark.torture("`kill -9` while labels are stored", "every label but the last one, each line whole")
