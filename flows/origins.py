@@ -84,9 +84,13 @@ def _unframed(send: Send) -> Send:
 
 
 def guarded(create: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that makes an application, with `OwnPages` around what it makes."""
+    """A function that makes Prefect's application, with `OwnPages` around the one that is served (`final`). The server gets it
+    without, too, for requests to itself in its own process, as an automation's action is.
+    """
 
-    def make(*args: Any, **kwargs: Any) -> ASGIApp:
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("final"):
+            return create(*args, **kwargs)
         more = filter(None, map(str.strip, os.environ.get(HOSTS, "").split(",")))
         return OwnPages(create(*args, **kwargs), frozenset({*LOOPBACK, *more}))
 
