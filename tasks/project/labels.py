@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -26,7 +27,15 @@ def person(root: Path) -> str:
     where git knows nobody.
     """
     name, email = (_git_config(root, f"user.{key}") for key in ("name", "email"))
-    return " ".join(filter(None, [name, email and f"<{email}>"])) or getpass.getuser()
+    return " ".join(filter(None, [name, email and f"<{email}>"])) or user()
+
+
+def user() -> str:
+    """Name of the operating system's user. A container may run as a number that has none: `unnamed user 1000`."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"unnamed user {os.getuid()}"
 
 
 def _git_config(root: Path, key: str) -> str:
@@ -92,10 +101,14 @@ def _rewrite(root: Path, file: Path, change: Callable[[dict[tuple[str, ...], Lab
         change(rows)
         attributes = file.parent / ".gitattributes"
         if not attributes.exists():
-            attributes.write_text(MERGE, encoding="utf-8")
-        new = file.with_suffix(".new")
-        new.write_text("".join(_line(rows[key]) for key in sorted(rows)), encoding="utf-8")
-        new.replace(file)
+            _put(attributes, MERGE)
+        _put(file, "".join(_line(rows[key]) for key in sorted(rows)))
+
+
+def _put(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 def _line(label: Label) -> str:

@@ -1,6 +1,8 @@
 """People's labels: a table in git that two people can work on."""
 
 import json
+import os
+import pwd
 import subprocess
 
 import projects
@@ -8,7 +10,7 @@ import pytest
 
 from tasks.core import labels
 from tasks.core.errors import FlywheelError
-from tasks.project.labels import MAX_NOTE, file_of, person, write
+from tasks.project.labels import MAX_NOTE, file_of, person, user, write
 
 ADA, BOB = "Ada L <ada@example.org>", "Bob <bob@example.org>"
 
@@ -35,6 +37,18 @@ def test_a_person_has_one_label_of_a_row_and_a_file_of_their_own(tmp_path):
     assert {path.name for path in (tmp_path / labels.FOLDER).iterdir()} == {
         "ada@example.org.jsonl", "bob@example.org.jsonl", ".gitattributes"
     }  # fmt: skip
+
+
+def test_a_user_without_a_name_is_one_all_the_same(monkeypatch):
+    """As in a container that runs as a number."""
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert user() == f"unnamed user {os.getuid()}"
 
 
 def test_without_label_and_note_it_is_removed(tmp_path):

@@ -23,7 +23,6 @@ MLFLOW_TRACKING_URI sets the location; the default is mlflow.db at the project's
 """
 
 from datetime import UTC, datetime
-from getpass import getuser
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -34,6 +33,7 @@ from tasks.project import champion
 from tasks.project.champion import DECISION, LOOKS, Decision, decision, model_digest
 from tasks.project.edit import lock
 from tasks.project.freshness import absent_files
+from tasks.project.labels import user
 from tasks.project.params import Pipeline, load_params
 from tasks.views.record._connection import Unreachable, clear_errors, prepare, project_of, tracking_uri
 from tasks.views.record._page import log_page
@@ -80,6 +80,7 @@ def _recorded(root: Path, pipeline: Pipeline, absent: dict[str, list[str]]) -> R
     for block in pipeline.blocks.values():
         if block.name not in absent:
             recorder.add(block)
+    recorder.finish()
     return recorder
 
 
@@ -104,7 +105,7 @@ def promote(root: Path, name: str) -> str:
     digest = str(model_digest(root, name, store.manifests(root, name)))
     before = decision(root)
     if before is None or (before.round, before.digest) != (name, digest):
-        _write(root, Decision(round=name, digest=digest, when=_now(), by=getuser()))
+        _write(root, Decision(round=name, digest=digest, when=_now(), by=user()))
     try:
         alias = record(root, strict=True).rpartition("; ")[2]
     except Unreachable as error:

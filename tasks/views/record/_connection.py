@@ -17,7 +17,14 @@ from tasks.core.errors import FlywheelError, masked
 from tasks.core.store import DISK_FULL
 from tasks.project.edit import lock
 from tasks.views._dvc_addresses import PROJECT
-from tasks.views.record._database import ARTIFACTS, damaged_text, make_usable, sqlite_file, sqlite_uri
+from tasks.views.record._database import (
+    ARTIFACTS,
+    damaged_text,
+    make_artifacts_relative,
+    make_usable,
+    sqlite_file,
+    sqlite_uri,
+)
 
 DATABASE = "mlflow.db"
 SETTINGS = {
@@ -69,6 +76,8 @@ def connect(root: Path) -> Any:
     with lock(root, "mlflow"):
         if path := sqlite_file(uri):
             make_usable(path)
+            if path == (root / DATABASE).resolve():
+                make_artifacts_relative(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client

@@ -4,6 +4,7 @@ MLflow cannot use or repair the database of a process that was killed while it c
 neither in one transaction. So both are done in a file beside it, which is renamed when it is whole.
 """
 
+import re
 import sqlite3
 import sys
 from contextlib import closing
@@ -47,6 +48,19 @@ def make_usable(path: Path) -> None:
         _make(path)
     else:
         _bring_up_to_date(path)
+
+
+def make_artifacts_relative(path: Path) -> None:
+    """Makes the addresses of artifacts relative to the project, in whose folder `mlruns` they lie. An older version wrote the
+    place where the project was then.
+    """
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            select = f"select distinct {column} from {table} where {column} like 'file:%'"
+            for (uri,) in connection.execute(select).fetchall():
+                if old := re.match(r"file:.*/mlruns(?=/|$)", uri):
+                    new = ARTIFACTS + uri[old.end() :]
+                    connection.execute(f"update {table} set {column} = ? where {column} = ?", (new, uri))
 
 
 def _defect(path: Path) -> str | None:

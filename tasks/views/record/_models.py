@@ -27,23 +27,44 @@ KIND = "language model"
 
 
 class Models:
-    """The registered model of a campaign and the logged models of its experiment; both are read once, then updated."""
+    """The registered model of a campaign and the logged models of its experiment; both are read once, or, where not `whole`, of
+    each round that is asked for.
+    """
 
-    def __init__(self, root: Path, pipeline: Pipeline, client: Any, experiment: str, new: Counter[str]) -> None:
+    def __init__(
+        self, root: Path, pipeline: Pipeline, client: Any, experiment: str, new: Counter[str], whole: bool = True
+    ) -> None:
         self.root, self.pipeline, self.name = root, pipeline, pipeline.campaign.name
         self.client, self.experiment, self.new = client, experiment, new
-        self.logged = pages(lambda token: client.search_logged_models([experiment], page_token=token))
+        self.whole = whole
+        self.logged = self._search_logged("") if whole else []
         if not client.search_registered_models(f"name = '{self.name}'"):
             client.create_registered_model(self.name, description="The model after each round of the campaign.")
-        query = f"name = '{self.name}'"
-        self.versions = pages(lambda token: client.search_model_versions(query, page_token=token))
-        self.current: dict[str, Any] = {}
+        self.versions = self._search_versions("") if whole else []
+        self.current: dict[str, str] = {}
+        """The version of each base's or round's present model."""
+        self._read: set[str] = set()
+
+    def _search_logged(self, query: str) -> list[Any]:
+        return pages(lambda token: self.client.search_logged_models([self.experiment], query or None, page_token=token))
+
+    def _search_versions(self, query: str) -> list[Any]:
+        own = f"name = '{self.name}'{query}"
+        return pages(lambda token: self.client.search_model_versions(own, page_token=token))
+
+    def _read_round(self, name: str) -> None:
+        """Reads what MLflow has of a base's or round's models, unless everything was read."""
+        if not self.whole and name not in self._read:
+            self._read.add(name)
+            self.logged += self._search_logged(f"tags.round = '{name}'")
+            self.versions += self._search_versions(f" and tags.round = '{name}'")
 
     def log(self, block: Block, run: Any, manifests: Manifests) -> str | None:
         """Id of the logged model of a round, one for each digest; None before the round has a model."""
         digest = model_digest(self.root, block.name, manifests)
         if digest is None:
             return None
+        self._read_round(block.name)
         key = {"round": block.name, "digest": digest}
         logged = next((m for m in self.logged if {k: m.tags.get(k) for k in key} == key), None)
         if logged is None:
@@ -55,8 +76,10 @@ class Models:
             self.logged.append(logged)
         return str(logged.model_id)
 
-    def register(self, block: Block, run: Any, manifests: Manifests, model_id: str) -> None:
-        """Registers a version that refers to the round's model, one per digest; the round's other versions are superseded."""
+    def register(self, block: Block, run: Any, manifests: Manifests, model_id: str) -> str:
+        """Registers a version that refers to the round's model, one per digest, and returns it; the round's other versions are
+        superseded.
+        """
         digest = str(model_digest(self.root, block.name, manifests))
         text = describe(self.root, self.pipeline, block)
         version = self._version(block.name, digest)
@@ -72,9 +95,10 @@ class Models:
             self.new["versions"] += 1
         elif version.description != text:
             self.client.update_model_version(self.name, version.version, text)
-        self.current[block.name] = version
+        self.current[block.name] = str(version.version)
         for other in self.versions:
             self._mark_version(other, block.name, str(version.version))
+        return str(version.version)
 
     def _mark_version(self, other: Any, name: str, current: str) -> None:
         if other.tags.get("round") != name:
@@ -87,6 +111,7 @@ class Models:
 
     def _version(self, name: str, digest: str) -> Any | None:
         """The version of a round's model. One with an older kind of source cannot be downloaded and counts as another one."""
+        self._read_round(name)
         key = (name, digest)
         return next(
             (
@@ -103,7 +128,7 @@ class Models:
         """
         aliases = self.client.get_registered_model(self.name).aliases
         before = str(aliases.get(ALIAS, ""))
-        was = next((v.tags["round"] for v in self.versions if str(v.version) == before), "")
+        was = str(self.client.get_model_version(self.name, before).tags.get("round", "")) if before else ""
         choice = decision(self.root)
         if not choice and (lacking := [t for texts in absent.values() for t in texts] or self._lost(was)):
             more = f" and {len(lacking) - 1} more" if lacking[1:] else ""
@@ -114,12 +139,12 @@ class Models:
         name = choice.round if choice else champion.first_champion(results)
         if name is None:
             return "no model to promote yet"
-        version = self._version(name, choice.digest) if choice else self.current.get(name)
-        if version is None:
+        promoted = self._version(name, choice.digest) if choice else None
+        now = str(promoted.version) if promoted else "" if choice else self.current.get(name, "")
+        if not now:
             return (
                 f"{ALIAS} stays as it is: {name} no longer has the promoted model; run `flywheel promote ROUND` again"
             )
-        now = str(version.version)
         if before != now:
             self.client.set_registered_model_alias(self.name, ALIAS, now)
         by = f"by {choice.by}'s decision" if choice else "by the gates' decision"

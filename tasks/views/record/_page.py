@@ -16,8 +16,11 @@ def log_page(root: Path, recorder: Recorder) -> list[str]:
     """
     from tasks.views.page import keep
 
-    last = next(reversed(recorder.current.values()), None)
-    if last is None or (DIGEST in last.data.tags and not recorder.new.total()):
+    recorded = next(reversed(recorder.recorded.values()), None)
+    if recorded is None:
+        return []
+    last = recorder.client.get_run(recorded.run)
+    if DIGEST in last.data.tags and not recorder.new.total():
         return []
     try:
         page = keep(root)

@@ -25,6 +25,7 @@ from tasks.views.record._facts import (
     totals,
 )
 from tasks.views.record._figures import figures
+from tasks.views.record._memory import Memory, Recorded, state
 from tasks.views.record._models import Models, pages
 from tasks.views.record._review import Review
 from tasks.views.record._traces import Traces
@@ -38,18 +39,25 @@ METRICS_PER_CALL, PARAMS_PER_CALL = 900, 100
 
 
 class Recorder:
-    """Reads the experiment and registered model of a campaign once, then updates them."""
+    """Updates the experiment and registered model of a campaign. Where it remembers what was recorded, it asks MLflow about the
+    rounds that changed alone; else it reads both once.
+    """
 
     def __init__(self, root: Path, pipeline: Pipeline) -> None:
         self.root, self.pipeline, self.name = root, pipeline, pipeline.campaign.name
         self.client = connect(root)
         self.experiment = self._experiment()
-        self.runs = pages(lambda token: self.client.search_runs([self.experiment], max_results=1000, page_token=token))
+        self.memory = Memory.read(root, self.client.get_experiment(self.experiment).tags)
+        self._runs: dict[str, list[Any]] = {}
+        if not self.memory.rounds:
+            for run in self._search(None):
+                self._runs.setdefault(run.data.tags.get("round", ""), []).append(run)
         self.new = Counter[str]()
-        self.current: dict[str, Any] = {}
+        self.recorded: dict[str, Recorded] = {}
+        """What is in MLflow of each base and round that is whole."""
         self.traces = Traces(tracking_uri(root), self.experiment)
         self.review = Review(self.traces.client, self.experiment)
-        self.models = Models(root, pipeline, self.client, self.experiment, self.new)
+        self.models = Models(root, pipeline, self.client, self.experiment, self.new, not self.memory.rounds)
 
     def _experiment(self) -> str:
         experiment = self.client.get_experiment_by_name(self.name)
@@ -62,6 +70,23 @@ class Recorder:
             )
         return str(experiment.experiment_id)
 
+    def _search(self, name: str | None) -> list[Any]:
+        """The runs of a base or round and of its stages; those of all without a name."""
+        query = "" if name is None else f"tags.round = '{name}'"
+        return pages(
+            lambda token: self.client.search_runs([self.experiment], query, max_results=1000, page_token=token)
+        )
+
+    def runs(self, name: str) -> list[Any]:
+        """The runs of a base or round and of its stages."""
+        if name not in self._runs:
+            self._runs[name] = self._search(name) if self.memory.rounds else []
+        return self._runs[name]
+
+    def finish(self) -> None:
+        """Remembers what is recorded."""
+        self.memory.renew(self.root, self.client, self.experiment, self.memory.rounds | self.recorded)
+
     # A round
 
     def add(self, block: Block) -> None:
@@ -69,6 +94,17 @@ class Recorder:
         manifests = consistent_manifests(self.root, block)
         if not manifests:
             return
+        content = state(self.root, self.pipeline, block, manifests, self._number(block))
+        known = self.memory.rounds.get(block.name)
+        if known is None or known.state != content:
+            run, version = self._add(block, manifests)
+            known = Recorded(state=content, run=run.info.run_id, version=version)
+        elif known.version:
+            self.models.current[block.name] = known.version
+        self.recorded[block.name] = known
+
+    def _add(self, block: Block, manifests: Manifests) -> tuple[Any, str | None]:
+        """The run of a round's results, and its version of the model."""
         digests = {stage: identity(manifest) for stage, manifest in manifests.items()}
         run = self._compatible(block.name, digests) or self._begin(block, manifests)
         model = self.models.log(block, run, manifests)
@@ -87,25 +123,25 @@ class Recorder:
         if not missing and len(manifests) == len(stages_of(block)):
             self._price(run, block, manifests)
         self._supersede(block.name, run)
+        version = None
         if model:
             self._name_model(run, model, self._number(block))
-            self.models.register(block, run, manifests, model)
+            version = self.models.register(block, run, manifests, model)
         self._show(block, run, manifests, model)
-        self.current[block.name] = run
+        return run, version
 
     def _compatible(self, name: str, digests: dict[str, str]) -> Any | None:
         """The run of a round whose stages all have these results; of several the one with the most stages."""
         candidates = []
-        for run in self.runs:
-            if run.data.tags.get("round") != name or "stage" in run.data.tags:
-                continue
+        for run in (r for r in self.runs(name) if "stage" not in r.data.tags):
             tags = [c.data.tags for c in self._children(run)]
             if all(digests.get(t["stage"], t["digest"]) == t["digest"] for t in tags):
                 candidates.append((len(tags), run.info.start_time, run.info.run_id, run))
         return max(candidates, default=(None,))[-1]
 
     def _children(self, run: Any) -> list[Any]:
-        return [r for r in self.runs if r.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        runs = self.runs(run.data.tags["round"])
+        return [r for r in runs if r.data.tags.get("mlflow.parentRunId") == run.info.run_id]
 
     def _begin(self, block: Block, manifests: Manifests) -> Any:
         tags = {"round": block.name, "parent": block.parent or "", "base": block.base, "recipe": block.recipe or ""}
@@ -127,7 +163,7 @@ class Recorder:
 
     def _create(self, name: str, started: str, tags: dict[str, str]) -> Any:
         run = self.client.create_run(self.experiment, start_time=milliseconds(started), tags=tags, run_name=name)
-        self.runs.append(run)
+        self.runs(tags["round"]).append(run)
         return run
 
     def _log(self, run: str, facts: Facts, model: str | None = None) -> None:
@@ -206,10 +242,8 @@ class Recorder:
     def _supersede(self, name: str, run: Any) -> None:
         """Tags every other run of the round with the current one."""
         current = run.info.run_id
-        for other in self.runs:
+        for other in self.runs(name):
             tags = other.data.tags
-            if tags.get("round") != name:
-                continue
             is_old, mark = current not in (other.info.run_id, tags.get("mlflow.parentRunId")), tags.get("superseded_by")
             if is_old and mark != current:
                 self.client.set_tag(other.info.run_id, "superseded_by", current)
