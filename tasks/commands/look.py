@@ -123,12 +123,19 @@ def report(
             "what the last round changed.",
         ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="Show every round, not only bases, the ones in force and the newest 16.")
+    ] = False,
 ) -> None:
     """The table of the rounds: accuracy by level, judges, rows, tokens, seconds."""
-    from tasks.views import page
-    from tasks.views.report import show
+    if html:
+        from tasks.views import page
 
-    page.show(ROOT, html) if html else show(ROOT)
+        page.show(ROOT, html)
+    else:
+        from tasks.views.report import show
+
+        show(ROOT, whole=whole)
 
 
 @app.command(rich_help_panel="Look")

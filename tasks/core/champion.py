@@ -25,7 +25,7 @@ what a paired test on 350 items needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,11 +49,23 @@ class Candidate:
     name: str
     promoted: bool
     """By its gates. Without meaning for a base."""
-    rates: pl.DataFrame
-    """item, rate: mean score of each item's answers, in [0, 1], null without one. An optional third column `unscored` is the
+    rates: pl.DataFrame | None = None
+    """None where `compare` of `elect` has them. item, rate: mean score of each item's answers, in [0, 1], null without one. An optional third column `unscored` is the
     share of its answers that have no score: the engine failed, or nobody could check or grade them."""
     digest: str = ""
     """Of the answers: the same round that is run again with other answers is another test."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A paired test of a round against a champion."""
+
+    items: int
+    """Answered by both."""
+    delta: float
+    """Mean difference of the rates; 0 without items."""
+    p: float
+    """One-sided, of the round being no better; 1 without items."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,26 @@ class Election:
     """Looks of the past that were at other rounds, other answers or against another champion, and that are paid for."""
 
 
-def elect(base: str, candidates: Sequence[Candidate], alpha: float = 0.05, earlier: Sequence[Test] = ()) -> Election:
+def compare(champion: Candidate, candidate: Candidate) -> Compared:
+    """Tests a round against the champion before it on the items that both answered.
+
+    Raises:
+        ValueError: where one of them has no rates.
+    """
+    if champion.rates is None or candidate.rates is None:
+        raise ValueError(f"{champion.name} and {candidate.name} need rates to be compared")
+    rates = paired(champion.rates, candidate.rates)
+    delta = float((rates["child"] - rates["parent"]).mean() or 0.0)  # type: ignore[arg-type]
+    return Compared(len(rates), delta, signed_rank(rates, "greater"))
+
+
+def elect(
+    base: str,
+    candidates: Sequence[Candidate],
+    alpha: float = 0.05,
+    earlier: Sequence[Test] = (),
+    compare: Callable[[Candidate, Candidate], Compared] = compare,
+) -> Election:
     """The champion among a base and its evaluated rounds; the base where no round wins.
 
     Args:
@@ -95,6 +126,7 @@ def elect(base: str, candidates: Sequence[Candidate], alpha: float = 0.05, earli
             as a look whether it was promoted or not, but only a promoted one can win.
         alpha: Chance that any round without a gain ever wins.
         earlier: Every test of the past, in the order in which they were first made: the k-th of them is look k.
+        compare: Tests a candidate (the second) against the champion before it.
 
     Raises:
         ValueError: when the base is not among the candidates.
@@ -107,7 +139,7 @@ def elect(base: str, candidates: Sequence[Candidate], alpha: float = 0.05, earli
     for candidate in (c for c in candidates if c.name != base):
         test = (candidate.name, candidate.digest, champion.name, champion.digest)
         k = numbers.setdefault(test, len(numbers) + 1)
-        looks.append(_look(candidate, champion, level(k, alpha), test))
+        looks.append(_look(candidate, champion, level(k, alpha), test, compare(champion, candidate)))
         champion = candidate if looks[-1].won else champion
     return Election(champion.name, tuple(looks), len(past - {look.test for look in looks}))
 
@@ -117,25 +149,21 @@ def level(k: int, alpha: float = 0.05) -> float:
     return alpha * SPREAD / ((k + SPREAD - 1) * (k + SPREAD))
 
 
-def _look(candidate: Candidate, champion: Candidate, alpha: float, test: Test) -> Look:
-    rates = paired(champion.rates, candidate.rates)
-    delta = float((rates["child"] - rates["parent"]).mean() or 0.0)  # type: ignore[arg-type]
-    p = signed_rank(rates, "greater")
-    obstacle = _obstacle(candidate, champion, rates, delta, p > alpha)
+def _look(candidate: Candidate, champion: Candidate, alpha: float, test: Test, result: Compared) -> Look:
+    items, delta, p = result.items, result.delta, result.p
+    obstacle = _obstacle(candidate, champion, result, by_chance=p > alpha)
     place = "above" if p > alpha else "within"
     gain = f"{points(delta)} against {champion.name}, p {p:.2g} {place} this look's level, {alpha:.2g}"
     reason = f"{obstacle}; {gain}" if obstacle else gain
-    return Look(candidate.name, champion.name, len(rates), delta, p, alpha, obstacle is None, reason, test)
+    return Look(candidate.name, champion.name, items, delta, p, alpha, obstacle is None, reason, test)
 
 
-def _obstacle(
-    candidate: Candidate, champion: Candidate, rates: pl.DataFrame, delta: float, by_chance: bool
-) -> str | None:
+def _obstacle(candidate: Candidate, champion: Candidate, result: Compared, by_chance: bool) -> str | None:
     if not candidate.promoted:
         return "not promoted by its gates"
-    if rates.is_empty():
+    if not result.items:
         return f"no item was answered by both {candidate.name} and {champion.name}"
-    if delta <= 0:  # ranks can say better where the mean says worse
+    if result.delta <= 0:  # ranks can say better where the mean says worse
         return "no gain"
     return "the gain may be chance" if by_chance else None
 
@@ -166,7 +194,9 @@ def signed_rank(rates: pl.DataFrame, alternative: str) -> float:
     """p of Wilcoxon's signed-rank test (1945) that `child` is not `alternative` than `parent`; unchanged items are left
     out; 1 when no item changed.
     """
+    difference = (rates["child"] - rates["parent"]).round(DIGITS).to_numpy()
+    if not difference.any():
+        return 1.0
     from scipy.stats import wilcoxon
 
-    difference = (rates["child"] - rates["parent"]).round(DIGITS).to_numpy()
-    return float(wilcoxon(difference, alternative=alternative).pvalue) if difference.any() else 1.0
+    return float(wilcoxon(difference, alternative=alternative).pvalue)

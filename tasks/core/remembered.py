@@ -34,16 +34,16 @@ def verify(root: Path, outputs: Outputs) -> None:
     Raises:
         StoreError: naming the first file that is missing, cut short or changed.
     """
-    for damage in damages(root, outputs):
+    for _, damage in damages(root, outputs):
         raise StoreError(damage)
 
 
-def damages(root: Path, outputs: Outputs) -> Iterator[str]:
-    """What is wrong with the parts of these outputs, a text for each file."""
+def damages(root: Path, outputs: Outputs) -> Iterator[tuple[Path, str]]:
+    """What is wrong with the parts of these outputs: each such file, and a text about it."""
     parts = [(store.part_path(place, part), part) for place, output in outputs for part in output.parts]
     whole = {path: stat for path, part in parts if (stat := _stamp(path)) and stat[0] == part.bytes}
     known = _digests(root, whole)
-    yield from (text for path, part in parts if (text := store.damage(path, part, known.get(path))))
+    yield from ((path, text) for path, part in parts if (text := store.damage(path, part, known.get(path))))
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -54,6 +54,18 @@ def round_folder(root: Path, name: str) -> Path:
     return root / "data" / f"{ROUND}{name}"
 
 
+def round_of(path: Path) -> str:
+    """The round or base among whose outputs a file lies.
+
+    Raises:
+        ValueError: when it is among none.
+    """
+    folder = next((part for part in reversed(path.parts) if part.startswith(ROUND)), None)
+    if folder is None:
+        raise ValueError(f"{path} is no round's")
+    return folder.removeprefix(ROUND)
+
+
 # Reading
 
 
@@ -61,14 +73,23 @@ def manifests(root: Path, name: str) -> dict[str, Manifest]:
     """The manifests of a round by stage. Moves committed versions into place first."""
     folder = round_folder(root, name)
     recover(folder)
-    paths = sorted((folder / "manifests").glob("*.json"))
-    return {p.stem: read_manifest(p) for p in paths}
+    place = folder / "manifests"
+    stages = sorted(file.removesuffix(".json") for file in _names(place) if file.endswith(".json"))
+    return {stage: read_manifest(place / f"{stage}.json") for stage in stages}
 
 
 def lost_manifests(root: Path, name: str, made: Iterable[str]) -> list[str]:
     """Stages of a round that ran, for their metrics are there, and that are not among `made`, those with a manifest."""
-    metrics = (p.stem for p in (round_folder(root, name) / "metrics").glob("*.json"))
-    return sorted(set(metrics) - set(made))
+    files = _names(round_folder(root, name) / "metrics")
+    return sorted({file.removesuffix(".json") for file in files if file.endswith(".json")} - set(made))
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none where there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -307,7 +328,8 @@ def recover(place: Path) -> None:
     """Moves committed versions into place, unless another process does so first. The lock's holder may be the next run of
     the stage, which takes hours, so this waits until `ready` is gone and not for the lock.
     """
-    for ready in place.glob(".staging/*/ready"):
+    staging = place / ".staging"
+    for ready in (staging / stage / "ready" for stage in _names(staging) if os.path.isdir(f"{staging}/{stage}/ready")):
         while ready.is_dir():
             with suppress(Timeout), FileLock(ready.parent / "lock", timeout=PAUSE):
                 _roll_forward(place, ready.parent)

@@ -14,17 +14,23 @@ A promotion is a decision as that of `flywheel promote`. A model that was refuse
 campaign's next round, until somebody promotes it; run again, the round has another model, about which nothing was said.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 
 from tasks.core import models, store
-from tasks.core.champion import Candidate, Election, Look, Test, elect
+from tasks.core.champion import Candidate, Compared, Election, Look, Test, compare, elect
 from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
 from tasks.core.stage import stages
@@ -38,6 +44,9 @@ ALPHA = 0.05
 DECISION = Path("data/decisions/champion.yaml")
 LOOKS = Path("data/decisions/looks.jsonl")
 ANSWERS = Path("data/decisions/answers.yaml")
+TESTS = Path(".flywheel/tests.json")
+"""Results of tests of champions, remembered; may be deleted at any time."""
+COMPARING = ("tasks.core.champion", "tasks.gate")
 Manifests = dict[str, Manifest]
 
 
@@ -192,9 +201,9 @@ def champion(root: Path, pipeline: Pipeline, base: str) -> Election:
     return _State(root, pipeline).election(base)
 
 
-def elections(root: Path, pipeline: Pipeline) -> dict[str, Election]:
-    """The election of every base that has a model."""
-    state = _State(root, pipeline)
+def elections(root: Path, pipeline: Pipeline, current: Plans | None = None) -> dict[str, Election]:
+    """The election of every base that has a model. `current` are today's plans, where the caller has them."""
+    state = _State(root, pipeline, current)
     return {n: state.election(n) for n, b in pipeline.blocks.items() if b.is_base and model(state.manifests[n])}
 
 
@@ -290,16 +299,18 @@ def model_digest(root: Path, name: str, manifests: Manifests) -> str | None:
 class _State:
     """Current outputs of every base and round, and whether they match params.yaml and their ancestors."""
 
-    def __init__(self, root: Path, pipeline: Pipeline) -> None:
+    def __init__(self, root: Path, pipeline: Pipeline, current: Plans | None = None) -> None:
         self.root, self.pipeline = root, pipeline
+        self._rates: dict[str, pl.DataFrame] = {}
         self.manifests = {name: consistent_manifests(root, block) for name, block in pipeline.blocks.items()}
         self.digests = {
             name: {k: o.digest for m in manifests.values() for k, o in m.outputs.items()}
             for name, manifests in self.manifests.items()
         }
-        current = plans(root, pipeline)
+        current = plans(root, pipeline) if current is None else current
         self.ledger = ledger(root)
-        self.refused = {name: answer for name in pipeline.rounds if (answer := _refusal(root, name))}
+        asked = {answer.round for answer in answers(root)}
+        self.refused = {n: answer for n in pipeline.rounds if n in asked and (answer := _refusal(root, n))}
         self.current = {name for name in pipeline.blocks if self._is_current(name, current)}
 
     def _is_current(self, name: str, current: Plans) -> bool:
@@ -323,7 +334,9 @@ class _State:
             return Election(base, ())
         rounds = [n for n, b in self.pipeline.rounds.items() if b.base == base and self._is_eligible(n)]
         earlier = [entry.test for entry in self.ledger if entry.base == base]
-        election = elect(base, [self._candidate(name) for name in (base, *rounds)], ALPHA, earlier)
+        candidates = [self._candidate(name) for name in (base, *rounds)]
+        with remembered_tests(self.root) as tests:
+            election = elect(base, candidates, ALPHA, earlier, partial(self._compare, tests))
         return replace(election, looks=tuple(self._with_person(look) for look in election.looks))
 
     def _with_person(self, look: Look) -> Look:
@@ -348,9 +361,47 @@ class _State:
         member, split = (
             (options.member, options.split) if isinstance(options, GateOptions) else ("answers", "validation")
         )
-        evals = store.read(self.root, name, "evals").lazy().filter(member=member)
-        digest = f"{self.digests[name]['evals']}/{member}/{split}"
-        return Candidate(name, promoted, per_item(evals, "sampled", split), digest)
+        return Candidate(name, promoted, digest=f"{self.digests[name]['evals']}/{member}/{split}")
+
+    def _compare(self, tests: dict[str, Compared], champion: Candidate, candidate: Candidate) -> Compared:
+        """A test of two tables of answers; one that is remembered is not made again."""
+        key = f"{champion.digest} {candidate.digest}"
+        if key not in tests:
+            tests[key] = compare(self._with_rates(champion), self._with_rates(candidate))
+        return tests[key]
+
+    def _with_rates(self, candidate: Candidate) -> Candidate:
+        if candidate.digest not in self._rates:
+            _, member, split = candidate.digest.rsplit("/", 2)
+            evals = store.read(self.root, candidate.name, "evals").lazy().filter(member=member)
+            self._rates[candidate.digest] = per_item(evals, "sampled", split)
+        return replace(candidate, rates=self._rates[candidate.digest])
+
+
+@contextmanager
+def remembered_tests(root: Path) -> Iterator[dict[str, Compared]]:
+    """The tests that were made before, by the digests of what was compared; keeps those that are added. Of another version of
+    the code that tests nothing is remembered, nor of a file that cannot be read.
+    """
+    path, code = root / TESTS, _code()
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before = TypeAdapter(dict[str, Compared]).validate_python(kept["tests"]) if kept["code"] == code else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        before = {}
+    tests = dict(before)
+    yield tests
+    if tests != before:
+        with suppress(OSError):  # a full or read-only disk: they will be made again
+            path.parent.mkdir(exist_ok=True)
+            new = path.with_name(f"{path.name}.{os.getpid()}.new")
+            new.write_text(json.dumps({"code": code, "tests": {k: asdict(v) for k, v in tests.items()}}))
+            new.replace(path)
+
+
+def _code() -> str:
+    """Digest of the code that compares answers."""
+    return store.digest((m, store.sha256(Path(str(sys.modules[m].__file__)))) for m in COMPARING)
 
 
 def _without_code(plan: Plan) -> Plan:

@@ -1,8 +1,11 @@
 """What the table of the rounds is made of: manifests, measures, decisions and costs of each base and round."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from tasks.core import remembered, store
 from tasks.core.champion import Election
@@ -10,6 +13,7 @@ from tasks.project.champion import decision, model_digest
 from tasks.project.costs import Costs, Prices, of
 from tasks.project.freshness import absent_files, stale_stages
 from tasks.project.params import Block, Pipeline, stages_of
+from tasks.project.plan import Plans
 from tasks.views._labels import by_round
 
 UNKNOWN = "–"
@@ -57,58 +61,118 @@ class Facts:
         return {k: v for m in self.stages.values() for k, v in m.metrics.items()}
 
 
-def gather(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
-    """Facts of every base and round that has at least one manifest, parents first."""
-    return [facts for facts in every_block(root, pipeline, results) if facts.stages]
+def gather(
+    root: Path,
+    pipeline: Pipeline,
+    results: Mapping[str, Election],
+    current: Plans | None = None,
+    measured: Container[str] | None = None,
+) -> list[Facts]:
+    """Facts of every base and round that has at least one manifest, parents first; as `every_block`."""
+    return [facts for facts in every_block(root, pipeline, results, current, measured) if facts.stages]
 
 
-def every_block(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> list[Facts]:
-    """Facts of every base and round, parents first."""
-    stale, absent = stale_stages(root, pipeline), absent_files(root, pipeline)
+def every_block(
+    root: Path,
+    pipeline: Pipeline,
+    results: Mapping[str, Election],
+    current: Plans | None = None,
+    measured: Container[str] | None = None,
+) -> list[Facts]:
+    """Facts of every base and round, parents first. `current` are today's plans, where the caller has them. Of the blocks that
+    are not among `measured` no table is read: they have no measures, decisions and labels.
+    """
+    stale, absent = stale_stages(root, pipeline, current), absent_files(root, pipeline)
     standing = {election.champion: "champion" for election in results.values()}
     people = by_round(root)
     if choice := decision(root):
         standing[choice.round] = f"by {choice.by}"
+    blocks = pipeline.blocks
+    read = [block for name, block in blocks.items() if measured is None or name in measured]
+    facts = {name: Facts(block, _in_order(root, block)) for name, block in blocks.items()}
+    facts |= {f.block.name: f for f in facts_of_all(root, read, pipeline.prices, facts)}
+    changed = _changed(root, facts.values())
     return [
         replace(
-            facts_of(root, block, pipeline.prices),
+            each,
             stale=stale.get(name, {}),
-            absent=(*absent.get(name, ()), *_lost(root, name)),
-            changed=tuple(_changed(root, name)),
+            absent=(*absent.get(name, ()), *_lost(root, name, each.stages)),
+            changed=tuple(changed.get(name, ())),
             standing=standing.get(name, ""),
             people={label: _percent(asdict(measure)) for label, measure in people.get(name, {}).items()},
         )
-        for name, block in pipeline.blocks.items()
+        for name, each in facts.items()
     ]
 
 
-def _lost(root: Path, name: str) -> list[str]:
+def _in_order(root: Path, block: Block) -> dict[str, store.Manifest]:
+    manifests = store.manifests(root, block.name)
+    return {s.name: manifests[s.name] for s in stages_of(block) if s.name in manifests}
+
+
+def _lost(root: Path, name: str, made: Iterable[str]) -> list[str]:
     """Manifests whose stage has run, for its metrics are there."""
     place = store.round_folder(root, name) / "manifests"
-    return [str(place / f"{stage}.json") for stage in store.lost_manifests(root, name, store.manifests(root, name))]
+    return [str(place / f"{stage}.json") for stage in store.lost_manifests(root, name, made)]
 
 
-def _changed(root: Path, name: str) -> Iterator[str]:
-    """What `flywheel verify` would find in the bytes of a round's tables. Files that have not changed since they were last
-    read are not read again; those of models are left to `verify`.
+def _changed(root: Path, every: Iterable[Facts]) -> dict[str, list[str]]:
+    """What `flywheel verify` would find in the bytes of tables, by base or round. Files that have not changed since they were
+    last read are not read again; those of models are left to `verify`.
     """
-    place, made = store.round_folder(root, name), store.manifests(root, name).values()
-    tables = [(place / out, output) for m in made for out, output in m.outputs.items() if output.kind == "table"]
-    return (text for text in remembered.damages(root, tables) if store.CHANGED in text)
+    tables = [
+        (store.round_folder(root, facts.block.name) / out, output)
+        for facts in every
+        for m in facts.stages.values()
+        for out, output in m.outputs.items()
+        if output.kind == "table"
+    ]
+    found: dict[str, list[str]] = {}
+    for path, text in remembered.damages(root, tables):
+        if store.CHANGED in text:
+            found.setdefault(store.round_of(path), []).append(text)
+    return found
 
 
 def facts_of(root: Path, block: Block, prices: Prices | None = None) -> Facts:
     """Facts of one base or round, without its staleness and standing."""
-    manifests = store.manifests(root, block.name)
-    in_order = {s.name: manifests[s.name] for s in stages_of(block) if s.name in manifests}
-    measures = {(r["name"], r["level"]): _percent(r) for r in _rows(root, block.name, "measures")}
-    decisions = {r["gate"]: (r["passed"], r["reason"] or "") for r in _rows(root, block.name, "decisions")}
-    model = model_digest(root, block.name, manifests)
-    return Facts(block, in_order, measures, decisions, model, costs=of(in_order.values(), prices))
+    return facts_of_all(root, [block], prices, {block.name: Facts(block, _in_order(root, block))})[0]
 
 
-def _rows(root: Path, name: str, table: str) -> Iterable[dict[str, object]]:
-    return store.read(root, name, table).iter_rows(named=True) if store.has(root, name, table) else ()
+def facts_of_all(root: Path, blocks: Sequence[Block], prices: Prices | None, known: Mapping[str, Facts]) -> list[Facts]:
+    """Facts of some bases and rounds, of which manifests are known, without staleness and standing. Their tables are read
+    together.
+    """
+    names = [block.name for block in blocks]
+    measures, decisions = store.steady(root, names, lambda: [_rows(root, names, t) for t in ("measures", "decisions")])
+    return [
+        replace(
+            known[name],
+            measures={(r["name"], r["level"]): _percent(r) for r in measures.get(name, ())},
+            decisions={r["gate"]: (r["passed"], r["reason"] or "") for r in decisions.get(name, ())},
+            model=model_digest(root, name, known[name].stages),
+            costs=of(known[name].stages.values(), prices),
+        )
+        for name in names
+    ]
+
+
+def _rows(root: Path, names: Iterable[str], table: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a checked table of each round that has it, in their order."""
+    manifests = {name: store.manifests(root, name) for name in names}
+    outputs = ((n, m.outputs[table]) for n, made in manifests.items() for m in made.values() if table in m.outputs)
+    found = [(name, store.round_folder(root, name) / table, output) for name, output in outputs]
+    remembered.verify(root, [(place, output) for _, place, output in found])
+    scans = [
+        pl.scan_parquet([place / part.file for part in output.parts], glob=False).select(
+            pl.lit(name).alias("round"), pl.all()
+        )
+        for name, place, output in found
+    ]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in pl.concat(scans, how="diagonal_relaxed").collect().iter_rows(named=True) if scans else ():
+        rows.setdefault(row["round"], []).append(row)
+    return rows
 
 
 def _percent(row: dict[str, object]) -> Cell:

@@ -5,7 +5,7 @@ left out; then the table is split into several.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -14,50 +14,84 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tasks.core import store
 from tasks.core.champion import Election, Look
 from tasks.project.champion import decision, elections
 from tasks.project.costs import amount
 from tasks.project.params import Block, Pipeline, load_params, stages_of
+from tasks.project.plan import plans
 from tasks.views._diff_text import plain
 from tasks.views._report_facts import Cell, Facts, every_block, facts_of, gather
 from tasks.views._report_rows import ACCURACIES, AT_K, SHORT, Group, Line, decided, groups
 
 DEFAULT_WIDTH = 120
 GAP = 2
+NEWEST = 16
+"""Rounds that the table shows beside bases and the rounds in force, where it is not asked for all; lines of one kind below it."""
+DEPTH = 5
+"""Levels of the tree of rounds; deeper rounds stand below each other and name their parents."""
 MAX_NAMED = 3
 """Stages of one cause that are named."""
 CAPTION = "Accuracies in percent, on frozen sets, with 95 % intervals. Seconds of a stage exclude its process start-up."
 
 
-def show(root: Path, console: Console | None = None) -> None:
-    """Prints the table of the rounds."""
+def show(root: Path, console: Console | None = None, whole: bool = False) -> None:
+    """Prints the table of the rounds: bases, rounds in force and the `NEWEST` that were made last, or with `whole` all."""
     console = console or _console()
     pipeline = load_params(root)
-    results = elections(root, pipeline)
-    rounds = gather(root, pipeline, results)
-    if not rounds:
+    current = plans(root, pipeline)
+    results = elections(root, pipeline, current)
+    names = None if whole else _shown(root, pipeline, results)
+    every = gather(root, pipeline, results, current, names)
+    if not every:
         console.print("Nothing has been made yet; `flywheel campaign` runs the rounds of params.yaml.")
         return
+    rounds = [facts for facts in every if names is None or facts.block.name in names]
     for table in tables(rounds, console.width):
         console.print(table)
-    lines = [*outdated(rounds), *decisions(rounds), *champions(root, results), *warnings(rounds), CAPTION]
-    _print_dim(console, lines)
+    champion_lines = champions(root, results, names)
+    lines = [*outdated(every), *decisions(rounds), *champion_lines, *warnings(rounds)]
+    left_out = len(every) - len(rounds)
+    _print_dim(console, [*lines, CAPTION, *([_left_out(left_out)] if left_out else [])])
+
+
+def _shown(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> set[str]:
+    """The bases, the rounds in force, and the last rounds that were made."""
+    made = [name for name in pipeline.rounds if any((store.round_folder(root, name) / "manifests").glob("*.json"))]
+    choice = decision(root)
+    in_force = [election.champion for election in results.values()] + ([choice.round] if choice else [])
+    return {name for name, block in pipeline.blocks.items() if block.is_base} | {*in_force, *made[-NEWEST:]}
+
+
+def _left_out(count: int) -> str:
+    rounds = "1 earlier round is" if count == 1 else f"{count} earlier rounds are"
+    return f"{rounds} not shown; `flywheel report --all` shows every round, `flywheel round list` a line for each."
 
 
 def show_tree(root: Path, console: Console | None = None) -> None:
     """Prints bases and rounds as a tree: stages, staleness, accuracy, decision, champion, model; then the reasons."""
     console = console or _console()
     pipeline = load_params(root)
-    results = elections(root, pipeline)
-    rounds = every_block(root, pipeline, results)
+    current = plans(root, pipeline)
+    results = elections(root, pipeline, current)
+    rounds = every_block(root, pipeline, results, current)
     nodes: dict[str, Tree] = {}
+    places: dict[str, list[Tree]] = {}  # each with the nodes that it lies below
     for facts in rounds:
-        text, parent = _node_text(facts), facts.block.parent
-        nodes[facts.block.name] = nodes[parent].add(text) if parent else Tree(text, guide_style="dim")
+        name, parent = facts.block.name, facts.block.parent
+        above = [*places[parent], nodes[parent]] if parent else []
+        deep = len(above) > DEPTH
+        above = above[:DEPTH]
+        text = _node_text(facts, str(parent) if deep else "")
+        nodes[name] = above[-1].add(text) if above else Tree(text, guide_style="dim")
+        places[name] = above
     for facts in rounds:
         if facts.block.is_base:
             console.print(nodes[facts.block.name])
-    _print_dim(console, [*outdated(rounds), *champions(root, results)])
+    names = _shown(root, pipeline, results)
+    _print_dim(console, [*outdated(rounds), *champions(root, results, names)])
+    if left_out := sum(look.name not in names for election in results.values() for look in election.looks):
+        _print_dim(console, [f"tests of {left_out} earlier rounds are not shown; `flywheel report --all` has all"])
 
 
 def refusal(root: Path, block: Block) -> str | None:
@@ -122,7 +156,8 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else DEFAULT_WIDTH)
 
 
-def _node_text(facts: Facts) -> Text:
+def _node_text(facts: Facts, parent: str) -> Text:
+    """A line of the tree; `parent` where the line does not stand below its parent's."""
     parts: list[tuple[str, str]] = [(f"{len(facts.stages)} of {len(stages_of(facts.block))} stages", "")]
     if facts.absent:
         parts.append((f"{len(facts.absent)} missing", "red"))
@@ -138,7 +173,8 @@ def _node_text(facts: Facts) -> Text:
         parts.append((f"promoted {facts.standing}" if facts.standing.startswith("by ") else facts.standing, "green"))
     if facts.model:
         parts.append((f"model {facts.model[:SHORT]}", ""))
-    return Text.assemble((facts.block.name, "bold"), "  ", Text(" · ").join(Text(*part) for part in parts))
+    origin = f" from {parent}" if parent else ""
+    return Text.assemble((facts.block.name, "bold"), origin, "  ", Text(" · ").join(Text(*part) for part in parts))
 
 
 # Lines below the table
@@ -155,7 +191,13 @@ def outdated(rounds: list[Facts]) -> list[str]:
     stale = [
         f"{f.block.name} is stale: {stale_text(f.stale)}; `flywheel run {f.block.name}`" for f in rounds if f.stale
     ]
-    return [*missing, *changed, *stale]
+    return [line for lines in (missing, changed, stale) for line in _newest(lines)]
+
+
+def _newest(lines: list[str]) -> list[str]:
+    """The last lines of many of one kind."""
+    left_out = len(lines) - NEWEST
+    return lines if left_out <= 0 else [*lines[-NEWEST:], f"and {left_out} more like these, of earlier rounds"]
 
 
 def _more(items: Sequence[str]) -> str:
@@ -185,13 +227,16 @@ def _refusals(facts: Facts) -> list[str]:
     return [f"{gate} ({reason})" for gate, (passed, reason) in facts.decisions.items() if not passed and gate != "all"]
 
 
-def champions(root: Path, results: dict[str, Election]) -> list[str]:
-    """The champion of each base, a line per round with the reason why it is champion or not, and a person's decision."""
+def champions(root: Path, results: Mapping[str, Election], names: Container[str] | None = None) -> list[str]:
+    """The champion of each base, a line per round with the reason why it is champion or not, and a person's decision. Without
+    the lines of rounds that are not among `names`.
+    """
     lines = []
     for base, election in results.items():
         earlier = f" ({_spent(election.earlier)})" if election.earlier else ""
         lines.append(f"champion of {base}: {election.champion}{earlier}")
-        lines += [f"  {look.name} {_contest(look, election)}" for look in election.looks]
+        looks = [look for look in election.looks if names is None or look.name in names]
+        lines += [f"  {look.name} {_contest(look, election)}" for look in looks]
     if choice := decision(root):
         lines.append(f"{choice.by} promoted {choice.round} by hand ({choice.when}), which overrides the champion")
     return lines

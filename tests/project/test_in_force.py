@@ -227,3 +227,22 @@ def use_engine(root, stage, name):
     manifest = store.read_manifest(path)
     plan = manifest.plan.model_copy(update={"engine": {"strategy": name}})
     path.write_text(manifest.model_copy(update={"plan": plan}).model_dump_json())
+
+
+def test_a_test_is_made_once_and_again_for_other_answers_and_other_code(root, monkeypatch):
+    made = []
+    compare = champion.compare
+    monkeypatch.setattr(champion, "compare", lambda a, b: made.append(b.name) or compare(a, b))
+    first = elections(root, PIPELINE)
+    assert (made, elections(root, PIPELINE)) == (["r1", "r2"], first)
+    assert made == ["r1", "r2"], "remembered"
+    monkeypatch.setitem(synthetic.SOLVED, "r2", 0.7)
+    synthetic.make(root, PIPELINE, "r2")
+    elections(root, PIPELINE)
+    assert made == ["r1", "r2", "r2"]
+    (root / champion.TESTS).write_text((root / champion.TESTS).read_text().replace('"p"', '"q"'))
+    assert elections(root, PIPELINE)["r0"].looks[0] == first["r0"].looks[0]
+    assert made[3:] == ["r1", "r2"], "a file that is not as it was written"
+    monkeypatch.setattr(champion, "_code", lambda: "other")
+    elections(root, PIPELINE)
+    assert made[5:] == ["r1", "r2"]

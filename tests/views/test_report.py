@@ -3,8 +3,11 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import polars as pl
 import pytest
 import synthetic
 from rich.console import Console
@@ -31,7 +34,7 @@ def made(tmp_path_factory):
 def plan(monkeypatch):
     for module in (report, boards):
         monkeypatch.setattr(module, "load_params", lambda root: PLAN)
-    for module in (champion, freshness):
+    for module in (champion, freshness, report):
         monkeypatch.setattr(module, "plans", synthetic.plans)
 
 
@@ -207,7 +210,8 @@ def edit_r2(monkeypatch):
         judge = plans["r2", "judge"]
         return plans | {("r2", "judge"): judge.model_copy(update={"members": {"other": {"strategy": "other"}}})}
 
-    monkeypatch.setattr(freshness, "plans", edited)
+    for module in (freshness, report):
+        monkeypatch.setattr(module, "plans", edited)
 
 
 def test_what_an_edit_made_stale_is_shown(made, monkeypatch):
@@ -270,3 +274,67 @@ def test_prompts_are_counted_with_those_that_were_rejected(made):
     )
     text = {line.label.strip(): line.cells[0] for group in report.groups([facts]) for line in group.lines}
     assert [text[k].text for k in ("prompts written", "rejected: malformed", "used")] == ["1,318", "618", "700"]
+
+
+# Many rounds
+
+MANY = 19
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A base and 19 rounds in a row, each with its exam and gates."""
+    root, pipeline = tmp_path_factory.mktemp("many"), synthetic.pipeline(*(f"r{n}" for n in range(1, MANY + 1)))
+    for name in pipeline.blocks:
+        synthetic.make(root, pipeline, name, only={"base", "evaluate", "gate"}, promoted=name == "r2")
+    return root, pipeline
+
+
+@pytest.fixture
+def of_many(many, monkeypatch):
+    monkeypatch.setattr(report, "load_params", lambda root: many[1])
+    return many[0]
+
+
+def test_of_many_rounds_the_newest_and_those_in_force_are_shown(of_many):
+    text = printed(of_many, 120)
+    names = {word for line in text.split("\n") if line.startswith("  ") and " r" in line for word in line.split()}
+    assert {"r0", "r2", f"r{MANY}", f"r{MANY + 1 - report.NEWEST}"} <= names, "the base, the champion, and the last ones"
+    assert not {"r1", "r3", f"r{MANY - report.NEWEST}"} & names
+    assert f"{MANY - report.NEWEST - 1} earlier rounds are not shown; `flywheel report --all`" in text
+    whole = printed(of_many, 120, lambda root, console: report.show(root, console, whole=True))
+    assert "not shown" not in whole
+    assert lines(whole, "r3 not champion") and not lines(text, "r3 not champion")
+
+
+def test_deep_rounds_stand_below_each_other_and_name_their_parents(of_many):
+    shown = [line for line in printed(of_many, 120, report.show_tree).split("\n") if "stages" in line]
+    assert [line.lstrip(" │├└─").split()[0] for line in shown] == [
+        "r0", *(f"r{n}" for n in range(1, MANY + 1))
+    ]  # fmt: skip
+    indent = [len(line) - len(line.lstrip(" │├└─")) for line in shown]
+    assert indent[:4] == [0, 4, 8, 12] and indent[-1] == 4 * report.DEPTH
+    assert "r19 from r18  " in shown[-1] and "r3  " in shown[3]
+
+
+def test_plans_are_made_once_and_only_tables_that_are_shown_are_read(of_many, monkeypatch):
+    made, read = [], []
+    monkeypatch.setattr(report, "plans", lambda *a: made.append(a) or synthetic.plans(*a))
+    for module in (champion, freshness):
+        monkeypatch.setattr(module, "plans", None)
+    printed(of_many, 120)
+    scan = pl.scan_parquet
+    monkeypatch.setattr(pl, "scan_parquet", lambda files, **kw: read.extend(files) or scan(files, **kw))
+    printed(of_many, 120)
+    assert len(made) == 2
+    assert {store.round_of(path) for path in read} == {"r0", "r2", *(f"r{n}" for n in range(4, 20))}
+
+
+def test_a_table_of_a_round_that_is_not_shown_is_checked_too(many, tmp_path, monkeypatch):
+    root = Path(shutil.copytree(many[0], tmp_path / "copy"))
+    monkeypatch.setattr(report, "load_params", lambda root: many[1])
+    path = root / "data/round=r3/measures/part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert lines(printed(root, 200), "r3 is damaged")
