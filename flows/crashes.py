@@ -1,9 +1,9 @@
 """Flow runs whose process is gone are marked as crashed: within 90 seconds, and when the services start.
 
 A flow run sends a sign of life every 30 seconds (`flows.HEARTBEAT`). An automation of the server marks a run of these flows,
-and of no others that the server may have, that has sent none for `SILENCE` seconds and has not ended. What the server could not see, for it did not run either, is marked when the
-flows are deployed, which `flywheel up` and the containers do before their worker starts. A marked run loses nothing: what
-its stages made stays, and the next run goes on from there.
+and of no others that the server may have, that has sent none for `SILENCE` seconds and has not ended. What the server could
+not see, for it did not run either, is marked when the flows are deployed, which `flywheel up` and the containers do before
+their worker starts. A marked run loses nothing: what its stages made stays, and the next run goes on from there.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -57,14 +57,17 @@ def watch() -> None:
             client.create_automation(automation)
 
 
-def mark() -> list[str]:
-    """Marks the runs of these flows that are running and have sent no sign of life lately; returns their names."""
+def mark(since: datetime | None = None) -> list[str]:
+    """Marks the runs of these flows that are running and have sent no sign of life since then, by default for `SILENCE`;
+    returns their names.
+    """
+    since = since or datetime.now(UTC) - SILENCE
     unfinished = FlowRunFilter(state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Running", "Cancelling"])))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)), flow_run_filter=unfinished
         )
-        gone = [run for run in runs if not _is_alive(client, run)]
+        gone = [run for run in runs if not _is_alive(client, run, since)]
         for run in gone:
             cancelled = run.state is not None and run.state.is_cancelling()
             client.set_flow_run_state(
@@ -73,9 +76,8 @@ def mark() -> list[str]:
     return [run.name for run in gone]
 
 
-def _is_alive(client: SyncPrefectClient, run: FlowRun) -> bool:
-    """Whether a run began, or sent a sign of life, less than `SILENCE` ago."""
-    since = datetime.now(UTC) - SILENCE
+def _is_alive(client: SyncPrefectClient, run: FlowRun, since: datetime) -> bool:
+    """Whether a run began, or sent a sign of life, after a time."""
     if run.state is None or run.state.timestamp > since:
         return True
     query = {
