@@ -57,7 +57,7 @@ class Sampling:
         return astuple(self) if self.trace else astuple(self)[:-1]
 
 
-@dataclass(slots=True)  # not frozen, as completions
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request for one completion: `messages` is the chat so far; `seed` alone decides the draw, never the position."""
 
