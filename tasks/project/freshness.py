@@ -3,6 +3,7 @@
 DVC alone decides what runs. This answers the same question for tables that people read, without its lock.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tasks.core.errors import StoreError
 from tasks.core.plan import Plan
 from tasks.core.stage import Input, Stage, stages
 from tasks.core.store import Manifest
+from tasks.project.headlines import metrics_text
 from tasks.project.params import Block, Pipeline, stages_of
 from tasks.project.plan import Plans, plans
 
@@ -61,7 +63,9 @@ def _inputs(stage: Stage, manifest: Manifest, written: Written) -> Iterator[tupl
 
 
 def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
-    """Whether what a stage wrote is whole, byte by byte, and was made by its plan from the inputs that are there."""
+    """Whether what a stage wrote is whole, byte by byte, with nothing beside it, and was made by its plan from the inputs that
+    are there. Of plots only DVC has a digest.
+    """
     try:
         manifest = store.manifests(root, name)[stage]
         if manifest.plan != Plan.read(root, name, stage):
@@ -72,7 +76,14 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
                 return False
         for out, output in manifest.outputs.items():
             (store.scan if output.kind == "table" else store.folder)(root, name, out)
-    except (StoreError, KeyError):  # not there, damaged, or of another version of this project
+            place = store.round_folder(root, name) / out
+            if {place / part.file for part in output.parts} != {p for p in place.rglob("*") if p.is_file()}:
+                return False
+        file = store.round_folder(root, name) / f"metrics/{stage}.json"
+        made = metrics_text(root, name, stage, manifest.metrics)
+        if json.loads(file.read_bytes()) != json.loads(made):  # not as text: a manifest has 5.0 for 5
+            return False
+    except (StoreError, KeyError, OSError, ValueError):  # not there, damaged, or of another version of this project
         return False
     return True
 

@@ -132,7 +132,9 @@ def _is_unknown(memory: Memory, stage: Any) -> bool:
 def _restore(root: Path, stage: Any, unknown: bool) -> bool:
     """Whether DVC did not know the result of a stage that its manifest vouches for, and knows it now, without a run."""
     name, _, owner = stage.name.partition("@")
-    if not unknown or not freshness.is_result_of_plan(root, owner, name.removesuffix("-base")):
+    if not unknown or not all(file.exists for file in (*stage.deps, *stage.outs)):
+        return False
+    if not freshness.is_result_of_plan(root, owner, name.removesuffix("-base")):
         return False
     stage.save()
     stage.commit()

@@ -22,6 +22,8 @@ HEADER = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  (?=\S)(.*):\n", re.MULTILINE)
 FOREIGN = re.compile(r"^(?!    |  \S.*:$)", re.MULTILINE)
 """A line that is neither the head of an entry nor within one."""
+LAST = re.compile(r"^      (size|nfiles): \d+\Z", re.MULTILINE)
+"""What an entry ends with. DVC goes by digests, so a number that is cut short does no harm."""
 
 Entries = dict[str, str]
 """Address of a stage → the lines of its entry, its head among them."""
@@ -30,11 +32,19 @@ Entries = dict[str, str]
 def entries(text: str) -> Entries:
     """The entries of a dvc.lock that is formatted as DVC writes it; none of another."""
     body = text.removeprefix(HEADER)
-    if body == text or not text.endswith("\n") or FOREIGN.search(body[:-1]):
-        return {}
     heads = list(ENTRY.finditer(body))
+    if not heads or not text.endswith("\n") or not _is_formatted(text):
+        return {}
     ends = [*(head.start() for head in heads[1:]), len(body)]
     return {head[1]: body[head.start() : end] for head, end in zip(heads, ends, strict=True)}
+
+
+def _is_formatted(text: str) -> bool:
+    """Whether the lines are formatted as DVC writes them, whatever the last one lacks."""
+    body = text.removeprefix(HEADER)
+    lines = body[: body.rfind("\n") + 1]
+    ours = not lines or (ENTRY.match(lines) and not FOREIGN.search(lines[:-1]))
+    return HEADER.startswith(text) or (body != text and bool(ours))
 
 
 def read(root: Path) -> Entries:
@@ -54,9 +64,12 @@ def write(path: Path, now: Entries) -> None:
 
 
 def is_cut(text: str) -> bool:
-    """Whether a kill cut it short while DVC wrote it: it is empty, or ends within a line or before the value of a key."""
+    """Whether a kill cut it short while DVC wrote it: it is empty, or ends within a line or before the value of a key. A
+    file that somebody formatted in another way is not.
+    """
     last = text.rstrip("\n").rpartition("\n")[2]
-    return not text.endswith("\n") or last.endswith(":") or last == HEADER.partition("\n")[0]
+    ends_early = not text.endswith("\n") or last.endswith(":") or last == HEADER.partition("\n")[0]
+    return ends_early and _is_formatted(text)
 
 
 def keep(root: Path) -> None:
@@ -86,8 +99,10 @@ def take_back(root: Path) -> bool:
     path, copy = root / FILE, root / COPY
     text = path.read_text(encoding="utf-8", errors="replace")
     kept = entries(copy.read_text(encoding="utf-8")) if copy.is_file() else {}
-    whole = list(entries(text.rpartition("\n")[0] + "\n").items())[:-1]  # the last one may lack lines
-    if now := kept | dict(whole):
+    ended = LAST.search(text)
+    whole = list(entries(f"{text}\n" if ended else text[: text.rfind("\n") + 1]).items())
+    last = dict(whole[-1:] if ended else ())  # it may lack lines, so a copy of it comes first
+    if now := kept | dict(whole[:-1]) | {name: entry for name, entry in last.items() if name not in kept}:
         write(path, now)
     else:
         path.unlink()

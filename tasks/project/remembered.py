@@ -19,6 +19,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
+from pydantic import BaseModel
+
 from tasks.project import lockfile, pipeline
 from tasks.project.params import Pipeline
 
@@ -28,9 +30,19 @@ IGNORED = ("__pycache__", ".staging")
 SETTLED = 100_000_000
 """Nanoseconds after a change in which a file may change again without another time."""
 OUTS = re.compile(r"^    outs:\n((?:    [- ] .*\n)*)", re.MULTILINE)
-OID = re.compile(r"^      md5: ([0-9a-f]{32}(?:\.dir)?)$", re.MULTILINE)
+OID = re.compile(r"^ {6,}md5: ([0-9a-f]{32}(?:\.dir)?)$", re.MULTILINE)
 Seen = dict[str, tuple[str, list[str]]]
 """Address of a stage → digest of what DVC looks at, and the objects that its outputs have in DVC's cache."""
+
+
+class Kept(BaseModel):
+    """The file."""
+
+    cache: str
+    """Folder of DVC's objects, from the project's."""
+    settings: dict[str, str]
+    """Stamps of DVC's settings when it was asked, those of the user and the machine among them."""
+    stages: Seen
 
 
 @dataclass
@@ -39,11 +51,7 @@ class Memory:
 
     root: Path
     params: Pipeline
-    cache: str = ""
-    """Folder of DVC's objects."""
-    settings: dict[str, str] = field(default_factory=dict)
-    """Stamps of DVC's settings when it was asked, those of the user and the machine among them."""
-    stages: Seen = field(default_factory=dict)
+    kept: Kept = field(default_factory=lambda: Kept(cache="", settings={}, stages={}))
     stamps: dict[str, str] = field(default_factory=dict)
     newest: dict[str, int] = field(default_factory=dict)
 
@@ -51,14 +59,12 @@ class Memory:
     def read(cls, root: Path, params: Pipeline) -> "Memory":
         """The memory of a project; an empty one where DVC's settings are not those that were."""
         try:
-            kept = json.loads((root / FILE).read_text(encoding="utf-8"))
-            memory = cls(
-                root, params, kept["cache"], kept["settings"], {n: (d, o) for n, (d, o) in kept["stages"].items()}
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or not this file
+            kept = Kept.model_validate_json((root / FILE).read_bytes())
+        except (OSError, ValueError):  # none yet, or not this file
             return cls(root, params)
-        same = all(memory._stamp(path) == stamp for path, stamp in memory.settings.items())
-        return memory if same and memory.settings else cls(root, params)
+        memory = cls(root, params, kept)
+        same = all(memory._stamp(path) == stamp for path, stamp in kept.settings.items())
+        return memory if same and kept.settings else cls(root, params)
 
     @cached_property
     def entries(self) -> lockfile.Entries:
@@ -72,9 +78,9 @@ class Memory:
 
     def is_fresh(self, address: str) -> bool:
         """Whether DVC called a stage up to date, and all that it looked at is as it was."""
-        if address not in self.stages:
+        if address not in self.kept.stages:
             return False
-        digest, objects = self.stages[address]
+        digest, objects = self.kept.stages[address]
         return digest == self._digest(address, objects)
 
     def _digest(self, address: str, objects: Iterable[str]) -> str | None:
@@ -82,7 +88,7 @@ class Memory:
         entry, definition = self.entries.get(address), self.definitions.get(address)
         if entry is None or definition is None:
             return None
-        paths = [*definition.paths, *(f"{self.cache}/{oid[:2]}/{oid[2:]}" for oid in objects)]
+        paths = [*definition.paths, *(f"{self.kept.cache}/{oid[:2]}/{oid[2:]}" for oid in objects)]
         parts = [entry, definition.text, *(self._stamp(path) for path in paths)]
         if max((self.newest.get(path, 0) for path in paths), default=0) > time.time_ns() - SETTLED:
             return None
@@ -107,27 +113,24 @@ class Memory:
 
     def look(self, repo: Any, addresses: Iterable[str]) -> Seen:
         """What is remembered of these stages if DVC, which is asked afterwards, finds them up to date."""
-        self.cache = os.path.relpath(repo.cache.local.path, self.root.resolve())
-        if self.cache.startswith(".."):
-            self.cache = repo.cache.local.path
-        self.settings = {path: self._stamp(path) for path in (".dvcignore", *repo.config.files.values())}
+        self.kept.cache = os.path.relpath(repo.cache.local.path, self.root.resolve())
+        self.kept.settings = {path: self._stamp(path) for path in (".dvcignore", *repo.config.files.values())}
         seen: Seen = {}
         for address in addresses:
-            objects = sorted(_objects(self.root / self.cache, self.entries.get(address, "")))
+            objects = sorted(_objects(self.root / self.kept.cache, self.entries.get(address, "")))
             if digest := self._digest(address, objects):
                 seen[address] = digest, objects
         return seen
 
     def keep(self, seen: Seen, asked: Iterable[str]) -> None:
         """Remembers the stages that DVC found up to date of those that it was asked about."""
-        stages = {n: kept for n, kept in self.stages.items() if n not in set(asked)} | dict(seen)
-        content = {"cache": self.cache, "settings": self.settings, "stages": stages}
+        known, asked = self.kept.stages, set(asked)
+        self.kept.stages = {n: kept for n, kept in known.items() if n not in asked} | dict(seen)
         path = self.root / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(content), encoding="utf-8")
+        new.write_text(self.kept.model_dump_json(), encoding="utf-8")
         new.replace(path)
-        self.stages = stages
 
 
 def _files(path: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -35,16 +35,31 @@ def test_entries_are_the_text(text):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda t: t + "datasets: []\n", lambda t: "# by hand\n" + t, lambda t: t + "<<<<<<<\n"]
+    "change",
+    [
+        lambda t: t + "datasets: []\n",
+        lambda t: "# by hand\n" + t,
+        lambda t: t + "<<<<<<<\n",
+        lambda t: t.replace("\n  ", "\n    "),
+        lambda t: t.replace("\n  ", "\n    ").rstrip(),
+        lambda t: "# by hand\n" + t.rstrip(),
+    ],
 )
 def test_what_dvc_does_not_write_like_that_is_left_to_dvc(text, change):
     assert lockfile.entries(change(text)) == {}
     assert not lockfile.is_cut(change(text))
 
 
+def test_without_its_last_line_break_a_lock_has_all_its_entries(tmp_path, text):
+    """In a clone, where there is neither a copy nor a result to restore it from."""
+    (tmp_path / "dvc.lock").write_text(text.rstrip())
+    assert lockfile.take_back(tmp_path)
+    assert (tmp_path / "dvc.lock").read_text() == text
+
+
 def test_every_cut_within_a_line_is_seen(text):
     assert not lockfile.is_cut(text)
-    assert all(lockfile.is_cut(text[:end]) for end in range(len(text)) if text[:end][-1:] != "\n")
+    assert all(lockfile.is_cut(text[:end]) for end in range(0, len(text), 7) if text[:end][-1:] != "\n")
 
 
 def test_entries_are_written_as_dvc_writes_them(made):
@@ -85,6 +100,16 @@ def test_what_no_manifest_vouches_for_is_not_restored(made, text):
     (made / "dvc.lock").write_text("")
     assert "judge@r2" in ask(made)
     assert "judge@r2" not in lockfile.read(made)
+
+
+def test_what_is_not_all_as_the_stage_wrote_it_is_not_restored(made):
+    """Where DVC has no entry that would tell: a plot and metrics that are gone, edited metrics, a file beside a table."""
+    (made / "data/round=r2/plots/levels.csv").unlink()
+    (made / "data/round=r2/metrics/judge.json").unlink()
+    (made / "data/round=r1/metrics/filter.json").write_text('{"kept": 1.0}')
+    (made / "data/round=r1/pairs/more").write_text("")
+    (made / "dvc.lock").unlink()
+    assert ask(made) == {"evaluate@r2", "judge@r2", "filter@r1", "pair@r1"}
 
 
 def test_a_stage_with_other_results_than_dvc_knows_runs_as_ever(made):
@@ -135,6 +160,26 @@ def settled(made, monkeypatch):
 def test_dvc_is_not_asked_where_nothing_was_touched(settled, monkeypatch):
     monkeypatch.setattr(graph, "_repo", lambda root: pytest.fail("DVC was asked"))
     assert graph.stale(settled, "r2") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["null", '{"cache": "", "settings": [], "stages": {}}', '{"cache": "", "settings": {}, "stages": {"plan": 5}}'],
+)
+def test_a_memory_that_is_none_is_none(settled, text):
+    (settled / remembered.FILE).write_text(text)
+    assert ask(settled) == set()
+
+
+def test_a_cache_outside_a_project_that_was_moved_is_looked_for_where_dvc_would(settled, monkeypatch):
+    (settled / ".dvc/cache").rename(settled.parent / "cache")
+    (settled / ".dvc/config.local").write_text("[cache]\n    dir = ../../cache\n")
+    assert ask(settled) == set()
+    moved = settled.parent / "below/project"
+    moved.parent.mkdir()
+    settled.rename(moved)
+    monkeypatch.chdir(moved)
+    assert len(ask(moved)) == 22
 
 
 def touch(path):
