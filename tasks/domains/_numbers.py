@@ -16,6 +16,8 @@ from tasks.domains._statements import (
     DENIED,
     OPERATED,
     RELATION,
+    SECOND,
+    UNSOLVED,
     attributed,
     denied,
     disguised,
@@ -41,6 +43,8 @@ SPACES = re.compile(r"\\(?:left|right|quad)(?![A-Za-z])|\\[,;:! ()\[\]]|\\?%|(?<
 DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})")
 SQUARED = re.compile(r"\b([A-Za-z]{2,}|[mMsS])\s*\^\s*(?:[23]|\{\s*[23]\s*\})")
 """A unit such as `cm^2`."""
+PER = re.compile(r"(?<=[0-9])\s?/\s?(?=(?:second|minute|min|hour|hr|day|week|month|year|person|mile|pound|kg)s?\b)")
+"""A rate's stroke: `$18/hour`."""
 BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
 
 # Where the answer is
@@ -125,6 +129,8 @@ def _tidy(text: str) -> str:
         text = SQUARED.sub(r"\1", text)
     if "<" in text:
         text = TAGS.sub(" ", ANNOTATION.sub("", text))
+    if "/" in text:
+        text = PER.sub(" per ", text)
     if "*" in text or "_" in text:
         text = EMPHASIS.sub(r"\2", text)
     return SPACES.sub(" ", CURRENCY.sub("", text.replace("−", "-").replace("°", " ")))
@@ -145,8 +151,9 @@ def _last_box(text: str) -> tuple[int, int, int] | None:
 def _boxed(text: str, start: int, inner: int, end: int) -> str:
     before, after, question = sentence(text, start, end + 1)
     after = after.strip(" *_`.:)]")
-    part = re.match(r"[-–+*/^<>=~≈±≤≥≠×÷\\]", after) or RELATION.search(before[-12:]) or AFTER.search(after)
-    if question or part or doubted_before(before) or not OPENING.search(before[-1:]):
+    part = re.match(r"[-–+*/^<>=~≈±≤≥≠×÷\\]", after) or RELATION.search(before[-12:])
+    several = re.search(r"\}[\s,;$]*$", before) or SECOND.match(after)
+    if question or part or several or AFTER.search(after) or doubted_before(before) or not OPENING.search(before[-1:]):
         raise Unread(f"{NONE}: its box is not stated as the answer")
     return _value(text[inner:end], "only")
 
@@ -182,7 +189,13 @@ def _ending(text: str, number: re.Match[str]) -> str:
 def _value(span: str, which: str) -> str:
     """The number of a span, after its last equals sign: the `only` one, the `first` or the `last`."""
     left, equals, right = span.strip().rstrip("*_ ").rpartition("=")
-    if equals and (RELATION.search(left) or DENIED.search(left) or OPERATED.search(left) or disguised(left)):
+    if equals and (
+        RELATION.search(left)
+        or DENIED.search(left)
+        or OPERATED.search(left)
+        or UNSOLVED.search(left)
+        or disguised(left)
+    ):
         raise Unread(f"{NONE}: it is compared, not stated")
     right = right if which == "last" and not equals else re.sub(r"^\s*-\s+(?=[.0-9])", "-", right)
     if "\\" in right or "^" in right:
@@ -192,7 +205,8 @@ def _value(span: str, which: str) -> str:
         raise Unread(f"{NONE}: there are several" if numbers else NONE)
     number = numbers[-1 if which == "last" else 0]
     before, after = right[: number.start()], right[number.end() :]
-    if not _plain(before, number[0], after) or (which != "last" and not PRELUDE.fullmatch(before)):
+    led = which == "last" or (PRELUDE.fullmatch(before) and not SECOND.match(after))
+    if not led or not _plain(before, number[0], after):
         raise Unread(f"{NONE}: {number[0][:20]} is not stated as it is")
     return _exact(number[0])
 

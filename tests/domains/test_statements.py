@@ -23,6 +23,8 @@ NO_NUMBER = [
     *("{n} and a half", "{n}½", "{n}²", "{n} squared", "{n} times 2", "{n} plus 1", "{n} divided by 2", "{n} if x is 1", "{n} is wrong"),
     *("{n} is not right", "{n}, or is it {m}", "-{n}", "1/{n}", "{n}/2", "{n}.5", "0.{n}", "{n}e2", "{n}{n}", "{n},5", "{n}.5.3", "{n}..{m}"),
     *("{n}...", "{n}…", "x{n}", "0x{n}", "#{n}", "{n}:30", "{n} : {m}", "{n}/{m}/2024", "{n} % {m}", "{n} & {m}", "{n} | {m}", "{n}\\{m}", "{n} ({m})"),
+    *("{n} mod {m}", "{n} choose {m}", "{n} feet {m} inches", "{n} remainder {m}", "{n} r{m}", "{n} vs {m}", "{n} per {m}", "{n} base {m}"),
+    *("{n} • {m}", "{n} ∕ {m}", "{n} over {m}", "{n} twice", "{n} halved", "{n} lakh", "{n} bn", "{n} pi", "{n} below zero", "{n} is a lie"),
     *("({n})({m})", "({n})!+1", "{n}!+1", "<{n}>", "{n}>{m}", "{n} = x + 1", "{n} != x", "x = not {n}", "x ≠ 3 = {n}"),
 ]  # fmt: skip
 """What is said of a number in the place of the number."""
@@ -37,6 +39,8 @@ NO_STATEMENT = [
     *(r"x \neq \boxed{{{n}}}", r"\approx \boxed{{{n}}}", r"\boxed{{{n}}} is wrong.", r"\boxed{{{n}}} or \boxed{{{m}}}", r"\boxed{{{n}}} million"),
     *(r"Is it \boxed{{{n}}}?", r"\boxed{{\boxed{{{n}}} or {m}}}", r"\boxed{{{n}", r"\boxed{{}}{n}?", "It is not true that it is {n}.", "Nobody can say it is {n}"),
     *("They claim it is {n}.", "She said {n}.", "My guess is {n}.", "Perhaps it is {n}.", "I am unsure whether it is {n}.", "It cannot be {n}."),
+    *("2x = {n}", "x + 1 = {n}", "5 - y = {n}", "answer + 1 = {n}", "2 * answer = {n}", r"\boxed{{2x = {n}}}", r"\boxed{{{m}}}, \boxed{{{n}}}"),
+    *("Assume the answer is {n}.", "A possible answer: {n}", "It's untrue that the answer is {n}.", "Nobody finds {n}."),
     *("Do not write '#### {n}'", "Suppose it is {n}", "rather than {n}", "He has no more than {n}", "не {n}", "不是{n}", "n\u043et {n}", "nο {n}"),
 ]  # fmt: skip
 """Sentences that do not say that it is the number."""
@@ -98,6 +102,13 @@ def test_a_number_that_is_stated_is_read():
         "Then $2 \\times 9 = 18$",
         "The answer is 12. No, the answer is 18.",
         "答案是 \\boxed{18}。",
+        "Answer: $18/hour",
+        "The answer is 18 times.",
+        "Answer: 18 quarters",
+        "Answer: 18 cm2",
+        "The answer is 18 because 2 of 9 are 18",
+        "3 x 6 = 18",
+        "x = 18",
     ],
 )
 def test_how_models_state_a_number(text):
