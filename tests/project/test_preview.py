@@ -91,3 +91,15 @@ def test_a_base_an_unknown_round_and_one_whose_parent_is_not_made(made):
         with pytest.raises(error, match=match), previewed(made, name, 2):
             pass
         assert not list((made / PLACE).glob("r*"))
+
+
+def test_nothing_is_removed_for_a_name_that_no_round_has(project, tmp_path):
+    root = project()
+    outside = tmp_path / "outside"
+    for kept in (outside, place(root, "unknown")):
+        kept.mkdir(parents=True)
+        (kept / "kept").write_text("x")
+    for name in (outside.as_posix(), "../../../outside", "unknown"):
+        with pytest.raises(UnknownName), previewed(root, name, 1):
+            pass
+    assert (outside / "kept").is_file() and (place(root, "unknown") / "kept").is_file()
