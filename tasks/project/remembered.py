@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,14 +22,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tasks.core.manifest import SETTLED
 from tasks.project import lockfile, pipeline
 from tasks.project.params import Pipeline
 
 FILE = Path("data/cache/fresh.json")
 IGNORED = ("__pycache__", ".staging")
 """Folders of .dvcignore that lie among dependencies and outputs."""
-SETTLED = 100_000_000
-"""Nanoseconds after a change in which a file may change again without another time."""
 OUTS = re.compile(r"^    outs:\n((?:    [- ] .*\n)*)", re.MULTILINE)
 OID = re.compile(r"^ {6,}md5: ([0-9a-f]{32}(?:\.dir)?)$", re.MULTILINE)
 Seen = dict[str, tuple[str, list[str]]]
@@ -155,4 +155,5 @@ def _objects(cache: Path, entry: str) -> Iterator[str]:
             yield oid
             listing = cache / oid[:2] / oid[2:]
             if oid.endswith(".dir") and listing.is_file():
-                yield from (part["md5"] for part in json.loads(listing.read_bytes()))
+                with suppress(ValueError, TypeError, KeyError):  # damaged: DVC says what that makes stale
+                    yield from [part["md5"] for part in json.loads(listing.read_bytes())]

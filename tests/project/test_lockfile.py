@@ -171,6 +171,15 @@ def test_a_memory_that_is_none_is_none(settled, text):
     assert ask(settled) == set()
 
 
+def test_a_damaged_list_of_a_folders_files_in_dvcs_cache_is_left_to_dvc(made):
+    entry = lockfile.read(made)["judge@r1"]
+    oid = next(oid for oid in remembered.OID.findall(entry.partition("    outs:")[2]) if oid.endswith(".dir"))
+    listing = made / ".dvc/cache/files/md5" / oid[:2] / oid[2:]
+    listing.chmod(0o644)
+    listing.write_bytes(listing.read_bytes()[:20])
+    assert ask(made) == {"judge@r1"}
+
+
 def test_a_cache_outside_a_project_that_was_moved_is_looked_for_where_dvc_would(settled, monkeypatch):
     (settled / ".dvc/cache").rename(settled.parent / "cache")
     (settled / ".dvc/config.local").write_text("[cache]\n    dir = ../../cache\n")
