@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tasks.core.errors import StoreError
 from tasks.core.models import file_digest
@@ -75,7 +75,7 @@ class Plan(BaseModel):
         """
         path = root / FOLDER / name / f"{stage}.json"
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise StoreError(f"{path}: there is no plan of {stage}@{name}; `flywheel plan` makes it") from error
         except ValidationError as error:
@@ -83,7 +83,14 @@ class Plan(BaseModel):
 
 
 def edited_sources(root: Path) -> list[str]:
-    """The files from which the plans were made and that were edited since: params.yaml and recipes."""
+    """The files from which the plans were made and that were edited since: params.yaml and recipes.
+
+    Raises:
+        StoreError: when the file that names them is damaged.
+    """
     path = root / SOURCES
-    digests = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        digests = TypeAdapter(dict[str, str]).validate_json(path.read_bytes()) if path.is_file() else {}
+    except ValidationError as error:
+        raise StoreError(f"{path}: is not what was written; `flywheel plan` makes it again") from error
     return [f for f, digest in digests.items() if not (root / f).is_file() or file_digest(root / f) != digest]

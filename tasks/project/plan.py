@@ -148,7 +148,7 @@ def write(root: Path) -> int:
 
 
 def _write(path: Path, text: str) -> bool:
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+    if path.is_file() and path.read_bytes() == text.encode():
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")

@@ -4,6 +4,7 @@ DuckDB reports the type of a statement, with two gaps: everything with a PIVOT h
 the statement that it explains. So the first keyword of the query itself is checked too.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -73,13 +74,24 @@ def _words(sql: str) -> Iterator[str]:
 
 
 def confine(con: duckdb.DuckDBPyConnection, root: Path, files: Iterable[Path], allow_files: bool) -> None:
-    """Locks a connection's settings. Without `allow_files` it can only read files in `root`, and `files`."""
+    """Locks a connection's settings. Without `allow_files` it can only read `files`, and what `readable` names."""
     if not allow_files:
-        here = root.resolve()
-        con.execute(f"set allowed_directories = {_sql_list([here])}")
-        con.execute(f"set allowed_paths = {_sql_list(f for f in files if not f.is_relative_to(here))}")
+        folders, own = readable(root)
+        beside = [f for f in files if not any(f.is_relative_to(folder) for folder in folders)]
+        con.execute(f"set allowed_directories = {_sql_list(folders)}")
+        con.execute(f"set allowed_paths = {_sql_list([*own, *beside])}")
         con.execute("set enable_external_access = false")
     con.execute("set lock_configuration = true")
+
+
+def readable(root: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and files of a project that a query may read: those in `root`, without hidden ones, in which git, DVC and
+    people keep settings and keys, and without links.
+    """
+    with os.scandir(root.resolve()) as entries:
+        seen = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    folders = [Path(e.path) for e in seen if e.is_dir(follow_symlinks=False)]
+    return folders, [Path(e.path) for e in seen if e.is_file(follow_symlinks=False)]
 
 
 def _sql_list(paths: Iterable[Path]) -> str:

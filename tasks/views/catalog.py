@@ -13,7 +13,9 @@ written is an empty view. Queries never write, and read only files of the projec
 runs again when a stage commits while it runs.
 """
 
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -22,6 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import duckdb
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,6 +39,13 @@ from tasks.views._reads import Reads
 from tasks.views._summaries import DOCS, Rounds, empty_summaries, summaries
 
 T = TypeVar("T")
+MEMORY = "25%"
+"""Share of the memory of this machine that a query takes at most."""
+BARRED = (
+    "queries read the project's own files, but no hidden ones, no links and no patterns in its first folder (data/*.csv is "
+    "fine); --allow-files lets one read anything"
+)
+SPILL = Path(".flywheel/tmp")
 STORAGE = "storage_compatibility_version"
 """DuckDB's setting of the format of a file."""
 
@@ -55,16 +65,34 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     return con
 
 
-def _database() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(config={"python_enable_replacements": False})  # a name is a table's, never a variable's
+def _database(**settings: str) -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(
+        config={"python_enable_replacements": False, **settings}
+    )  # a name is a table's, no variable's
+
+
+@contextmanager
+def _spill(root: Path) -> Iterator[dict[str, str]]:
+    """Settings of a database that takes a part of this machine's memory, and puts on disk what needs more."""
+    place = root / SPILL
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for left in place.glob("sql-*"):  # by a process that was killed
+            if not psutil.pid_exists(int(left.name.split("-")[1])):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = TemporaryDirectory(prefix=f"sql-{os.getpid()}-", dir=place)
+    except OSError:  # a read-only project
+        folder = TemporaryDirectory(prefix="flywheel-sql-")
+    with folder as spill:
+        yield {"memory_limit": MEMORY, "temp_directory": spill}
 
 
 def query(root: Path, sql: str, allow_files: bool = False) -> pa.Table:
     """Runs one or several queries over all rounds; returns the rows of the last.
 
-    Verifies the digests of the parts that the query reads, and opens those of no other round. A second column of the same name gets a number as suffix. Files
-    of the project can be read too (`read_csv('notes.csv')`); files outside and URLs need `allow_files`. `show tables` and
-    `describe TABLE` say what each table and column holds.
+    Verifies the digests of the parts that the query reads, and opens those of no other round. A second column of the same name
+    gets a number as suffix. Files of the project can be read too (`read_csv('notes.csv')`), hidden ones left out; those, files
+    outside and URLs need `allow_files`. `show tables` and `describe TABLE` say what each table and column holds.
 
     Raises:
         ParamsError: when the folder is no project.
@@ -72,7 +100,11 @@ def query(root: Path, sql: str, allow_files: bool = False) -> pa.Table:
         UnknownName: for an unknown table or column, with the nearest names.
         FlywheelError: for a statement that is not a query; for any other error, with DuckDB's message.
     """
-    return consistently(root, lambda: _run(root, sql, allow_files))
+    con = _database()
+    statements = _statements.check(con, sql)
+    reads = _reads.reads(root, sql, statements, _on_disk(root), _columns(con), allow_files)
+    names = _on_disk(root) if reads.summaries else reads.rounds
+    return store.steady(root, names, lambda: _run(root, sql, reads, allow_files))
 
 
 def consistently(root: Path, read: Callable[[], T]) -> T:
@@ -80,18 +112,16 @@ def consistently(root: Path, read: Callable[[], T]) -> T:
     return store.steady(root, _on_disk(root), read)
 
 
-def _run(root: Path, sql: str, allow_files: bool) -> pa.Table:
-    con = _database()
-    statements = _statements.check(con, sql)
-    reads = _reads.reads(root, sql, statements, _on_disk(root), _columns(con), allow_files)
+def _run(root: Path, sql: str, reads: Reads, allow_files: bool) -> pa.Table:
     remembered.verify(root, _outputs(root, reads))
-    files = _build(con, root, reads)
-    try:
-        _statements.confine(con, root, files, allow_files)
-        result = con.sql(sql)
-        rows = pa.table({}) if result is None else result.to_arrow_table()
-    except duckdb.Error as error:
-        raise _flywheel_error(error, sql) from None
+    with _spill(root) as settings, _database(**settings) as con:
+        files = _build(con, root, reads)
+        try:
+            _statements.confine(con, root, files, allow_files)
+            result = con.sql(sql)
+            rows = pa.table({}) if result is None else result.to_arrow_table()
+        except duckdb.Error as error:
+            raise _flywheel_error(error, sql) from None
     return _explained(rows.rename_columns(_unique(rows.column_names)), sql)
 
 
@@ -184,7 +214,7 @@ def _build(con: duckdb.DuckDBPyConnection, root: Path, reads: Reads) -> list[Pat
 def _content(root: Path, reads: Reads) -> dict[str, Any]:
     """params.yaml, where it has a say: the summaries are made from it, and it orders the rounds."""
     if reads.summaries or len(reads.rounds) > 1 or not (root / params.FILE).is_file():
-        return params.plain(params.read(root))
+        return params.values(root)
     return {}
 
 
@@ -277,7 +307,8 @@ def _flywheel_error(error: duckdb.Error, sql: str) -> FlywheelError:
     column = re.search(r'Referenced column "(\w+)" not found|does not have a column named "(\w+)"', text)
     if column:
         return _unknown_column(column[1] or column[2], {word.lower() for word in re.findall(r"\w+", sql)})
-    return FlywheelError(f"sql: {text.strip()}")
+    hint = f"; {BARRED}" if isinstance(error, duckdb.PermissionException) else ""
+    return FlywheelError(f"sql: {text.strip()}{hint}")
 
 
 def _unknown_column(name: str, words: set[str]) -> FlywheelError:

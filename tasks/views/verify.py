@@ -79,6 +79,8 @@ def show(root: Path, rounds: Iterable[str] = (), with_provenance: bool = False, 
     for finding in result.findings:
         console.print(Text.assemble((f"{finding.kind}  ", "red"), finding.path, (f"  {finding.what}", "dim")))
     console.print(Text(_summary(result)))
+    if any(finding.kind in ("missing", "changed") for finding in result.findings):
+        console.print(Text(f"To mend a file, {store.RESTORE}", "dim"))
     if not with_provenance:
         return int(bool(result.findings))
     shares = provenance.walk(root, names)
@@ -186,8 +188,12 @@ def _findings(root: Path, name: str, lock: Lock | None, files: Files) -> list[Fi
     for file in (f for f in files if f.startswith("manifests/")):
         try:
             manifests[Path(file).stem] = store.read_manifest(folder / file)
-        except (StoreError, FileNotFoundError):
-            found.append(Finding("unreadable", file, "not a manifest; `dvc checkout --force` restores it"))
+        except FileNotFoundError:  # a stage committed meanwhile: the round is read again
+            found.append(Finding("missing", file, store.REMAKE))
+        except StoreError as error:
+            found.append(Finding("unreadable", file, str(error).removeprefix(f"{folder / file}: ")))
+    lost = store.lost_manifests(root, name, (Path(f).stem for f in files if f.startswith("manifests/")))
+    found += [Finding("missing", f"manifests/{stage}.json", store.REMAKE) for stage in lost]
     found += [*_against_manifests(manifests, files), *_pointed_at(folder, files)]
     place = folder.relative_to(root).as_posix()
     if lock is not None:
