@@ -113,8 +113,9 @@ def read_manifest(path: Path) -> Manifest:
     name, seen = os.path.abspath(path), stamp(path)
     if (kept := _kept.get(name)) and kept[0] == seen:
         return kept[1]
+    settled = is_settled(seen)  # before it is read: a change while it is would have the same stamp
     manifest = _parse(path)
-    if is_settled(seen):
+    if settled:
         if len(_kept) >= MAX_KEPT:
             _kept.clear()
         _kept[name] = (seen, manifest)

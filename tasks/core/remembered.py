@@ -61,10 +61,10 @@ def _digests(root: Path, files: Mapping[Path, Stamp]) -> dict[Path, str]:
         path: memory[names[path]][1] for path, seen in files.items() if memory.get(names[path], ((), ""))[0] == seen
     }
     unknown = [path for path in files if path not in known]
+    settled = [path for path in unknown if is_settled(files[path])]  # before they are read, which takes its time
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         read = dict(zip(unknown, threads.map(store.sha256, unknown), strict=True))
-    rows = [(names[path], *files[path], digest) for path, digest in read.items() if is_settled(files[path])]
-    if rows:
+    if rows := [(names[path], *files[path], read[path]) for path in settled]:
         _remember(root / FILE, rows)
     return known | read
 
