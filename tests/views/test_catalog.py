@@ -25,7 +25,7 @@ from tasks.core.errors import FlywheelError, ParamsError, StoreError, UnknownNam
 from tasks.core.plan import Plan
 from tasks.core.tables import TABLES
 from tasks.project.plan import table_digest
-from tasks.views import _printing, _summaries, catalog
+from tasks.views import _printing, _summaries, catalog, verify
 from tasks.views.trace import show, trace
 
 HERE = Path(__file__).parents[2]
@@ -781,7 +781,7 @@ def mutate(root: Path, rng: random.Random) -> Path:
 
 @pytest.mark.torture(
     "a part or manifest with a flipped bit, cut, swapped, edited or deleted",
-    "`sql` and `trace` name the file and the fix",
+    "`sql`, `trace` and `verify` name the file and the fix",
 )
 def test_a_mutation_of_a_stored_file_is_found(made: Path, tmp_path: Path, tries) -> None:
     for attempt in tries(706):
@@ -795,6 +795,10 @@ def test_a_mutation_of_a_stored_file_is_found(made: Path, tmp_path: Path, tries)
             catalog.connect(root)
         with pytest.raises(StoreError, match=message):
             catalog.query(root, "from stages" if path.suffix == ".json" else f"from {path.parent.name}")
+        shown = io.StringIO()
+        assert verify.show(root, console=Console(file=shown, width=400)) == 1
+        assert path.relative_to(root).as_posix() in shown.getvalue()
+        assert re.search(r"`dvc (checkout --force|pull)`", shown.getvalue())
         shutil.rmtree(root)
 
 
@@ -828,7 +832,9 @@ def test_a_full_disk_leaves_the_old_views(root: Path, tmp_path: Path, tries) -> 
 HOSTILE = (
     "select * from read_csv('/etc/passwd')", "from '/etc/passwd'", "from read_text('/proc/self/environ')", "from read_blob('/etc/shadow')",
     "from glob('/**')", "from read_parquet('/etc/*')", "from parquet_metadata('/etc/passwd')", "from read_json_auto('file:///etc/passwd')",
-    "from read_csv('data/../../secret.csv')", "from read_csv('link.csv')", "from 'https://127.0.0.1:1/x.parquet'", "from read_csv('s3://b/x')",
+    "from read_csv('data/../../secret.csv')", "from read_csv('link.csv')", "from read_text('.git/config')", "from read_text('.env')",
+    "from read_text('data/../.git/config')", "from read_blob('.dvc/config.local')", "from read_text('.flywheel/recorded.json')",
+    "from glob('*')", "from glob('.git/*')", "from read_csv('linked/secret.csv')", "from 'https://127.0.0.1:1/x.parquet'", "from read_csv('s3://b/x')",
     "from read_text('http://127.0.0.1:1/')", "from sqlite_scan('/x.db', 't')", "from postgres_scan('host=127.0.0.1', 'public', 't')",
     "select * from query('from read_csv(''/etc/passwd'')')", "select * from query_table('/etc/passwd')", "from read_text(['params.yaml', '/etc/passwd'])",
     "select (select content from read_text('/etc/passwd'))", "with x as materialized (from read_text('/etc/passwd')) select 1 from x",
@@ -855,6 +861,10 @@ def test_hostile_sql_is_refused(
 ) -> None:
     monkeypatch.chdir(root)
     (root / "link.csv").symlink_to(secret)
+    (root / "linked").symlink_to(secret.parent)
+    for name in (".git/config", ".env", ".dvc/config.local", ".flywheel/recorded.json"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("swordfish")
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and ".flywheel" not in p.parts}
     for sql in HOSTILE:
         with pytest.raises(FlywheelError) as caught:
@@ -862,3 +872,46 @@ def test_hostile_sql_is_refused(
         assert "swordfish" not in str(caught.value) and "root:" not in str(caught.value), sql
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and ".flywheel" not in p.parts} == before
     record_property("tries", len(HOSTILE))
+
+
+def test_a_query_that_needs_more_memory_than_it_may_have_goes_to_disk(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "MEMORY", "100MB")
+    left = root / catalog.SPILL / "sql-999999999-killed"
+    left.mkdir(parents=True)
+    sql = "select count(*), max(n) from (select md5(range::varchar) as id, max(range) as n from range(1_000_000) group by id order by id)"
+    assert ask(root, sql) == [(1_000_000, 999_999)]
+    assert not list((root / catalog.SPILL).iterdir()), "nothing is left, of a killed process neither"
+    settings = "select current_setting('memory_limit'), current_setting('temp_directory')"
+    [(limit, place)] = ask(root, settings)
+    assert limit == "95.3 MiB" and str(catalog.SPILL) in place
+
+
+MEMORY_OF_DIGESTS = """
+import sys
+from pathlib import Path
+from tasks.core import remembered, store
+root = Path(sys.argv[1])
+parts = [(store.round_folder(root, "r1") / o, output) for m in store.manifests(root, "r1").values() for o, output in m.outputs.items()]
+for _ in range(40):
+    print(len(list(remembered.damages(root, parts))))
+    if sys.argv[2] == "deletes":
+        (root / remembered.FILE).unlink(missing_ok=True)
+"""
+
+
+@pytest.mark.torture(
+    "several processes check the same files, and the memory of digests is deleted meanwhile", "each finds what is there"
+)
+def test_processes_share_the_memory_of_digests(root: Path, tries) -> None:
+    time.sleep(0.15)
+    part = root / "data" / "round=r1" / "judgments" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    for _ in tries(20):
+        kinds = ["reads", "reads", "deletes", "reads"]
+        command = [sys.executable, "-c", MEMORY_OF_DIGESTS, str(root)]
+        env = os.environ | {"PYTHONPATH": str(HERE)}
+        processes = [subprocess.Popen([*command, kind], stdout=subprocess.PIPE, text=True, env=env) for kind in kinds]
+        assert [process.communicate()[0].split() for process in processes] == [["1"] * 40] * len(kinds)
+        assert [process.returncode for process in processes] == [0] * len(kinds)
