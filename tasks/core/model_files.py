@@ -54,7 +54,11 @@ SECONDS = 0.5
 MEMORY = GIB
 """Bytes that it may take."""
 LONGEST_CHAT = 2**20
-"""Characters that it may write."""
+"""Bytes that it may write."""
+LONGEST_TEMPLATE = 2**20
+"""Characters of a chat template; the longest of published models have some 20,000."""
+MOST_TEMPLATES = 4
+"""Chat templates of a folder: published models have up to three. Each may take `SECONDS`."""
 
 
 # Files
@@ -203,7 +207,7 @@ try:
     for chat in chats:
         try:
             text = template.render(messages=chat, add_generation_prompt=chat[-1] is user, tools=None, documents=None, **tokens)
-            longest = max(longest, len(text))
+            longest = max(longest, len(text.encode()))  # half a character is none
         except MemoryError:
             raise
         except Exception as error:
@@ -217,25 +221,32 @@ print(json.dumps([longest, reason[:200]]))
 
 
 def template_problems(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    """Chat templates of a folder that do not end, or that no chat can be put in. `config` is that of its tokenizer."""
-    for name, template in _templates(folder, config):
-        if problem := _template_problem(template):
-            yield f"{name}: {problem}; copy it from the original model"
+    """The first chat template of a folder that does not end, or that no chat can be put in. `config` is that of its tokenizer."""
+    templates = list(islice(_templates(folder, config), MOST_TEMPLATES + 1))
+    if len(templates) > MOST_TEMPLATES:
+        yield f"it has more than {MOST_TEMPLATES} chat templates; remove those that are not needed"
+        return
+    found = ((name, _template_problem(template)) for name, template in templates)
+    yield from islice((f"{name}: {why}; copy it from the original model" for name, why in found if why), 1)
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     stored = config.get("chat_template")
-    for entry in stored if isinstance(stored, list) else [stored]:
+    named = [*stored.values()] if isinstance(stored, dict) else stored if isinstance(stored, list) else [stored]
+    for entry in named:
         template = entry.get("template") if isinstance(entry, dict) else entry
         if isinstance(template, str):
             yield "tokenizer_config.json: chat_template", template
     for path in sorted([*folder.glob("*.jinja"), *(folder / TEMPLATES).glob("*.jinja")]):
-        yield str(path.relative_to(folder)), path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield str(path.relative_to(folder)), file.read(LONGEST_TEMPLATE + 1)
 
 
 @lru_cache(maxsize=64)
 def _template_problem(template: str) -> str | None:
     """Why a chat template cannot be used. It is tried in a process of its own, with a limit of time and memory."""
+    if len(template) > LONGEST_TEMPLATE:
+        return f"has more than the {LONGEST_TEMPLATE:,} characters that are read"
     code = _RENDER.replace("SECONDS", str(SECONDS)).replace("MEMORY", str(MEMORY))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -248,7 +259,7 @@ def _template_problem(template: str) -> str | None:
     if longest == -2:
         return f"takes more than {MEMORY / GIB:.0f} GiB for a chat of three lines"
     if longest > LONGEST_CHAT:
-        return f"makes {longest:,} characters of a chat of three lines"
+        return f"makes {longest:,} bytes of a chat of three lines"
     return f"no chat can be put in it ({reason})" if longest < 0 else None
 
 

@@ -241,7 +241,7 @@ def check(folder: Path) -> None:
     """Raises ModelRefused with every problem at once, unless the model can be loaded without running its code, in the memory
     that its weights take. Chat templates are tried, unless a round of this project made the folder.
     """
-    is_own, folder = made_by(folder) is not None, resolve(folder)
+    is_own, folder = bool(re.fullmatch(r"data/round=\w+/model", folder.as_posix())), resolve(folder)
     if not folder.is_dir():
         raise ModelRefused(f"{folder}: there is no such model folder")
     problems = list(model_files.file_problems(folder)) or list(_problems(folder))

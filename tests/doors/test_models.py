@@ -229,6 +229,19 @@ TRAPS = {
         lambda f, rng: edit(f / "tokenizer_config.json", chat_template=[{"name": "x", "template": LOOPS["nested"]}]),
         "tokenizer_config.json: chat_template: takes more than 0.5 s",
     ),
+    "a template by a name": (
+        lambda f, rng: edit(f / "tokenizer_config.json", chat_template={"default": LOOPS["nested"]}),
+        "tokenizer_config.json: chat_template: takes more than 0.5 s",
+    ),
+    "a hundred templates": (
+        lambda f, rng: edit(f / "tokenizer_config.json", chat_template=[{"template": f"{n}"} for n in range(100)]),
+        "more than 4 chat templates",
+    ),
+    "a template of 100 MB": (grow("chat_template.jinja", 10**8), "has more than the 1,048,576 characters"),
+    "half a character": (
+        lambda f, rng: edit(f / "tokenizer_config.json", chat_template="\ud800{{ messages[0].content }}"),
+        "no chat can be put in it .*UnicodeEncodeError",
+    ),
     "a template that is none": (template("{% if %}"), "no chat can be put in it .*TemplateSyntaxError"),
     "a pointer to itself": (pointers(), "is a pointer itself"),
     "pointers in a circle": (pointers("b", "c"), "is a pointer itself"),
@@ -274,6 +287,13 @@ def test_traps(model, tmp_path, tries):
             assert str(place) in str(raised.value), name
             assert len(str(raised.value)) < 5000, name
         signal.alarm(0)
+
+
+def test_a_folder_named_like_a_rounds_is_no_round(model, deadline, tmp_path):
+    template(LOOPS["nested"])(model, None)
+    (tmp_path / "data/round=r1").mkdir(parents=True)
+    with pytest.raises(ModelRefused, match="takes more than 0.5 s"):
+        models.check(model.rename(tmp_path / "data/round=r1/model"))
 
 
 @pytest.mark.parametrize("name", ["a pipe for weights", "a width", "a template: nested", "adapters in a circle"])
