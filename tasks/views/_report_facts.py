@@ -96,7 +96,7 @@ def every_block(
         replace(
             each,
             stale=stale.get(name, {}),
-            absent=(*absent.get(name, ()), *_lost(root, name, each.stages)),
+            absent=(*_lost(root, name, each.stages), *absent.get(name, ())),
             changed=tuple(changed.get(name, ())),
             standing=standing.get(name, ""),
             people={label: _percent(asdict(measure)) for label, measure in people.get(name, {}).items()},

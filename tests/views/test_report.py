@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 import shutil
 from dataclasses import replace
@@ -299,7 +300,9 @@ def of_many(many, monkeypatch):
 def test_of_many_rounds_the_newest_and_those_in_force_are_shown(of_many):
     text = printed(of_many, 120)
     names = {word for line in text.split("\n") if line.startswith("  ") and " r" in line for word in line.split()}
-    assert {"r0", "r2", f"r{MANY}", f"r{MANY + 1 - report.NEWEST}"} <= names, "the base, the champion, and the last ones"
+    assert {"r0", "r2", f"r{MANY}", f"r{MANY + 1 - report.NEWEST}"} <= names, (
+        "the base, the champion, and the last ones"
+    )
     assert not {"r1", "r3", f"r{MANY - report.NEWEST}"} & names
     assert f"{MANY - report.NEWEST - 1} earlier rounds are not shown; `flywheel report --all`" in text
     whole = printed(of_many, 120, lambda root, console: report.show(root, console, whole=True))
@@ -338,3 +341,32 @@ def test_a_table_of_a_round_that_is_not_shown_is_checked_too(many, tmp_path, mon
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert lines(printed(root, 200), "r3 is damaged")
+
+
+@pytest.mark.torture(
+    "a part or manifest with a flipped bit, cut, swapped or deleted",
+    "`report` and `round list` name the file and the fix",
+)
+def test_a_report_finds_a_mutation_of_a_stored_file(tmp_path, tries):
+    for name in ("r0", "r1"):
+        synthetic.make(tmp_path / "made", PLAN, name)
+    for manifest in tmp_path.glob("made/data/round=*/manifests/*.json"):  # as stages write them
+        (manifest.parents[1] / "metrics").mkdir(exist_ok=True)
+        (manifest.parents[1] / "metrics" / manifest.name).write_text("{}")
+    for attempt in tries(200):
+        rng, root = random.Random(attempt), Path(shutil.copytree(tmp_path / "made", tmp_path / "copy"))
+        files = sorted(p for kind in ("manifests/*.json", "*/*.parquet") for p in root.glob(f"data/round=*/{kind}"))
+        path, data = (chosen := rng.choice(files)), chosen.read_bytes()
+        other = rng.choice([p for p in files if p.suffix == path.suffix and p.read_bytes() != data])
+        at = rng.randrange(len(data))
+        path.unlink()
+        if new := rng.choice((data[:at], data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], other.read_bytes(), None)):
+            path.write_bytes(new)
+        for show in (report.show, report.show_tree):
+            try:
+                text = printed(root, 1000, show)
+            except StoreError as error:
+                text = str(error)
+            assert "/".join(path.parts[-2:]) in text, (attempt, path, new)
+            assert re.search("`dvc (checkout --force|pull)`", text)
+        shutil.rmtree(root)
