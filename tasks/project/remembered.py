@@ -127,10 +127,11 @@ class Memory:
         known, asked = self.kept.stages, set(asked)
         self.kept.stages = {n: kept for n, kept in known.items() if n not in asked} | dict(seen)
         path = self.root / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        new.write_text(self.kept.model_dump_json(), encoding="utf-8")
-        new.replace(path)
+        with suppress(OSError):  # a full or read-only disk: DVC will be asked again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(self.kept.model_dump_json(), encoding="utf-8")
+            new.replace(path)
 
 
 def _files(path: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import projects
 import pytest
@@ -169,6 +170,11 @@ def test_dvc_is_not_asked_where_nothing_was_touched(settled, monkeypatch):
 def test_a_memory_that_is_none_is_none(settled, text):
     (settled / remembered.FILE).write_text(text)
     assert ask(settled) == set()
+
+
+def test_where_nothing_can_be_written_nothing_is_remembered(made, monkeypatch):
+    monkeypatch.setattr(remembered, "FILE", Path("dvc.yaml/fresh.json"))
+    assert ask(made) == set()
 
 
 def test_a_damaged_list_of_a_folders_files_in_dvcs_cache_is_left_to_dvc(made):
