@@ -96,7 +96,13 @@ def project(tmp_path_factory, apart) -> Path:
     for name, text in EXAMPLES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    for name in ("tests/conftest.py", "tests/torture.py", "tests/projects.py", "tests/test_contract.py", "pyproject.toml"):
+    for name in (
+        "tests/conftest.py",
+        "tests/torture.py",
+        "tests/projects.py",
+        "tests/test_contract.py",
+        "pyproject.toml",
+    ):
         shutil.copy(projects.HERE / name, root / name)
     subprocess.run([sys.executable, "-c", MAKE], cwd=root, env=projects.own_code(root), check=True)
     return root
