@@ -113,6 +113,8 @@ def consistently(root: Path, read: Callable[[], T]) -> T:
 
 
 def _run(root: Path, sql: str, reads: Reads, allow_files: bool) -> pa.Table:
+    if not (root / params.FILE).is_file():
+        params.values(root)  # says that this is no project, before anything is made in the folder
     remembered.verify(root, _outputs(root, reads))
     with _spill(root) as settings, _database(**settings) as con:
         files = _build(con, root, reads)
