@@ -180,7 +180,7 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         export(root, "r1", tmp_path / "exported")
     assert (beside / "thesis.tex").read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["data", "exported", "exported.new"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == [".flywheel", "data", "exported", "exported.new"]
     to.mkdir()
     (to / "README.md").write_text("mine")
     with pytest.raises(FlywheelError, match="not empty"):
