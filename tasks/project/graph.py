@@ -18,7 +18,7 @@ import psutil
 from tasks.core.errors import Busy, FlywheelError
 from tasks.project import freshness, lockfile, pipeline, plan
 from tasks.project.params import Block, Pipeline, load_params, read, stages_of
-from tasks.project.remembered import Memory, Seen
+from tasks.project.status_cache import Memory, Seen
 
 Graph = dict[str, set[str]]
 """Address of a stage (`judge@r2`) → addresses of the stages that it reads."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import projects
 import pytest
 
-from tasks.project import graph, lockfile, remembered
+from tasks.project import graph, lockfile, status_cache
 from tasks.project.params import load_params
 
 pytestmark = pytest.mark.xdist_group("campaign")
@@ -153,7 +153,7 @@ def test_a_later_process_with_the_number_of_a_killed_one_holds_nothing(made):
 @pytest.fixture
 def settled(made, monkeypatch):
     """The campaign, of which is remembered that DVC found it up to date."""
-    monkeypatch.setattr(remembered, "SETTLED", 0)
+    monkeypatch.setattr(status_cache, "SETTLED", 0)
     assert ask(made) == set()
     return made
 
@@ -168,18 +168,18 @@ def test_dvc_is_not_asked_where_nothing_was_touched(settled, monkeypatch):
     ["null", '{"cache": "", "settings": [], "stages": {}}', '{"cache": "", "settings": {}, "stages": {"plan": 5}}'],
 )
 def test_a_memory_that_is_none_is_none(settled, text):
-    (settled / remembered.FILE).write_text(text)
+    (settled / status_cache.FILE).write_text(text)
     assert ask(settled) == set()
 
 
 def test_where_nothing_can_be_written_nothing_is_remembered(made, monkeypatch):
-    monkeypatch.setattr(remembered, "FILE", Path("dvc.yaml/fresh.json"))
+    monkeypatch.setattr(status_cache, "FILE", Path("dvc.yaml/fresh.json"))
     assert ask(made) == set()
 
 
 def test_a_damaged_list_of_a_folders_files_in_dvcs_cache_is_left_to_dvc(made):
     entry = lockfile.read(made)["judge@r1"]
-    oid = next(oid for oid in remembered.OID.findall(entry.partition("    outs:")[2]) if oid.endswith(".dir"))
+    oid = next(oid for oid in status_cache.OID.findall(entry.partition("    outs:")[2]) if oid.endswith(".dir"))
     listing = made / ".dvc/cache/files/md5" / oid[:2] / oid[2:]
     listing.chmod(0o644)
     listing.write_bytes(listing.read_bytes()[:20])
@@ -249,7 +249,7 @@ def test_what_is_remembered_never_hides_what_dvc_calls_stale(settled, tmp_path, 
         monkeypatch.chdir(root)
         EDITS[name](root)
         with_memory = outcome(root)
-        (root / remembered.FILE).unlink()
+        (root / status_cache.FILE).unlink()
         assert with_memory == outcome(root), name
 
 
