@@ -63,6 +63,8 @@ class Manifest(BaseModel):
     outputs: dict[str, Output]
     inputs: dict[str, str]
     """Digest of every input by argument name; models that it may open are `parent_model` and so on."""
+    plots: dict[str, str] = {}
+    """sha256 of every plot's file, by its path; none in manifests that were written before these were kept."""
     versions: dict[str, str]
     metrics: dict[str, float]
     warnings: list[str] = []

@@ -229,6 +229,7 @@ class Draft:
         self.new = self.staging / "new"
         self.address = f"{stage}@{place.name.partition('=')[2]}"
         self.outputs: dict[str, Output] = {}
+        self.plots: dict[str, str] = {}
 
     def table(self, table: Table, frame: Frame | Iterator[Frame]) -> dict[str, float]:
         """Writes a table in parts, checks it and returns its metrics. Several frames are computed one after the other.
@@ -256,6 +257,8 @@ class Draft:
         to = self.new / name
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(text)
+        if name.startswith("plots/"):
+            self.plots[name] = sha256(to)
 
     def describe_folder(self, name: str) -> None:
         """Records the files of a folder once they are written."""
@@ -273,7 +276,7 @@ class Draft:
                     f"{self.address}: the metric {name} is {value}; leave out what could not be measured. "
                     "Nothing was written; the old version stays"
                 )
-        self.file(f"manifests/{self.stage}.json", manifest.text)
+        self.file(f"manifests/{self.stage}.json", manifest.model_copy(update={"plots": self.plots}).text)
         _sync(self.new)
         self.new.rename(self.staging / "ready")
         _sync_folder(self.staging)

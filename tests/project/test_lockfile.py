@@ -104,13 +104,17 @@ def test_what_no_manifest_vouches_for_is_not_restored(made, text):
 
 
 def test_what_is_not_all_as_the_stage_wrote_it_is_not_restored(made):
-    """Where DVC has no entry that would tell: a plot and metrics that are gone, edited metrics, a file beside a table."""
+    """Where DVC has no entry that would tell: a plot and metrics that are gone, edited metrics, an edited plot, a file
+    beside a table.
+    """
     (made / "data/round=r2/plots/levels.csv").unlink()
     (made / "data/round=r2/metrics/judge.json").unlink()
     (made / "data/round=r1/metrics/filter.json").write_text('{"kept": 1.0}')
     (made / "data/round=r1/pairs/more").write_text("")
+    plot = made / "data/round=r1/plots/levels.csv"
+    plot.write_text(plot.read_text().replace("0.", "0.9", 1))
     (made / "dvc.lock").unlink()
-    assert ask(made) == {"evaluate@r2", "judge@r2", "filter@r1", "pair@r1"}
+    assert ask(made) == {"evaluate@r2", "judge@r2", "filter@r1", "pair@r1", "evaluate@r1"}
 
 
 def test_a_stage_with_other_results_than_dvc_knows_runs_as_ever(made):

@@ -226,6 +226,6 @@ def milliseconds(time: str) -> int:
 
 
 def identity(manifest: store.Manifest) -> str:
-    """Digest of a stage's result: its manifest without times and tokens."""
-    values = manifest.model_dump(exclude={"tokens", "seconds", "started", "finished"})
+    """Digest of a stage's result: its manifest without times and tokens, nor plots, of which older manifests know nothing."""
+    values = manifest.model_dump(exclude={"tokens", "seconds", "started", "finished", "plots"})
     return store.digest([(k, json.dumps(v, sort_keys=True)) for k, v in values.items()])
