@@ -4,11 +4,12 @@ Equal rows give equal bytes: how rows are cut into groups and parts depends on t
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import polars as pl
 import pyarrow as pa
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from tasks.core.tables import Table
 
 Frame = pl.LazyFrame | pl.DataFrame
+PROMPTS = ("prompt_id", "id")
+"""Where a row has its prompt's id: in the first of these columns that its table has."""
 ROWS_PER_GROUP = 16_384
 GROUPS_PER_PART = 4
 WRITERS = 2
@@ -24,6 +27,42 @@ WRITERS = 2
 ORDERED = ("id", "prompt_id")
 """Texts whose least and greatest value are kept, for a range of prompts is looked up by them. Of other texts they are not:
 DuckDB 2.0 takes a column that holds one text and nulls for null throughout, where it is written without a dictionary."""
+
+
+class RowGroup(NamedTuple):
+    """A row group of a part: its rows, their size in bytes before compression, and its least and greatest prompt id, which are
+    None where a row has no prompt.
+    """
+
+    rows: int
+    bytes: int
+    first: str | None
+    last: str | None
+
+
+def row_groups(file: Path) -> list[RowGroup]:
+    """The row groups of a part, from its footer alone."""
+    metadata = pq.read_metadata(file)
+    names = metadata.schema.to_arrow_schema().names
+    key = next((name for name in PROMPTS if name in names), None)
+    groups = (metadata.row_group(n) for n in range(metadata.num_row_groups))
+    return [RowGroup(group.num_rows, group.total_byte_size, *_extent(group, key)) for group in groups]
+
+
+def _extent(group: pq.RowGroupMetaData, key: str | None) -> tuple[str | None, str | None]:
+    columns = (group.column(n) for n in range(group.num_columns))
+    statistics = next((c.statistics for c in columns if c.path_in_schema == key), None)
+    if statistics is None or not statistics.has_min_max or statistics.null_count:
+        return None, None
+    return statistics.min, statistics.max
+
+
+def extent(groups: Sequence[RowGroup]) -> tuple[str | None, str | None]:
+    """The least and greatest prompt id of row groups; None where one of them has a row without a prompt, or none has rows."""
+    firsts, lasts = [g.first for g in groups if g.rows], [g.last for g in groups if g.rows]
+    if not firsts or None in firsts:
+        return None, None
+    return min(f for f in firsts if f), max(k for k in lasts if k)
 
 
 def write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:

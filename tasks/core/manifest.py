@@ -41,6 +41,10 @@ class Part(BaseModel):
     bytes: int
     sha256: str
     rows: int | None = None
+    first: str | None = None
+    """Least prompt id of its rows; null where it has none, and in manifests from before it was recorded."""
+    last: str | None = None
+    """Greatest prompt id of its rows."""
 
 
 class Output(BaseModel):

@@ -23,14 +23,13 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import duckdb
 import polars as pl
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from tasks.core._parts import Frame, write_parts
+from tasks.core._parts import Frame, extent, row_groups, write_parts
 from tasks.core.errors import Busy, CheckFailed, FlywheelError, StoreError
 from tasks.core.manifest import ROUND, Manifest, Output, Part, read_manifest
 from tasks.core.tables import TABLES, Table
@@ -400,9 +399,16 @@ def _describe(place: Path, kind: Literal["table", "folder"]) -> Output:
     parts = [Part(file=str(p.relative_to(place)), bytes=p.stat().st_size, sha256=sha) for p, sha in named]
     rows = None
     if kind == "table":
-        parts = [p.model_copy(update={"rows": pq.read_metadata(place / p.file).num_rows}) for p in parts]
+        parts = [p.model_copy(update=_contents(place / p.file)) for p in parts]
         rows = sum(p.rows or 0 for p in parts)
     return Output(kind=kind, digest=digest((p.file, p.sha256) for p in parts), rows=rows, parts=parts)
+
+
+def _contents(file: Path) -> dict[str, Any]:
+    """What the entry of a table's part says of its rows."""
+    groups = row_groups(file)
+    first, last = extent(groups)
+    return {"rows": sum(g.rows for g in groups), "first": first, "last": last}
 
 
 # Digests
