@@ -82,6 +82,19 @@ class Plan(BaseModel):
             raise StoreError(f"{path}: is not a valid plan; `flywheel plan` makes it again") from error
 
 
+def read_transport(root: Path) -> dict[str, dict[str, Any]]:
+    """How engines reach their models, by base, round or `models.NAME` of the roster.
+
+    Raises:
+        StoreError: when the file is damaged.
+    """
+    path = root / TRANSPORT
+    try:
+        return TypeAdapter(dict[str, dict[str, Any]]).validate_json(path.read_bytes()) if path.is_file() else {}
+    except ValidationError as error:
+        raise StoreError(f"{path}: is not what was written; `flywheel plan` makes it again") from error
+
+
 def edited_sources(root: Path) -> list[str]:
     """The files from which the plans were made and that were edited since: params.yaml and recipes.
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from tasks.core import store
 from tasks.core.errors import FlywheelError
-from tasks.core.plan import TRANSPORT, Plan
+from tasks.core.plan import TRANSPORT, Plan, read_transport
 from tasks.core.stage import Input, Stage, stages
 from tasks.core.store import Manifest, Output
 from tasks.project import scratch
@@ -335,7 +335,7 @@ class _Builder:
         (self.root / CACHE).mkdir(parents=True, exist_ok=True)
         scratch.mirror(self.root, place, NAME)
         scratch.link(self.root, place, [CACHE])
-        transport = json.loads((self.root / TRANSPORT).read_text()) if (self.root / TRANSPORT).is_file() else {}
+        transport = read_transport(self.root)
         (place / TRANSPORT).parent.mkdir(parents=True, exist_ok=True)
         (place / TRANSPORT).write_text(json.dumps(transport | {NAME: transport.get(self.rounds.bad, {})}))
         folder = store.round_folder(place, NAME)

@@ -7,8 +7,8 @@ params.yaml is not read. A stage has no effect outside its outs, because DVC may
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
@@ -18,12 +18,13 @@ from typing import Any
 
 import polars as pl
 import psutil
+from pydantic import ValidationError
 
 from tasks.core import devices, store
 from tasks.core.errors import StoreError, UnknownName
 from tasks.core.frames import frame
 from tasks.core.ids import content_id
-from tasks.core.plan import TRANSPORT, Plan
+from tasks.core.plan import TRANSPORT, Plan, read_transport
 from tasks.core.plugin import TASKS, load
 from tasks.core.roster import SERVED, Models, Source
 from tasks.core.stage import Input, Result, Stage, Strategy
@@ -139,14 +140,26 @@ def _owner(need: Input, plan: Plan) -> str | None:
 
 def _models(root: Path, stage: Stage, plan: Plan) -> Models:
     """The models that the stage may open: its own, its ancestors' and the roster's."""
-    transport = json.loads((root / TRANSPORT).read_text()) if (root / TRANSPORT).is_file() else {}
+    transport = read_transport(root)
     engine_owner = plan.ancestors.get("base", plan.round) if stage.name in EXAM else plan.round
-    engine = plan.engine and _plugin("engines", plan.engine | transport.get(engine_owner, {}))
+    with _checked(root / TRANSPORT):
+        engine = plan.engine and _plugin("engines", plan.engine | transport.get(engine_owner, {}))
+        roster = {n: _roster_source(values, transport.get(f"models.{n}", {})) for n, values in plan.models.items()}
     opened = {i.ancestor or "model": i for i in stage.inputs if i.opened and _is_read(i, plan)}
     owners = {k: plan.ancestors.get(k) if i.ancestor else plan.round for k, i in opened.items()}
     sources = {k: Source(engine, partial(model_folder, root, owner)) for k, owner in owners.items() if owner}
-    sources |= {n: _roster_source(values, transport.get(f"models.{n}", {})) for n, values in plan.models.items()}
-    return Models(sources, root / "data/cache/requests", _budget(root, stage, plan, engine))
+    return Models(sources | roster, root / "data/cache/requests", _budget(root, stage, plan, engine))
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Says of values that an engine does not take which file they stand in."""
+    try:
+        yield
+    except ValidationError as error:
+        why = error.errors()[0]
+        key = ".".join(map(str, why["loc"]))
+        raise StoreError(f"{path}: {key}: {why['msg']}; `flywheel plan` makes it again") from error
 
 
 def _budget(root: Path, stage: Stage, plan: Plan, engine: Any) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.core import frames, models, store, tables
 from tasks.core.errors import EngineError, FlywheelError, ModelRefused, StoreError
-from tasks.core.plan import Plan
+from tasks.core.plan import TRANSPORT, Plan
 from tasks.core.stage import Result, Stage, stages
 from tasks.project import execute, pieces, plan
 from tasks.project.execute import run_stage
@@ -328,6 +328,15 @@ def test_a_served_model_of_the_roster_needs_no_folder(made):
     jury(made, "{engine: {strategy: fake}}")
     before = manifest("r2", "judge").tokens["requests"]
     assert run_stage(Path(), "r2", "judge").tokens["requests"] > before
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"r0": {"faults": ', b"\xff\xfe", b"[1]", b'{"r0": 5}', b'{"r1": {"no_such_key": 1}}']
+)
+def test_damaged_settings_of_connections_are_one_message(made, content):
+    (made / TRANSPORT).write_bytes(content)
+    with pytest.raises(StoreError, match=r"transport\.json.*`flywheel plan` makes it again"):
+        run_stage(made, "r1", "generate")
 
 
 def test_an_input_that_was_damaged_is_refused(made):
