@@ -3,7 +3,7 @@
 # code, so that a new image brings its own, and leave params.yaml, dvc.lock and the data as they are.
 set -eu
 if [ -e "$2/.filled" ]; then
-    for code in tasks flows recipes dvc.yaml; do
+    for code in tasks flows infra recipes dvc.yaml; do
         [ -e "$1/$code" ] || continue
         rm -rf "$2/.new"
         cp -R "$1/$code" "$2/.new"

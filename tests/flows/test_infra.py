@@ -108,7 +108,7 @@ def test_what_git_ignores_is_not_in_the_image():
 def test_a_volume_gets_the_project_once_and_the_code_of_every_image(tmp_path):
     image, volume = tmp_path / "image", tmp_path / "volume"
     volume.mkdir()
-    for name in ("tasks", "flows", "recipes", "data"):
+    for name in ("tasks", "flows", "infra", "recipes", "data"):
         (image / name).mkdir(parents=True)
         (image / name / "file").write_text("1")
     for name in ("params.yaml", "dvc.yaml"):
@@ -120,7 +120,7 @@ def test_a_volume_gets_the_project_once_and_the_code_of_every_image(tmp_path):
         return {str(p.relative_to(volume)): p.read_text() for p in volume.rglob("*") if p.is_file()}
 
     shutil.copy(image / "params.yaml", volume)  # all that a first start had copied when it was cut short
-    assert set(start()) == {f"{n}/file" for n in ("tasks", "flows", "recipes", "data")} | {
+    assert set(start()) == {f"{n}/file" for n in ("tasks", "flows", "infra", "recipes", "data")} | {
         "params.yaml",
         "dvc.yaml",
         ".filled",
@@ -135,36 +135,3 @@ def test_a_volume_gets_the_project_once_and_the_code_of_every_image(tmp_path):
     assert found["params.yaml"] == found["data/file"] == "mine"
     assert found["dvc.yaml"] == "2"
     assert "tasks/other" in found and "tasks/file" not in found
-
-
-def test_the_image_is_a_git_repository_which_dvc_wants():
-    text = (INFRA / "Dockerfile").read_text()
-    assert text.index("COPY --chown=flywheel . .") < text.index("git init") < text.index("commit --quiet")
-
-
-@pytest.mark.parametrize("name", sorted(p.name for p in (INFRA / "k8s").glob("*.yaml")))
-def test_kubernetes_manifests_have_what_every_object_has(name):
-    for item in load(f"k8s/{name}"):
-        assert {"apiVersion", "kind", "metadata", "spec"} <= set(item)
-        assert {"name", "generateName"} & set(item["metadata"])
-        pod = item["spec"].get("template", {}).get("spec")
-        mounts = {m["name"] for c in pod["containers"] for m in c.get("volumeMounts", [])} if pod else set()
-        assert not pod or mounts == {v["name"] for v in pod["volumes"]}
-
-
-def test_compose_services_are_whole():
-    [content] = load("compose.yaml")
-    services = content["services"]
-    assert set(services) == {"postgres", "prefect", "worker", "mlflow", "minio", "bucket"}
-    for name, service in services.items():
-        assert "image" in service or "build" in service
-        assert set(service.get("depends_on", [])) <= set(services), name
-        named = {v.split(":")[0] for v in service.get("volumes", []) if not v.startswith(".")}
-        assert named <= set(content["volumes"])
-        assert all(p.startswith("127.0.0.1:") for p in service.get("ports", [])), "on loopback only"
-
-
-def test_no_password_is_written_down():
-    text = (INFRA / "compose.yaml").read_text()
-    assert "PASSWORD" not in "".join(str(s.get("command")) for s in load("compose.yaml")[0]["services"].values())
-    assert all(m.startswith("${") for m in re.findall(r"PASSWORD: \"?(\S+)", text))
