@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from shutil import which
@@ -46,14 +46,42 @@ def _lock(name: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         log.warning("waiting for the device %s, which another process uses (%s)", name, path)
+        with suppress(OSError):  # another user waits, too
+            _waiting(name).touch()
         lock.acquire()
+    with suppress(OSError):
+        _waiting(name).unlink(missing_ok=True)
     start = time.perf_counter()
     try:
         yield
     finally:
         if lock.lock_counter == 1:  # held within another block, it counts there
-            _held[name] = _held.get(name, 0.0) + time.perf_counter() - start
+            _count(name, start)
         lock.release()
+
+
+@contextmanager
+def shared(names: Iterable[str]) -> Iterator[None]:
+    """Counts the GPUs as held while the block runs, where another process has the locks and shares them with this one."""
+    start, counted = time.perf_counter(), tuple(names)
+    try:
+        yield
+    finally:
+        for name in counted:
+            _count(name, start)
+
+
+def _count(name: str, start: float) -> None:
+    _held[name] = _held.get(name, 0.0) + time.perf_counter() - start
+
+
+def are_wanted(names: Iterable[str]) -> bool:
+    """Whether a process has waited for one of these GPUs since they were last taken."""
+    return any(_waiting(name).exists() for name in names)
+
+
+def _waiting(name: str) -> Path:
+    return Path(tempfile.gettempdir(), f"flywheel-{name}.waiting")
 
 
 def held() -> dict[str, float]:

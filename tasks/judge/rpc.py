@@ -42,6 +42,10 @@ class Rpc(Judging):
     min_paths: PositiveInt = 10
     """Fewest different texts of a prompt for which a mixture is fitted."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses."""
+        return frozenset({"responses"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

@@ -40,6 +40,10 @@ class SelfJudge(Judging):
     none, or it is equal: the most frequent); the others get no row. Null judges all, which costs about as much as writing
     them did."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses, where it judges the likeliest alone."""
+        return frozenset({"responses"} if self.likeliest is not None else ())
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

@@ -28,6 +28,10 @@ class Anchored(Pairing):
     future: str | None = None
     """Author of the answers that may take the chosen one's place, such as `anchor`; null is the first phase."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses."""
+        return frozenset({"responses"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

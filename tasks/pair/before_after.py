@@ -20,6 +20,10 @@ class BeforeAfter(Pairing):
     before: str = "base"
     """Author of the rejected answers: the model before tuning."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses."""
+        return frozenset({"responses"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

@@ -16,6 +16,10 @@ class BestWorst(Pairing):
     min_reward: float | None = None
     """Reward that the chosen one must reach; null has no bound beside the filter's."""
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The responses."""
+        return frozenset({"responses"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

@@ -13,6 +13,10 @@ class Refined(Pairing):
     have the target's answer, and its score is the best reward of a response with that answer (for a vote: the majority's).
     """
 
+    def reads_logprobs_of(self) -> frozenset[str]:
+        """The refinements."""
+        return frozenset({"refinements"})
+
     def per_prompt_only(self) -> bool:
         """Always."""
         return True

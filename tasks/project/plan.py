@@ -14,6 +14,7 @@ from tasks.core.models import file_digest
 from tasks.core.plan import FOLDER, SOURCES, TRANSPORT, Plan
 from tasks.core.stage import Input, Stage, Strategy
 from tasks.core.tables import TABLES, Table
+from tasks.engines import Engine
 from tasks.project import recipes
 from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values, reads_labels, stages_of
 from tasks.project.closure import Modules
@@ -42,6 +43,7 @@ def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modul
     opened = _opened_models(stage, strategies)
     engine = block.exam_engine if stage.name in EXAM else block.engine
     roster = {n: pipeline.roster[n] for n in sorted(opened) if n in pipeline.roster}
+    asks = bool(set(stage.outputs) & {table for _, _, s in block.strategies() for table in s.reads_logprobs_of()})
     engines = [
         *({engine.strategy_name()} if engine and opened - set(roster) else ()),
         *(m.engine.strategy_name() for m in roster.values()),
@@ -59,18 +61,26 @@ def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modul
         ancestors=_ancestors(needed, block),
         reads=sorted(i.argument for i in needed if i.conditional and is_available(i, block)),
         domain=plugin_values(block.domain) if "domain" in stage.context else None,
-        engine=plugin_values(engine, engine.transport) if engine and opened - set(roster) else None,
+        engine=_engine_values(engine, asks) if engine and opened - set(roster) else None,
         members={n: plugin_values(s) for n, s in sorted(settings.members.items())},
         options=settings.options.model_dump(mode="json") if settings.options else {},
         judges={n: plugin_values(s) for n, s in sorted(judges.items())},
         models={
-            n: m.model_dump(mode="json", exclude={"engine"}) | {"engine": plugin_values(m.engine, m.engine.transport)}
+            n: m.model_dump(mode="json", exclude={"engine"}) | {"engine": _engine_values(m.engine, asks)}
             for n, m in roster.items()
         },
         code=(code or Modules(root)).closure(modules),
         files=dict(_files(root, block, stage, judges)),
         tables={t.name: table_digest(t) for t in stage_tables(stage)},
     )
+
+
+def _engine_values(engine: Engine, asks: bool) -> dict[str, Any]:
+    """An engine's values in a plan. One that leaves it open asks for log-probabilities where a strategy of the round reads those
+    of the answers that the stage writes.
+    """
+    told = engine.model_copy(update={"logprobs": asks}) if getattr(engine, "logprobs", True) is None else engine
+    return plugin_values(told, engine.transport)
 
 
 def _opened_models(stage: Stage, strategies: Iterable[Strategy]) -> set[str]:

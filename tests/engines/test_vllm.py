@@ -27,6 +27,7 @@ from tasks.core.errors import EngineError
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling, turns
+from tasks.engines import _vllm_core as core_file
 from tasks.engines import vllm as vllm_file
 from tasks.engines.openai import Openai
 from tasks.engines.transformers import Transformers
@@ -111,12 +112,12 @@ def test_the_memory_of_gpus_is_asked_without_cuda(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm.third_party", SimpleNamespace(pynvml=nvml))
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=None))
     monkeypatch.setattr("torch.cuda._lazy_init", no_context)
-    assert vllm_file._free(1) == 30
-    assert vllm_file._free(2) == 40
-    assert vllm_file._free(3) is vllm_file._free(4) is None
+    assert core_file._free(1) == 30
+    assert core_file._free(2) == 40
+    assert core_file._free(3) is core_file._free(4) is None
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(EngineError, match="GiB of cuda memory are free"):
-        vllm_file._llm(VLLM, BASE)
+        core_file.arguments(VLLM, BASE, BASE)
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
@@ -124,7 +125,7 @@ def test_as_many_gpus_are_locked_as_the_model_is_spread_over(tiny_model, monkeyp
     locked = []
     monkeypatch.setattr(vllm_file, "device_lock", lambda count=1: locked.append(count) or nullcontext())
     monkeypatch.setattr(vllm_file, "find_spec", lambda _: True)
-    monkeypatch.setattr(vllm_file, "_Core", lambda *_: SimpleNamespace(end=lambda: None))
+    monkeypatch.setattr(vllm_file, "Core", lambda *_: SimpleNamespace(end=lambda: None))
     monkeypatch.setattr(vllm_file, "_Policy", lambda *_: None)
     with Vllm(tensor_parallel=gpus).open(tiny_model):
         assert locked == [gpus]
@@ -133,44 +134,47 @@ def test_as_many_gpus_are_locked_as_the_model_is_spread_over(tiny_model, monkeyp
 # Without vLLM: what it is asked and what is kept, with a core that answers as one would
 
 
-class Core:
-    """A core that cuts an answer of 12 tokens where the context ends, and counts what it is asked."""
+class AnsweringCore:
+    """A core that cuts an answer of 12 tokens where the context ends, and counts what it is asked. Token n has the
+    log-probability -n/8 where it is drawn, -n/100 where it is given.
+    """
 
-    def __init__(self, tokenizer, folder, context):
-        config = SimpleNamespace(max_model_len=context, dtype="float32")
-        self.folder, self.calls = folder, []
-        self.llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config), get_tokenizer=lambda: tokenizer)
+    dtype, versions = "float32", ("1", "2")
+
+    def __init__(self, tokenizer, context):
+        self.tokenizer, self.context, self.calls, self.params = tokenizer, context, [], []
 
     def answers(self, calls):
-        for name, (prompt, params) in calls.items():
-            self.calls.append(prompt["prompt_token_ids"])
-            if params.get("prompt_logprobs") == 0:
-                entries = [{token: SimpleNamespace(logprob=-token / 100)} for token in prompt["prompt_token_ids"]]
-                yield name, SimpleNamespace(prompt_logprobs=entries)
-                continue
-            tokens = [7] * min(params["max_tokens"], 12)
-            finish = "stop" if len(tokens) == 12 else "length"
-            logprobs = [{7: SimpleNamespace(logprob=-n / 8), 9: None} for n in range(len(tokens))]
-            output = SimpleNamespace(
-                text="a" * len(tokens), token_ids=tokens, finish_reason=finish, logprobs=logprobs,
-                cumulative_logprob=sum(entry[7].logprob for entry in logprobs),
-            )  # fmt: skip
-            yield name, SimpleNamespace(outputs=[output])
+        for name, call in calls.items():
+            self.calls.append(list(call.ids))
+            self.params.append(call.params)
+            yield name, core_file.output(self.output(call), call)
+
+    def output(self, call):
+        """What vLLM itself gives."""
+        if call.params.get("prompt_logprobs") == 0:
+            return SimpleNamespace(prompt_logprobs=[{t: SimpleNamespace(logprob=-t / 100)} for t in call.ids])
+        tokens = [7] * min(call.params["max_tokens"], 12)
+        finish = "stop" if len(tokens) == 12 else "length"
+        logprobs = [{7: SimpleNamespace(logprob=-n / 8), 9: None} for n in range(len(tokens))]
+        asked = call.params["logprobs"] == 0
+        answer = SimpleNamespace(
+            text="a" * len(tokens), token_ids=tokens, finish_reason=finish, logprobs=logprobs if asked else None,
+            cumulative_logprob=sum(entry[7].logprob for entry in logprobs) if asked else None,
+        )  # fmt: skip
+        return SimpleNamespace(outputs=[answer])
 
 
 @pytest.fixture
-def without_vllm(tiny_model, tmp_path, monkeypatch):
+def without_vllm(tiny_model, tmp_path):
     """Makes a policy of the tiny model whose core has a context of so many tokens."""
     from transformers import AutoTokenizer
 
-    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=1), StructuredOutputsParams=dict)
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=dict))
-    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
-    def make(context):
-        core = Core(tokenizer, tiny_model, context)
-        return vllm_file._Policy(Vllm(context=context), core, models.digest(tiny_model), RequestCache(tmp_path))
+    def make(context, **params):
+        core, cache = AnsweringCore(tokenizer, context), RequestCache(tmp_path)
+        return vllm_file._Policy(Vllm(context=context, **params), core, tiny_model, models.digest(tiny_model), cache)
 
     return make
 
@@ -229,9 +233,8 @@ def test_what_does_not_fit_or_is_refused_fails_for_good(without_vllm):
     assert (completion.permanent, scored.permanent, policy._core.calls) == (True, True, [])
     prompt = SimpleNamespace(ids=(1, 2))
     assert vllm_file._completion(prompt, ValueError("no")).permanent
-    assert vllm_file._scored(ValueError("no"), [1]).permanent
-    aborted = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="abort")])
-    assert not vllm_file._completion(prompt, aborted).permanent
+    assert vllm_file._scored(ValueError("no")).permanent
+    assert not vllm_file._completion(prompt, core_file.Output(finish_reason="abort")).permanent
 
 
 @installed
