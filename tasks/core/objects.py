@@ -387,3 +387,23 @@ def _session() -> Any:
 def region() -> str:
     """The region that the environment names, which a store of one's own ignores."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or REGION
+
+
+def options() -> dict[str, str]:
+    """What polars wants to know of the store, from the environment as well.
+
+    Raises:
+        StoreError: without credentials.
+    """
+    found = _session().get_credentials()
+    if found is None:
+        raise StoreError("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    keys = found.get_frozen_credentials()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(ENDPOINT)
+    return {
+        "aws_access_key_id": keys.access_key,
+        "aws_secret_access_key": keys.secret_key,
+        "aws_region": region(),
+        **({"aws_session_token": keys.token} if keys.token else {}),
+        **({"aws_endpoint_url": endpoint, "aws_allow_http": "true"} if endpoint else {}),
+    }

@@ -2,7 +2,7 @@
 
     .flywheel/digests.sqlite      a row for each file; several processes may use it, and it may be deleted at any time
 
-Queries, traces and reports read a part's bytes for its digest once, and after that only when the file changed. What is
+Parts in a bucket have their URL for a path, and their tag for an inode. Queries, traces and reports read a part's bytes for its digest once, and after that only when the file changed. What is
 remembered is what the bytes were, not that they were right, so a manifest that changes is compared anew. A disk that changes
 bytes by itself leaves times as they are: stages and `flywheel verify` read every byte, whatever is remembered.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from tasks.core import store
 from tasks.core.errors import StoreError
 from tasks.core.manifest import Output, Stamp, is_settled, stamp
+from tasks.core.pointers import ObjectPath, StoredPath
 
 FILE = Path(".flywheel/digests.sqlite")
 TABLE = """create table if not exists digests
@@ -24,6 +25,8 @@ TABLE = """create table if not exists digests
 BUSY_TIMEOUT = 0.5
 """Seconds to wait while another process writes; after that the file is read and not remembered."""
 PATHS_PER_QUERY = 500
+REQUESTS = 16
+"""Objects whose size is asked for at the same time."""
 Outputs = Iterable[tuple[Path, Output]]
 """The folder of each output, and its entry in a manifest."""
 
@@ -38,35 +41,44 @@ def verify(root: Path, outputs: Outputs) -> None:
         raise StoreError(damage)
 
 
-def damages(root: Path, outputs: Outputs) -> Iterator[tuple[Path, str]]:
-    """What is wrong with the parts of these outputs: each such file, and a text about it."""
-    parts = [(store.part_path(place, part), part) for place, output in outputs for part in output.parts]
+def damages(root: Path, outputs: Outputs, read: bool = True) -> Iterator[tuple[StoredPath, str]]:
+    """What is wrong with the parts of these outputs: each such file, and a text about it. Without `read` those are taken for
+    right whose bytes were never read.
+    """
+    parts = [item for place, output in outputs for item in zip(store.paths(place, output), output.parts, strict=True)]
+    with ThreadPoolExecutor(REQUESTS) as threads:  # a bucket is asked for each
+        list(threads.map(ObjectPath.is_file, {path for path, _ in parts if isinstance(path, ObjectPath)}))
     whole = {path: stat for path, part in parts if (stat := _stamp(path)) and stat[0] == part.bytes}
-    known = _digests(root, whole)
-    yield from ((path, text) for path, part in parts if (text := store.damage(path, part, known.get(path))))
+    known = _digests(root, whole, read)
+    assumed = {} if read else {path: part.sha256 for path, part in parts}
+    yield from (
+        (path, text) for path, part in parts if (text := store.damage(path, part, known.get(path, assumed.get(path))))
+    )
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: StoredPath) -> Stamp | None:
     try:
         return stamp(path)
     except FileNotFoundError:
         return None
 
 
-def _digests(root: Path, files: Mapping[Path, Stamp]) -> dict[Path, str]:
-    """The sha256 of each file, as far as it can be read."""
-    names = {path: os.path.relpath(path, root) for path in files}
+def _digests(root: Path, files: Mapping[StoredPath, Stamp], read: bool) -> dict[StoredPath, str]:
+    """The sha256 of each file, as far as it can be read; without `read`, of those that were read before."""
+    names = {path: os.path.relpath(path, root) if isinstance(path, Path) else str(path) for path in files}
     memory = _recall(root / FILE, list(names.values()))
     known = {
         path: memory[names[path]][1] for path, seen in files.items() if memory.get(names[path], ((), ""))[0] == seen
     }
-    unknown = [path for path in files if path not in known]
-    settled = [path for path in unknown if is_settled(files[path])]  # before they are read, which takes its time
+    unknown = [path for path in files if path not in known] if read else []
+    settled = [
+        p for p in unknown if isinstance(p, ObjectPath) or is_settled(files[p])
+    ]  # before they are read, which takes time
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        read = dict(zip(unknown, threads.map(store.sha256, unknown), strict=True))
-    if rows := [(names[path], *files[path], read[path]) for path in settled]:
+        digests = dict(zip(unknown, threads.map(store.sha256, unknown), strict=True))
+    if rows := [(names[path], *files[path], digests[path]) for path in settled]:
         _remember(root / FILE, rows)
-    return known | read
+    return known | digests
 
 
 def _recall(file: Path, names: list[str]) -> dict[str, tuple[Stamp, str]]:

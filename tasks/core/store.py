@@ -17,9 +17,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from time import monotonic, sleep
@@ -29,9 +30,13 @@ import duckdb
 import polars as pl
 from filelock import FileLock, Timeout
 
+from tasks.core import commits, pointers
 from tasks.core._parts import Frame, extent, row_groups, write_parts
 from tasks.core.errors import Busy, CheckFailed, FlywheelError, StoreError
 from tasks.core.manifest import ROUND, Manifest, Output, Part, read_manifest
+from tasks.core.objects import Place
+from tasks.core.plan import Plan
+from tasks.core.pointers import ObjectPath, StoredPath
 from tasks.core.tables import TABLES, Table
 
 T = TypeVar("T")
@@ -39,11 +44,13 @@ DISK_FULL = 1 << 20
 """Bytes of free disk space below which an error counts as a full disk."""
 PATIENCE, PAUSE = 10.0, 0.02
 """Seconds for which a reader retries while another process commits, and seconds between two attempts."""
-CHANGED = "is not what was written"
+CHANGED = pointers.CHANGED
 REMAKE = "restore it with `dvc checkout --force` or `dvc pull`, or run the stage again"
 """What brings a file back that is gone."""
 RESTORE = "restore it with `dvc checkout --force` or `dvc pull`, or delete its manifest and run its stage again"
 """What mends a file that is not as it was written."""
+REWRITE = "run its stage again (`dvc repro --force --single-item STAGE@ROUND`), which puts it there again"
+"""What mends an object in a bucket."""
 LOCK_TIMEOUT = 0.5
 """Seconds that a writer waits for a lock: a reader may hold it that long while it moves a version into place."""
 
@@ -114,44 +121,56 @@ def verify(place: Path, output: Output) -> None:
     Raises:
         StoreError: naming the file that is missing, cut short or changed.
     """
-    for part in output.parts:
-        path = part_path(place, part)
+    files = paths(place, output)
+    if any(isinstance(path, ObjectPath) for path in files):  # no object changes unseen: what is remembered of it holds
+        from tasks.core import remembered
+
+        remembered.verify(place.parents[2], [(place, output)])
+        return
+    for path, part in zip(files, output.parts, strict=True):
         whole = path.is_file() and path.stat().st_size == part.bytes
         if text := damage(path, part, sha256(path) if whole else None):
             raise StoreError(text)
 
 
-def part_path(place: Path, part: Part) -> Path:
-    """The file of a part of the output in `place`.
+def paths(place: Path, output: Output) -> list[StoredPath]:
+    """The files of the parts of the output in `place`, or their objects where they are in a bucket.
 
     Raises:
-        StoreError: for a path that leads out of that folder.
+        StoreError: for a part that lies out of that folder, and for a pointer that is not the manifest's.
     """
-    if part.file.startswith("/") or ".." in part.file.split("/"):
-        raise StoreError(f"{place}: its manifest names the file {part.file!r}, which is not below it; {RESTORE}")
-    return place / part.file
+    if pointer := pointers.read(place):
+        return pointers.paths(pointer, place, output)
+    if odd := [p.file for p in output.parts if p.file.startswith("/") or ".." in p.file.split("/")]:
+        raise StoreError(f"{place}: its manifest names the file {odd[0]!r}, which is not below it; {RESTORE}")
+    return [place / part.file for part in output.parts]
 
 
-def damage(path: Path, part: Part, digest: str | None) -> str | None:
+def damage(path: StoredPath, part: Part, digest: str | None) -> str | None:
     """What is wrong with a part's file, whose sha256 is `digest`, and how it is mended; None where nothing is."""
+    mend = RESTORE if isinstance(path, Path) else REWRITE
     if not path.is_file():
-        return f"{path} is missing; {RESTORE}"
+        return f"{path} is missing; {mend}"
     if (size := path.stat().st_size) != part.bytes:
-        return f"{path} has {size:,} bytes, its manifest says {part.bytes:,}; {RESTORE}"
+        return f"{path} has {size:,} bytes, its manifest says {part.bytes:,}; {mend}"
     if digest != part.sha256:
-        return f"{path} {CHANGED} (its sha256 differs from the manifest's); {RESTORE}"
+        return f"{path} {CHANGED} (its sha256 differs from the manifest's); {mend}"
     return None
 
 
-def _verified(root: Path, name: str, output: str) -> tuple[Path, Output]:
+def _verified(root: Path, name: str, output: str, keep: Callable[[Part], bool] | None = None) -> tuple[Path, Output]:
     place, entry = find(root, name, output)
+    if keep is not None:
+        entry = entry.model_copy(update={"parts": [p for p in entry.parts if keep(p)] or entry.parts[:1]})
     verify(place, entry)
     return place, entry
 
 
-def scan(root: Path, name: str, table: str) -> tuple[pl.LazyFrame, str]:
-    """A checked table of a round, and its digest."""
-    place, output = steady(root, [name], lambda: _verified(root, name, table))
+def scan(root: Path, name: str, table: str, keep: Callable[[Part], bool] | None = None) -> tuple[pl.LazyFrame, str]:
+    """A checked table of a round, and its digest. With `keep` only the parts are read and checked that it says, or one, for the
+    columns, where it says none.
+    """
+    place, output = steady(root, [name], lambda: _verified(root, name, table, keep))
     return _lazy(place, output), output.digest
 
 
@@ -161,7 +180,7 @@ def read(root: Path, name: str, table: str) -> pl.DataFrame:
 
 
 def _lazy(place: Path, output: Output) -> pl.LazyFrame:
-    return pl.scan_parquet([place / p.file for p in output.parts], glob=False)
+    return pointers.scan(paths(place, output))
 
 
 def folder(root: Path, name: str, output: str) -> tuple[Path, str]:
@@ -219,18 +238,49 @@ def is_held(lock: Path) -> bool:
 # Writing
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A table whose parts were written and checked elsewhere, piece by piece."""
+
+    output: Output
+    bring: Callable[[Part, Path], None]
+    """Puts a part into a file of the project; parts in a bucket stay there."""
+
+
 class Draft:
     """A version of a stage's outputs that is being written. Readers see it once it is committed."""
 
-    def __init__(self, place: Path, stage: str) -> None:
-        self.place, self.stage = place, stage
+    def __init__(self, place: Path, stage: str, bucket: Place | None = None) -> None:
+        self.place, self.stage, self.bucket = place, stage, bucket
         self.staging = place / ".staging" / stage
         self.new = self.staging / "new"
         self.address = f"{stage}@{place.name.partition('=')[2]}"
         self.outputs: dict[str, Output] = {}
         self.plots: dict[str, str] = {}
+        self.version = 0
+        """Number of the next commit in the bucket of this plan on these inputs."""
 
-    def table(self, table: Table, frame: Frame | Iterator[Frame]) -> dict[str, float]:
+    def restored(self, plan: Plan, inputs: dict[str, str]) -> Manifest | None:
+        """Takes what the bucket has of this plan on these inputs, made on another machine or before the plan was edited; None
+        where it has nothing whole, or where what is here is of that plan already and shall be made again.
+        """
+        if self.bucket is None:
+            return None
+        self.version, commit = commits.latest(self.bucket, commits.identity(plan, inputs))
+        kept = self.place / "manifests" / f"{self.stage}.json"
+        with suppress(StoreError, FileNotFoundError):
+            here = read_manifest(kept)
+            if commits.identity(here.plan, here.inputs) == commits.identity(plan, inputs):
+                return None
+        manifest = commit and commits.fetch(self.bucket, commit, self.new)
+        if manifest is not None:
+            print(
+                f"{self.address}: taken from {self.bucket.url}, as {commit.by} committed it at {commit.at}", flush=True
+            )
+            self._publish()
+        return manifest
+
+    def table(self, table: Table, frame: "Frame | Iterator[Frame] | Checked") -> dict[str, float]:
         """Writes a table in parts, checks it and returns its metrics. Several frames are computed one after the other.
 
         Raises:
@@ -238,12 +288,23 @@ class Draft:
         """
         to = self.new / table.name
         to.mkdir(parents=True)
+        if isinstance(frame, Checked):
+            return self._take(table, frame)
         with closing(frame) if isinstance(frame, Generator) else nullcontext():  # closes its engine when a write fails
             write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
-        con = _view(to)
+        con = _view(to, sorted(to.glob("*.parquet")))
         _check(table, con, self.address)
         self.outputs[table.name] = _describe(to, "table")
-        return dict(sorted(con.execute(table.metrics).fetchall())) if table.metrics else {}
+        return _metrics(table, con)
+
+    def _take(self, table: Table, given: "Checked") -> dict[str, float]:
+        to = self.new / table.name
+        if self.bucket is not None:
+            pointers.write(to, self.bucket, given.output)
+        for part in given.output.parts if self.bucket is None else ():
+            given.bring(part, to / part.file)
+        self.outputs[table.name] = given.output
+        return _metrics(table, _view(to, paths(to, given.output)))
 
     def folder(self, name: str) -> Path:
         """Makes an output folder; `describe_folder` records its files."""
@@ -263,8 +324,12 @@ class Draft:
         """Records the files of a folder once they are written."""
         self.outputs[name] = _describe(self.new / name, "folder")
 
-    def commit(self, manifest: Manifest) -> None:
-        """Commits all outputs and the manifest in one rename.
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Commits all outputs and the manifest in one rename. Where parts go to a bucket, they and the commit are put there
+        first; where another process has committed the same plan on the same inputs meanwhile, its result is taken.
+
+        Returns:
+            The manifest that is in force.
 
         Raises:
             StoreError: for a metric that is not finite, which JSON cannot hold.
@@ -275,7 +340,14 @@ class Draft:
                     f"{self.address}: the metric {name} is {value}; leave out what could not be measured. "
                     "Nothing was written; the old version stays"
                 )
-        self.file(f"manifests/{self.stage}.json", manifest.model_copy(update={"plots": self.plots}).text)
+        manifest = manifest.model_copy(update={"plots": self.plots})
+        self.file(f"manifests/{self.stage}.json", manifest.text)
+        if self.bucket is not None:
+            manifest = commits.put(self.bucket, self.new, manifest, self.version)
+        self._publish()
+        return manifest
+
+    def _publish(self) -> None:
         _sync(self.new)
         self.new.rename(self.staging / "ready")
         _sync_folder(self.staging)
@@ -291,7 +363,7 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
         StoreError: when the disk is full; the old version stays.
     """
     place = round_folder(root, name)
-    draft = Draft(place, stage)
+    draft = Draft(place, stage, pointers.bucket(root))
     draft.staging.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
@@ -300,7 +372,7 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
             raise Busy(f"{draft.address} is being run by another process; wait for it, or stop it") from error
         try:
             _roll_forward(place, draft.staging)
-            for leftover in (draft.new, draft.staging / "spill"):  # of a killed process
+            for leftover in (draft.new, draft.staging / "spill", draft.staging / "theirs"):  # of a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
             draft.new.mkdir()
             yield draft
@@ -382,12 +454,17 @@ def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
             )
 
 
-def _view(place: Path) -> duckdb.DuckDBPyConnection:
-    """A database with the view `t` of the table in `place`."""
+def _metrics(table: Table, con: duckdb.DuckDBPyConnection) -> dict[str, float]:
+    return dict(sorted(con.execute(table.metrics).fetchall())) if table.metrics else {}
+
+
+def _view(place: Path, files: Sequence[StoredPath]) -> duckdb.DuckDBPyConnection:
+    """A database with the view `t` of the files of the table in `place`."""
     spill = str(place.parents[1] / "spill")  # within the stage's staging folder
     con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
     con.execute("set enable_progress_bar = false")  # it would mix with the stage's output
-    con.from_parquet([str(p) for p in sorted(place.glob("*.parquet"))]).create_view("t")  # a list is not globbed
+    pointers.attach(con, files)
+    con.from_parquet([str(file) for file in files]).create_view("t")  # a list is not globbed
     return con
 
 
@@ -414,8 +491,10 @@ def _contents(file: Path) -> dict[str, Any]:
 # Digests
 
 
-def sha256(path: Path) -> str:
+def sha256(path: StoredPath) -> str:
     """The sha256 of a file, in hexadecimal."""
+    if isinstance(path, ObjectPath):
+        return path.sha256()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

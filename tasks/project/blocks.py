@@ -166,6 +166,8 @@ class Pipeline:
     """Judges of the default recipe, which the evaluation of a base measures."""
     prices: Prices | None = None
     """None where params.yaml has none."""
+    data: str | None = None
+    """The bucket of the tables' parts; None for the project's folder."""
 
     @cached_property
     def rounds(self) -> dict[str, Block]:

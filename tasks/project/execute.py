@@ -54,6 +54,8 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         clock, earlier = time.perf_counter(), devices.held()
         inputs = {i.argument: i for i in stage.inputs if _is_read(i, plan) and _owner(i, plan)}
         digests = {a: store.find(root, str(_owner(i, plan)), i.name)[1].digest for a, i in inputs.items()}
+        if taken := draft.restored(plan, digests):
+            return taken
         with closing(_models(root, stage, plan)) as models:
             arguments = _arguments(root, stage, plan, inputs, draft, digests, models)
             result = _as_result(stage, _call(stage, arguments))
@@ -86,7 +88,7 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         _check_unchanged(root, plan, inputs, digests)
-        draft.commit(manifest)
+        manifest = draft.commit(manifest)
         if trains:
             shutil.rmtree(arguments["work"])
     return manifest

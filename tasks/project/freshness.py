@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.core import store
+from tasks.core import pointers, store
 from tasks.core.errors import StoreError
 from tasks.core.plan import Plan
 from tasks.core.stage import Input, Stage, stages
@@ -77,7 +77,8 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
         for out, output in manifest.outputs.items():
             (store.scan if output.kind == "table" else store.folder)(root, name, out)
             place = store.round_folder(root, name) / out
-            if {place / part.file for part in output.parts} != {p for p in place.rglob("*") if p.is_file()}:
+            own = {place / part.file for part in output.parts} if not pointers.read(place) else {place / pointers.POINTER}
+            if own != {p for p in place.rglob("*") if p.is_file()}:
                 return False
         if any(store.sha256(store.round_folder(root, name) / plot) != sha for plot, sha in manifest.plots.items()):
             return False
@@ -92,7 +93,7 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
 
 def absent_files(root: Path, pipeline: Pipeline) -> dict[str, list[str]]:
     """What an incomplete store lacks, by base or round: files that manifests name and that are missing or cut short, and
-    manifests that other ones rest on.
+    manifests that other ones rest on. A bucket is not asked.
     """
     ran = {name: _in_order(root, block) for name, block in pipeline.blocks.items()}
     written = {(name, out) for name, results in ran.items() for _, manifest in results for out in manifest.outputs}
@@ -104,8 +105,16 @@ def _absent(root: Path, results: Results) -> Iterator[str]:
     for _, manifest in results:
         for name, output in manifest.outputs.items():
             place = store.round_folder(root, manifest.round) / name
-            files = [(place / part.file, part.bytes) for part in output.parts]
-            yield from (str(file) for file, size in files if not file.is_file() or file.stat().st_size != size)
+            try:
+                files = zip(store.paths(place, output), output.parts, strict=True)
+            except StoreError as error:
+                yield str(error)
+                continue
+            yield from (
+                str(file)
+                for file, part in files
+                if isinstance(file, Path) and (not file.is_file() or file.stat().st_size != part.bytes)
+            )
 
 
 def _absent_inputs(ran: dict[str, Results], name: str, written: set[tuple[str, str]]) -> Iterator[str]:

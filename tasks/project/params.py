@@ -1,6 +1,7 @@
 """Reads and validates params.yaml: bases, rounds and the roster of models.
 
     campaign: {name: arithmetic, budget: {hours: 8}}
+    data:     s3://bucket/prefix
     defaults: {recipe: sharpen}
     prices:   {gpu_hour: 2.5, tokens: {openai: {prompt: 0.15, completion: 0.6}}}
     models:   {teacher: {engine: {strategy: vllm}, path: /models/teacher, digest: 3f1f…}}
@@ -17,7 +18,8 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 
-from tasks.core.errors import ParamsError, suggest
+from tasks.core.errors import ParamsError, StoreError, suggest
+from tasks.core.objects import SCHEME, place
 from tasks.core.stage import ANCESTORS
 from tasks.project.blocks import (
     EXAM,
@@ -94,7 +96,7 @@ def validate(content: dict[str, Any], root: Path = Path()) -> Pipeline:
         ParamsError: with all problems at once.
     """
     problems = Problems(FILE)
-    problems.keys(content, ("campaign", "defaults", "prices", "models", "bases", "rounds"), ("bases",), "")
+    problems.keys(content, ("campaign", "data", "defaults", "prices", "models", "bases", "rounds"), ("bases",), "")
     campaign = problems.model(Campaign, content.get("campaign") or {}, "campaign") or Campaign()
     prices = None if content.get("prices") is None else problems.model(Prices, content["prices"], "prices")
     defaults = problems.model(Defaults, content.get("defaults") or {}, "defaults") or Defaults()
@@ -111,10 +113,23 @@ def validate(content: dict[str, Any], root: Path = Path()) -> Pipeline:
     for name in order:
         if block := builder.base(name) if name in bases else builder.round(name, blocks):
             blocks[name] = block
-    pipeline = Pipeline(campaign, blocks, roster, builder.default_judges(), prices)
+    pipeline = Pipeline(
+        campaign, blocks, roster, builder.default_judges(), prices, _data(content.get("data"), problems)
+    )
     check(pipeline, problems)
     problems.raise_all()
     return pipeline
+
+
+def _data(url: Any, problems: Problems) -> str | None:
+    """The bucket of the tables' parts."""
+    try:
+        if url is None or (isinstance(url, str) and url.startswith(SCHEME) and place(url)):
+            return url
+        problems.add("data", f"must be a bucket, such as s3://bucket/prefix, not {url!r}; leave it out for this folder")
+    except StoreError as error:
+        problems.add("data", str(error))
+    return None
 
 
 def _rewrite(old: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from tasks.core import labels
 from tasks.core.models import file_digest
 from tasks.core.plan import FOLDER, SOURCES, TRANSPORT, Plan
+from tasks.core.pointers import CONFIGURED
 from tasks.core.stage import Input, Stage, Strategy
 from tasks.core.tables import TABLES, Table
 from tasks.engines import Engine
@@ -149,6 +150,10 @@ def write(root: Path) -> int:
     sources = {f: file_digest(root / f) for f in (FILE, *(f"{recipes.FOLDER}/{n}.yaml" for n in recipes.names(root)))}
     for path, values in ((TRANSPORT, transports(pipeline)), (SOURCES, sources)):
         _write(root / path, json.dumps(values, indent=1, sort_keys=True) + "\n")
+    if pipeline.data:
+        _write(root / CONFIGURED, json.dumps({"url": pipeline.data}) + "\n")
+    else:
+        (root / CONFIGURED).unlink(missing_ok=True)
     for path in (root / FOLDER).glob("*/*.json"):
         if (path.parent.name, path.stem) not in current:
             path.unlink()

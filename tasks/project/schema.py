@@ -38,6 +38,11 @@ def of_params() -> dict[str, Any]:
     whole = _object(
         {
             "campaign": _model(Campaign, defs),
+            "data": {
+                "type": "string",
+                "pattern": "^s3://",
+                "description": "The bucket of the tables' parts: s3://bucket/prefix",
+            },
             "defaults": Defaults.model_json_schema(),
             "prices": _prices(defs),
             "models": {"type": "object", "additionalProperties": model},

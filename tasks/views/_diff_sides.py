@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from tasks.core import labels, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
+from tasks.core.pointers import StoredPath
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
 from tasks.project.params import FILE, SEEDS, Block, load_params
@@ -44,15 +45,15 @@ class Side:
         """The table's entry in the manifests; None where no stage has written it."""
         return next((m.outputs[table] for m in self.manifests.values() if table in m.outputs), None)
 
-    def parts(self, table: str) -> list[Path]:
-        """The files of a table, resolved. Their digests are checked.
+    def parts(self, table: str) -> list[StoredPath]:
+        """The files of a table, resolved, or objects. Their digests are checked.
 
         Raises:
             StoreError: when one is missing or was changed.
         """
         place, output = store.find(self.root, self.name, table)
         store.verify(place, output)
-        return [(place / part.file).resolve() for part in output.parts]
+        return [path.resolve() for path in store.paths(place, output)]
 
 
 @contextmanager

@@ -33,7 +33,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.core import pointers
 from tasks.core.errors import StoreError
+from tasks.core.pointers import StoredPath
 from tasks.core.tables import TABLES, Table
 from tasks.views._diff_sides import Side
 from tasks.views._statements import quoted
@@ -223,7 +225,8 @@ class Database:
     def _select(self, table: Table, side: Side) -> str:
         """All columns of the table; null where the files are older than a column."""
         files = side.parts(table.name)
-        present = set(pq.read_schema(files[0]).names) if files else set()
+        pointers.attach(self.con, files)
+        present = _columns(files[0]) if files else set()
         empty = self.con.from_arrow(pa.Table.from_batches([], table.schema))
         columns = ", ".join(
             f'"{c}"' if c in present else f'null::{t} as "{c}"' for c, t in zip(empty.columns, empty.types, strict=True)
@@ -378,6 +381,11 @@ def _reasons(groups: Sequence[tuple[str, str | None, str | None, int]]) -> list[
         Reason(name, *(c[k] for k in ("old", "new", "gone", "added", "left", "came"))) for name, c in counts.items()
     ]
     return sorted(reasons, key=lambda r: (-r.moved, r.reason))
+
+
+def _columns(file: StoredPath) -> set[str]:
+    with file.open("rb") as opened:
+        return set(pq.read_schema(opened).names)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from tasks.core import remembered, store
+from tasks.core import pointers, remembered, store
 from tasks.core.champion import Election
 from tasks.project.champion import decision, model_digest
 from tasks.project.costs import Costs, Prices, of
@@ -164,9 +164,7 @@ def _rows(root: Path, names: Iterable[str], table: str) -> dict[str, list[dict[s
     found = [(name, store.round_folder(root, name) / table, output) for name, output in outputs]
     remembered.verify(root, [(place, output) for _, place, output in found])
     scans = [
-        pl.scan_parquet([place / part.file for part in output.parts], glob=False).select(
-            pl.lit(name).alias("round"), pl.all()
-        )
+        pointers.scan(store.paths(place, output)).select(pl.lit(name).alias("round"), pl.all())
         for name, place, output in found
     ]
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -12,6 +12,7 @@ import duckdb
 from duckdb import StatementType
 
 from tasks.core.errors import FlywheelError
+from tasks.core.pointers import StoredPath
 
 KINDS = {StatementType.SELECT, StatementType.EXPLAIN, StatementType.MULTI}
 QUERIES = {
@@ -73,7 +74,7 @@ def _words(sql: str) -> Iterator[str]:
             yield text[start:end].split()[0].decode().lower()
 
 
-def confine(con: duckdb.DuckDBPyConnection, root: Path, files: Iterable[Path], allow_files: bool) -> None:
+def confine(con: duckdb.DuckDBPyConnection, root: Path, files: Iterable[StoredPath], allow_files: bool) -> None:
     """Locks a connection's settings. Without `allow_files` it can only read `files`, and what `readable` names."""
     if not allow_files:
         folders, own = readable(root)
@@ -94,7 +95,7 @@ def readable(root: Path) -> tuple[list[Path], list[Path]]:
     return folders, [Path(e.path) for e in seen if e.is_file(follow_symlinks=False)]
 
 
-def _sql_list(paths: Iterable[Path]) -> str:
+def _sql_list(paths: Iterable[StoredPath]) -> str:
     return f"[{', '.join(quoted(str(path)) for path in paths)}]::varchar[]"
 
 

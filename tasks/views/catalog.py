@@ -28,8 +28,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.core import labels, remembered, store
+from tasks.core import labels, pointers, remembered, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
+from tasks.core.pointers import StoredPath
 from tasks.core.store import Manifest, Output
 from tasks.core.tables import TABLES, Table
 from tasks.project import params
@@ -187,15 +188,16 @@ def _write_views(root: Path, file: Path) -> None:
 # Building the views
 
 
-def _build(con: duckdb.DuckDBPyConnection, root: Path, reads: Reads) -> list[Path]:
+def _build(con: duckdb.DuckDBPyConnection, root: Path, reads: Reads) -> list[StoredPath]:
     """Makes the views and returns the files that they read. A table that is not read has its columns and no rows."""
     content = _content(root, reads)
     rounds = _rounds(root, content, reads)
-    files: list[Path] = []
+    files: list[StoredPath] = []
     for table in TABLES.values():
         parts = {
             n: list(_parts(root, n, table.name, rounds[n])) for n in rounds if n in reads.tables.get(table.name, ())
         }
+        pointers.attach(con, (path for paths in parts.values() for path in paths))
         files += [path for paths in parts.values() for path in paths]
         try:
             con.execute(f"create view {table.name} as {_select(con, table, parts)}")
@@ -251,7 +253,7 @@ def _columns(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
     return {n: ", ".join(f'"{c}" {t}' for c, t in zip(r.columns, r.types, strict=True)) for n, r in relations.items()}
 
 
-def _select(con: duckdb.DuckDBPyConnection, table: Table, parts: dict[str, list[Path]]) -> str:
+def _select(con: duckdb.DuckDBPyConnection, table: Table, parts: dict[str, list[StoredPath]]) -> str:
     """A union by name of an empty typed branch and one branch per round, so that an older round may lack a newer column."""
     columns = con.from_arrow(pa.Table.from_batches([], table.schema))
     typed = ", ".join(f'null::{t} as "{c}"' for c, t in zip(columns.columns, columns.types, strict=True))
@@ -288,14 +290,15 @@ def _check_whole(root: Path, name: str, manifests: dict[str, Manifest]) -> None:
         raise StoreError(f"{path} is missing, and what {stage}@{name} wrote is in no table without it; {store.REMAKE}")
 
 
-def _parts(root: Path, name: str, table: str, manifests: dict[str, Manifest]) -> Iterator[Path]:
-    """Absolute paths of a table's parts. They may be outside the project: DVC's cache may link to them."""
+def _parts(root: Path, name: str, table: str, manifests: dict[str, Manifest]) -> Iterator[StoredPath]:
+    """Absolute paths or URLs of a table's parts. They may be outside the project: DVC's cache may link to them."""
     for output in (m.outputs[table] for m in manifests.values() if table in m.outputs):
-        for part in output.parts:
-            path = store.part_path(store.round_folder(root, name) / table, part)
-            size = path.stat().st_size if path.is_file() else None
-            if size != part.bytes:
-                raise StoreError(store.damage(path, part, None))
+        files = store.paths(store.round_folder(root, name) / table, output)
+        for path, part in zip(files, output.parts, strict=True):
+            if isinstance(path, Path):  # objects were asked for when they were verified
+                size = path.stat().st_size if path.is_file() else None
+                if size != part.bytes:
+                    raise StoreError(store.damage(path, part, None))
             yield path.resolve()
 
 

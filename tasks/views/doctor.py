@@ -297,12 +297,12 @@ def _check_files(path: Path, bytes_before: int) -> tuple[int, int]:
     Raises:
         StoreError: for a missing or changed file, and for an invalid manifest.
     """
-    outputs = store.read_manifest(path).outputs
-    parts = [(path.parent.parent / name / p.file, p) for name, output in outputs.items() for p in output.parts]
+    outputs = {path.parent.parent / name: output for name, output in store.read_manifest(path).outputs.items()}
+    parts = [p for place, output in outputs.items() for p in zip(store.paths(place, output), output.parts, strict=True)]
     size = sum(part.bytes for _, part in parts)
     if bytes_before + size <= MAX_HASHED:
-        for name, output in outputs.items():
-            store.verify(path.parent.parent / name, output)
+        for place, output in outputs.items():
+            store.verify(place, output)
     elif damaged := [file for file, part in parts if not file.is_file() or file.stat().st_size != part.bytes]:
         raise StoreError(f"{damaged[0]} is missing or cut short; restore it with `dvc checkout --force`")
     return len(parts), size

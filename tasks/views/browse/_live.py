@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from tasks.core import labels, store
+from tasks.core import labels, pointers, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.labels import Label
+from tasks.core.pointers import StoredPath
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
 from tasks.project import params
@@ -32,7 +33,7 @@ class Stored:
 
     round: str
     table: str
-    parts: tuple[Path, ...]
+    parts: tuple[StoredPath, ...]
     """The whole ones."""
     counts: tuple[int, ...]
     """Rows of each of them."""
@@ -46,7 +47,7 @@ class Stored:
         """All rows of the whole parts."""
         return sum(self.counts)
 
-    def sql(self, parts: Sequence[Path] | None = None) -> str:
+    def sql(self, parts: Sequence[StoredPath] | None = None) -> str:
         """The table in a FROM clause, or some parts of it."""
         chosen = self.parts if parts is None else parts
         files = ", ".join(_statements.quoted(str(path)) for path in chosen)
@@ -115,12 +116,12 @@ class Live:
         for manifest in self.manifests(name).values():
             if output := manifest.outputs.get(table):
                 place, whole, damage = store.round_folder(self.root, name) / table, [], []
-                for part in output.parts:
-                    path = store.part_path(place, part)
+                for path, part in zip(store.paths(place, output), output.parts, strict=True):
                     if path.is_file() and path.stat().st_size == part.bytes:
                         whole.append((path, part.rows or 0))
                     else:
                         damage.append(str(store.damage(path, part, None)))
+                pointers.attach(self.con, (path for path, _ in whole))
                 paths, counts = zip(*whole, strict=True) if whole else ((), ())
                 return Stored(name, table, paths, counts, output.digest, tuple(damage))
         return None
