@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from tasks.commands import again, compare, files, look, rounds, serve, services
+from tasks.commands import again, bucket, compare, files, look, rounds, serve, services
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="A data flywheel for language models: rounds that can be reproduced, queried, diffed, gated and rolled back.",
 )
-for panel in (rounds, again, compare, files, look, services, serve):
+for panel in (rounds, again, compare, files, bucket, look, services, serve):
     app.add_typer(panel.app)
 
 _USER_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR")}

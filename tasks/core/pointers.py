@@ -212,8 +212,15 @@ def paths(pointer: Pointer, folder: Path, output: Output) -> list[StoredPath]:
             f"{folder / POINTER} {CHANGED}: it is of another version than its manifest; restore both with "
             "`dvc checkout --force`, or run the stage again"
         )
+    return objects_of(pointer.model_copy(update={"parts": output.parts}))
+
+
+def objects_of(pointer: Pointer | None) -> list[StoredPath]:
+    """The parts that a pointer names."""
+    if pointer is None:
+        return []
     place = objects.place(pointer.url)
-    return [ObjectPath(place, object_name(part)) for part in output.parts]
+    return [ObjectPath(place, object_name(part)) for part in pointer.parts]
 
 
 # Readers

@@ -1,6 +1,6 @@
 """Verifies what is stored: every file against the manifest that names it, and against dvc.lock.
 
-A manifest holds the sha256 of every part, dvc.lock the MD5 of every output. Files are read once, several at a time, and both
+Parts in a bucket are read, too. A manifest holds the sha256 of every part, dvc.lock the MD5 of every output. Files are read once, several at a time, and both
 digests are taken of the same bytes; without a dvc.lock only the first.
 """
 
@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -20,8 +21,10 @@ from rich.console import Console
 from rich.text import Text
 from ruamel.yaml import YAML, YAMLError
 
-from tasks.core import models, store
+from tasks.core import models, pointers, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
+from tasks.core.objects import SCHEME, Absent
+from tasks.core.pointers import ObjectPath, StoredPath
 from tasks.core.stage import stages
 from tasks.views import provenance
 from tasks.views.trace import printer
@@ -46,7 +49,7 @@ class Digests(NamedTuple):
 
 
 Files = dict[str, Digests]
-"""The files of a round, by their path below its folder."""
+"""The files of a round, by their path below its folder, and the parts that it has in a bucket, by their URL."""
 
 
 class Finding(NamedTuple):
@@ -79,8 +82,10 @@ def show(root: Path, rounds: Iterable[str] = (), with_provenance: bool = False, 
     for finding in result.findings:
         console.print(Text.assemble((f"{finding.kind}  ", "red"), finding.path, (f"  {finding.what}", "dim")))
     console.print(Text(_summary(result)))
-    if any(finding.kind in ("missing", "changed") for finding in result.findings):
-        console.print(Text(f"To mend a file, {store.RESTORE}", "dim"))
+    broken = {f.path.startswith(SCHEME) for f in result.findings if f.kind in ("missing", "changed")}
+    for in_bucket in sorted(broken):
+        what, mend = ("an object", store.REWRITE) if in_bucket else ("a file", store.RESTORE)
+        console.print(Text(f"To mend {what}, {mend}", "dim"))
     if not with_provenance:
         return int(bool(result.findings))
     shares = provenance.walk(root, names)
@@ -152,18 +157,30 @@ def _hashed(root: Path, rounds: Iterable[str], lock: Lock | None) -> dict[str, F
     with ThreadPoolExecutor() as threads:
         digests = threads.map(partial(_digests, locked=lock is not None), chain.from_iterable(paths.values()))
         read = {n: list(zip(own, islice(digests, len(own)), strict=True)) for n, own in paths.items()}
-    return {n: {path.relative_to(places[n]).as_posix(): d for path, d in own if d} for n, own in read.items()}
+    return {n: {_key(places[n], path): d for path, d in own if d} for n, own in read.items()}
 
 
-def _paths(place: Path) -> Iterator[Path]:
+def _key(place: Path, path: StoredPath) -> str:
+    return path.relative_to(place).as_posix() if isinstance(path, Path) else str(path)
+
+
+def _paths(place: Path) -> Iterator[StoredPath]:
     store.recover(place)
     for folder, folders, files in os.walk(place, followlinks=True):
         folders[:] = sorted(f for f in folders if f != ".staging")
         yield from (Path(folder) / f for f in sorted(files) if f not in IGNORED)
+        if pointers.POINTER in files:
+            with suppress(StoreError):  # it is a finding of its own
+                yield from pointers.objects_of(pointers.read(Path(folder)))
 
 
-def _digests(path: Path, locked: bool) -> Digests | None:
+def _digests(path: StoredPath, locked: bool) -> Digests | None:
     """None for a file that is gone: a stage committed meanwhile, or it is a link to nothing. MD5 only for dvc.lock."""
+    if isinstance(path, ObjectPath):
+        try:
+            return Digests(path.sha256(), "", path.stat().st_size)
+        except (Absent, FileNotFoundError):
+            return None
     sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
     buffer = memoryview(bytearray(CHUNK))
     try:
@@ -194,22 +211,33 @@ def _findings(root: Path, name: str, lock: Lock | None, files: Files) -> list[Fi
             found.append(Finding("unreadable", file, str(error).removeprefix(f"{folder / file}: ")))
     lost = store.lost_manifests(root, name, (Path(f).stem for f in files if f.startswith("manifests/")))
     found += [Finding("missing", f"manifests/{stage}.json", store.REMAKE) for stage in lost]
-    found += [*_against_manifests(manifests, files), *_pointed_at(folder, files)]
+    found += [*_against_manifests(folder, manifests, files), *_pointed_at(folder, files)]
     place = folder.relative_to(root).as_posix()
     if lock is not None:
         entries = {path.removeprefix(f"{place}/"): e for path, e in lock.items() if path.startswith(f"{place}/")}
         found += [*_against_lock(manifests, entries, files)]
-    return [Finding(kind, f"{place}/{path}", what) for kind, path, what in found]
+    return [Finding(k, path if path.startswith(SCHEME) else f"{place}/{path}", what) for k, path, what in found]
 
 
-def _against_manifests(manifests: dict[str, store.Manifest], files: Files) -> Iterator[Finding]:
-    parts = {f"{o}/{p.file}": p for m in manifests.values() for o, output in m.outputs.items() for p in output.parts}
+def _against_manifests(folder: Path, manifests: dict[str, store.Manifest], files: Files) -> Iterator[Finding]:
+    parts: dict[str, store.Part] = {}
+    for name, output in ((name, output) for m in manifests.values() for name, output in m.outputs.items()):
+        try:
+            paths = store.paths(folder / name, output)
+        except StoreError as error:
+            yield Finding("changed", f"{name}/{pointers.POINTER}", str(error).partition(": ")[2])
+            continue
+        parts |= {_key(folder, path): part for path, part in zip(paths, output.parts, strict=True)}
     for file, part in parts.items():
         if file not in files:
             yield Finding("missing", file, f"its manifest names it, with {part.bytes:,} bytes")
         elif files[file].sha256 != part.sha256:
             yield Finding("changed", file, _difference(files[file], part))
-    known = parts.keys() | set(_beside(manifests))
+    known = {
+        *parts,
+        *_beside(manifests),
+        *(f for f in files if f.startswith(SCHEME) or f.endswith(f"/{pointers.POINTER}")),
+    }
     for file in (f for f in files if f not in known and not f.startswith("manifests/")):
         yield Finding("extra", file, "no manifest names it")
 
