@@ -3,14 +3,19 @@
 There is no list of them. A file holds one public subclass of `Plugin`; its fields are its parameters.
 """
 
+import ast
+import inspect
 import pkgutil
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from traceback import extract_tb
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from tasks.core.errors import BrokenPlugin, UnknownName
 
@@ -20,7 +25,19 @@ TASKS = Path(__file__).parents[1]
 class Params(BaseModel):
     """Validated, immutable parameters; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The schema, in which the text under a field describes it. `use_attribute_docstrings` would read the source of every
+        class that is imported, in every command.
+        """
+        schema = handler(core)
+        fields = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in _texts_of_fields(cls).items():
+            if name in fields:
+                fields[name].setdefault("description", text)
+        return schema
 
 
 class Plugin(Params):
@@ -33,6 +50,19 @@ class Plugin(Params):
     def strategy_name(cls) -> str:
         """Its name in params.yaml and recipes: the name of its file."""
         return cls.__module__.rpartition(".")[2]
+
+
+def _texts_of_fields(kind: type[BaseModel]) -> dict[str, str]:
+    """The text under each field of a class and of those that it descends from."""
+    texts: dict[str, str] = {}
+    for owner in reversed([c for c in kind.__mro__ if issubclass(c, Params)]):
+        [node] = ast.parse(dedent(inspect.getsource(owner))).body
+        for field, text in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                texts.pop(field.target.id, None)
+                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                    texts[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return texts
 
 
 def names(package: str) -> list[str]:
