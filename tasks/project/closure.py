@@ -5,9 +5,14 @@ Code that decides rows must be in a stage's plan. `PLUMBING` is left out: it mov
 
 import ast
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 PACKAGE = "tasks"
 PLUMBING = {
@@ -30,11 +35,19 @@ PLUMBING = {
 """Modules that no plan names, each with the reason."""
 
 
+SCANS = Path(".flywheel/imports.json")
+"""What modules import, remembered; may be deleted at any time."""
+Scans = dict[str, tuple[list[str], bool]]
+"""sha256 of a module's file → the first-party modules that it imports, and whether it has code."""
+
+
 class Modules:
     """The first-party modules of a project as they are now: each is looked up and read once, for many closures."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._scans = _recall(root)
+        self._seen: Scans = {}
         self._known: dict[str, tuple[str, str, list[str]] | None] = {}
         self._closures: dict[frozenset[str], dict[str, str]] = {}
 
@@ -68,10 +81,22 @@ class Modules:
             path = module_file(self.root, module)
             self._known[module] = None
             if path is not None:
-                digest, imports, has_code = _scan(path, *_stamp(path))
+                content = path.read_bytes()
+                digest = hashlib.sha256(content).hexdigest()
+                imports, has_code = self._seen[digest] = self._scans.get(digest) or _scan(content)
                 file = path.relative_to(self.root).as_posix() if has_code else ""
                 self._known[module] = file, digest, [*imports, *_packages(module)]
         return self._known[module]
+
+    def keep(self) -> None:
+        """Remembers what the modules import that were looked up, and forgets others."""
+        if self._seen.keys() != self._scans.keys():
+            path = self.root / SCANS
+            new = path.with_name(f"{path.name}.{os.getpid()}.new")
+            with suppress(OSError):  # a full or read-only disk: modules are parsed again
+                path.parent.mkdir(exist_ok=True)
+                new.write_text(json.dumps({"by": _own_digest(), "modules": self._seen}), encoding="utf-8")
+                new.replace(path)
 
 
 def closure(root: Path, modules: Iterable[str]) -> dict[str, str]:
@@ -91,18 +116,25 @@ def _packages(module: str) -> list[str]:
     return [".".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
+def _recall(root: Path) -> Scans:
+    """What is remembered of modules; nothing where this file has changed since, or theirs is damaged."""
+    try:
+        kept = json.loads((root / SCANS).read_bytes())
+        return TypeAdapter(Scans).validate_python(kept["modules"]) if kept["by"] == _own_digest() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
-@lru_cache(maxsize=4096)
-def _scan(path: Path, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...], bool]:
-    """Digest of a file, its imports, and whether it has code."""
-    content = path.read_bytes()
+@cache
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _scan(content: bytes) -> tuple[list[str], bool]:
+    """The imports of a module, and whether it has code."""
     tree = ast.parse(content)
     has_code = any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in tree.body)
-    return hashlib.sha256(content).hexdigest(), tuple(sorted(set(_imports(tree)))), has_code
+    return sorted(set(_imports(tree))), has_code
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

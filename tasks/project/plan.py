@@ -29,11 +29,13 @@ Plans = dict[tuple[str, str], Plan]
 def plans(root: Path, pipeline: Pipeline) -> Plans:
     """The plan of every stage. Each module is looked up once for all of them."""
     modules = Modules(root)
-    return {
+    every = {
         (block.name, stage.name): plan(root, pipeline, block, stage, modules)
         for block in pipeline.blocks.values()
         for stage in stages_of(block)
     }
+    modules.keep()
+    return every
 
 
 def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modules | None = None) -> Plan:
