@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks.core.pointers import ObjectPath
 from tasks.core.tables import Table
 
 Frame = pl.LazyFrame | pl.DataFrame
@@ -40,9 +41,9 @@ class RowGroup(NamedTuple):
     last: str | None
 
 
-def row_groups(file: Path) -> list[RowGroup]:
+def row_groups(file: Path | ObjectPath) -> list[RowGroup]:
     """The row groups of a part, from its footer alone."""
-    metadata = pq.read_metadata(file)
+    metadata = pq.read_metadata(file if isinstance(file, Path) else file.open("rb"))
     names = metadata.schema.to_arrow_schema().names
     key = next((name for name in PROMPTS if name in names), None)
     groups = (metadata.row_group(n) for n in range(metadata.num_row_groups))
