@@ -25,6 +25,7 @@ from flows.devices import tags
 from flows.progress import Progress, published
 from flows.publish import publishing
 from flows.reproduce import Reproduced, stopping_stages, with_retries
+from flows.serving import kept_open
 from tasks.core.errors import FlywheelError
 from tasks.project import graph as graphs
 
@@ -120,11 +121,13 @@ def bring_up_to_date(
 
     with (
         publishing(made, hold) as publish_soon,
+        kept_open(root, todo) as before,
         stopping_stages(),
         Progress(root, todo, published(todo)) as progress,
     ):
 
         def submit(item: str, after: list[PrefectFuture[Reproduced]]) -> PrefectFuture[Reproduced]:
+            before(item)
             future = task.with_options(tags=tags(root, item)).submit(item, wait_for=after)
             if item.startswith(FINAL):
                 future.add_done_callback(lambda _: publish_soon())

@@ -11,6 +11,7 @@ in this process would be given, so answers and cache keys are the same.
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -370,22 +371,14 @@ def _wait(process: subprocess.Popen[bytes], facts: Path, log: Path) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server and what it started."""
-    import psutil
-
-    family: list[psutil.Process] = []
-    with suppress(psutil.NoSuchProcess):
-        family = psutil.Process(process.pid).children(recursive=True)
+    """Ends a server and what it started, which is in its process group, also where it was killed itself."""
     assert process.stdin is not None
     process.stdin.close()  # it ends itself then
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    for child in psutil.wait_procs(family, timeout=1)[1]:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import Any
 
 from tasks.core import models
@@ -51,7 +52,15 @@ def command(engine: Vllm, folder: Path, digest: str, port: int, values: dict[str
 
 def main(wish: dict[str, Any]) -> None:
     """Loads the model and answers until the end."""
+    signal.signal(signal.SIGTERM, _leave)
     Thread(target=_end_with_stdin, daemon=True).start()
+    try:
+        _run(wish)
+    finally:
+        _end_group()
+
+
+def _run(wish: dict[str, Any]) -> None:
     engine, folder, digest, port = Vllm(**wish["engine"]), Path(wish["folder"]), wish["digest"], wish["port"]
     loading = ExitStack()
     values = arguments(engine, folder, loading.enter_context(load_path(engine, folder)))
@@ -82,18 +91,41 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end_with_stdin() -> None:
-    """Ends this process and its children when nobody holds the other end of its standard input any more."""
-    import psutil
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
+
+def _end_with_stdin() -> None:
+    """Ends this process and what it started when nobody holds the other end of its standard input any more."""
     while os.read(0, 1):
         pass
-    family = psutil.Process().children(recursive=True)
     os.kill(os.getpid(), signal.SIGTERM)
-    for process in psutil.wait_procs(family, timeout=GRACE)[1]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(1)
+    time.sleep(2 * GRACE)  # it may be in the middle of compiling, which hears no signal
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end_group() -> None:
+    """Ends the other processes of this process group, which is the server's own."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while (others := _others()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in others:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _others() -> list[int]:
+    """Of this process group, without Python's own helper that frees shared memory: it ends by itself, after the last of them."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == os.getpgrp() and process.status() != psutil.STATUS_ZOMBIE:
+                found += [process.pid] if "resource_tracker" not in " ".join(process.cmdline()) else []
+    return [pid for pid in found if pid != os.getpid()]
 
 
 if __name__ == "__main__":

@@ -77,6 +77,16 @@ def problem(root: Path, name: str) -> str | None:
     return None
 
 
+def stays_open(root: Path, name: str) -> bool:
+    """Whether the engine of a round shall stay up from one stage to the next."""
+    return any(getattr(engine_of(root, plan), "stay_open", False) for plan in served_plans(root, name))
+
+
+def is_up(root: Path, name: str) -> bool:
+    """Whether a server of a round is up, or starting."""
+    return any(record.round == name for record in _served.records(folder(root)))
+
+
 def is_made(root: Path, plans: list[Plan]) -> bool:
     """Whether these stages have their results."""
     return all(is_result_of_plan(root, plan.round, plan.stage) for plan in plans)
