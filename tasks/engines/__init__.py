@@ -179,7 +179,7 @@ class Engine(Plugin):
     statistics: ClassVar[bool] = True
     """Gives entropy and self-certainty, which want the whole vocabulary's probabilities."""
     transport: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say how a model is reached and decide no answer: an edit of these makes no stage stale."""
+    """Fields that say how a model is reached, or how fast, and decide no answer: an edit of these makes no stage stale."""
 
     max_error_share: float = Field(0.05, ge=0, le=1)
     """Largest share of a stage's requests that may come back with an error; above it the stage fails, with an exit code

@@ -26,6 +26,7 @@ from tasks.engines.transformers import Transformers
 from tasks.engines.vllm import Vllm
 from tasks.project import plan, serving
 from tasks.project.execute import run_stage
+from tasks.project.params import load_params
 from tests import projects
 
 STAND_IN = {
@@ -348,6 +349,56 @@ def test_a_round_of_another_engine_and_one_that_is_unknown_have_no_server(projec
     monkeypatch.setattr(serving, "engine_of", lambda *_: Transformers())
     with pytest.raises(FlywheelError, match="the engine of r1 is transformers"):
         serving.serve(Path(), "r1", print)
+
+
+def test_a_stage_asks_for_log_probabilities_only_where_a_strategy_reads_them(project):
+    """In this recipe the judge `logprob`, the filter, `self_judge` and `best_worst` read those of responses."""
+
+    def asking(*settings):
+        before = Path("params.yaml").read_text()
+        try:
+            projects.set_values(Path(), "r1", list(settings))
+            made = plan.plans(Path(), load_params(Path()))
+        finally:
+            Path("params.yaml").write_text(before)
+        return {stage for (_, stage), p in made.items() if p.engine and p.engine["logprobs"]}
+
+    silent = ["judge.logprob=null", "judge.self_judge.likeliest=null", "pair.best_worst=null"]
+    ranked = "filter.threshold.rank_by=self_consistency"
+    assert asking() == {"generate"}
+    assert asking(*silent) == {"generate"}  # the filter ranks by likelihood
+    assert asking(*silent, ranked) == set()
+    for n, _ in enumerate(silent):
+        assert asking(*silent[:n], *silent[n + 1 :], ranked) == {"generate"}
+    assert asking(*silent, ranked, "pair.refined={}") == {"critique"}
+    assert asking(*silent, ranked, "engine.logprobs=true") >= {"generate", "judge", "critique"}
+    assert asking("engine.logprobs=false") == set()
+
+
+def test_settings_of_speed_make_no_stage_stale(project):
+    def texts():
+        return {key: p.text for key, p in plan.plans(Path(), load_params(Path())).items()}
+
+    before, params = texts(), Path("params.yaml").read_text()
+    try:
+        projects.set_values(Path(), "r1", ["engine.max_num_seqs=3", "engine.data_parallel_size=2", "engine.memory=0.5"])
+        assert texts() == before
+        assert plan.transports(load_params(Path()))["r1"]["max_num_seqs"] == 3
+        projects.set_values(Path(), "r1", ["engine.dtype=bfloat16"])
+        assert texts() != before
+    finally:
+        Path("params.yaml").write_text(params)
+
+
+def test_several_copies_are_a_server_of_the_stages_own(project, tmp_path):
+    engine = Vllm(dtype="float32", context=256, data_parallel_size=2, eager=True, cudagraph_capture_sizes=(1, 8))
+    with engine.open(Path("data/base"), tmp_path / "cache/requests") as policy:
+        [answer] = dict(policy.sample([Request((("user", "hi"),), Sampling(max_tokens=9), 3)])).values()
+    [argv] = log("argv")
+    assert (answer.text, answer.logprob, argv[argv.index("--data-parallel-size") + 1]) == ("Answer: 3", -0.75, "2")
+    assert argv[argv.index("--compilation-config") + 1] == '{"cudagraph_capture_sizes": [1, 8]}'
+    assert Path(argv[argv.index("--model") + 1]) == Path("data/base").absolute()  # nothing is compiled
+    assert are_gone(family())
 
 
 def test_the_command_line_is_vllms():

@@ -237,6 +237,45 @@ def test_what_does_not_fit_or_is_refused_fails_for_good(without_vllm):
     assert not vllm_file._completion(prompt, core_file.Output(finish_reason="abort")).permanent
 
 
+def test_log_probabilities_that_nobody_reads_are_not_asked_for(without_vllm):
+    plain, traced = (Request((("user", "Tom has 3 pens."),), Sampling(max_tokens=4, trace=t), 1) for t in (False, True))
+    asking, silent = without_vllm(256), without_vllm(256, logprobs=False)
+    with_them, without, trace = [
+        next(policy.sample([r]))[1] for policy, r in ((asking, plain), (silent, plain), (silent, traced))
+    ]
+    assert [p["logprobs"] for p in (*asking._core.params, *silent._core.params)] == [0, None, 0]
+    assert (with_them.logprob, without.logprob, trace.logprob) == (-0.75, None, -0.75)
+    assert with_them.text == without.text
+    for policy, answer in ((asking, with_them), (silent, without)):  # each has its own answer in the cache
+        count = len(policy._core.calls)
+        assert next(policy.sample([plain]))[1] == answer and len(policy._core.calls) == count
+
+
+def test_weights_of_one_config_are_loaded_by_one_path_one_after_the_other(tmp_path):
+    for name, config in (("r0", "{}"), ("r1", "{}"), ("other", '{"a": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    paths, order, place = {}, [], tmp_path / "cache"
+
+    def load(name):
+        with core_file.linked(tmp_path / name, place) as path:
+            order.append(name)
+            assert path.resolve() == (tmp_path / name).resolve()
+            time.sleep(0.2)
+            assert path.resolve() == (tmp_path / name).resolve()
+            order.append(name)
+        paths[name] = path
+
+    threads = [threading.Thread(target=load, args=(name,)) for name in ("r0", "r1")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    load("other")
+    assert paths["r0"] == paths["r1"] != paths["other"]
+    assert order[0] == order[1] != order[2] == order[3]
+
+
 @installed
 def test_it_answers_scores_and_holds_a_text_to_a_form(policy, reference):
     greedy = ask(20, temperature=0.0)
