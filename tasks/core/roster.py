@@ -47,9 +47,17 @@ class Models:
     the same model load it once, and two models are in memory only if a strategy holds both.
     """
 
-    def __init__(self, sources: Mapping[str, Source], cache: Path | None = None, budget: int | None = None) -> None:
-        """`budget` is how many tokens may be generated, by all models together; None has no limit."""
-        self._sources, self._cache, self._budget = dict(sources), cache, budget
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        cache: Path | None = None,
+        budget: int | None = None,
+        own_cache: Path | None = None,
+    ) -> None:
+        """`budget` is how many tokens may be generated, by all models together; None has no limit. `own_cache` is the cache of
+        engines that load a model, where it is not that of the others.
+        """
+        self._sources, self._cache, self._budget, self._own_cache = dict(sources), cache, budget, own_cache
         self._open: dict[str, tuple[ExitStack, Policy]] = {}
         self._users: dict[str, int] = {}
         self.meters: dict[str, Meter] = {}
@@ -142,7 +150,8 @@ class Models:
     def _metered(self, name: str, source: Source) -> "Iterator[Policy]":
         meter = self.meters.setdefault(name, Meter())
         clock = time.perf_counter()
-        with source.engine.open(source.folder(), self._cache) as policy:
+        cache = self._own_cache if self._own_cache and source.engine.loads else self._cache
+        with source.engine.open(source.folder(), cache) as policy:
             meter.load_seconds += time.perf_counter() - clock
             yield _MeteredPolicy(name, meter, policy, self)
 

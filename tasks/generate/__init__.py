@@ -40,6 +40,10 @@ class Generating(Strategy):
         """
         raise NotImplementedError
 
+    def per_prompt_only(self) -> bool:
+        """It is called with some prompts after the others, so it must answer each by itself."""
+        return True
+
 
 @stage(outputs=[tables.responses])
 def generate(

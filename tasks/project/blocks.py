@@ -17,6 +17,8 @@ from tasks.engines import Engine
 from tasks.project.budget import Budget
 from tasks.project.costs import Prices
 from tasks.project.problems import reasons
+from tasks.where import Placement
+from tasks.where.here import Here
 
 FILE = "params.yaml"
 EXAM = ("evaluate", "gate")
@@ -133,6 +135,8 @@ class Block:
     """Dotted path of a value → where it comes from. A value that is missing here is its strategy's default."""
     exam_engine: Engine | None = None
     """The base's engine, which runs `evaluate` and `gate`."""
+    where: Placement = field(default_factory=Here)
+    """Where the pieces of its stages run, which decides no row; a round that says nothing has its base's."""
 
     @property
     def is_base(self) -> bool:

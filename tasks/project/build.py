@@ -15,8 +15,8 @@ from tasks.project.blocks import EXAM, FILE, Block, Defaults, RosterModel, Setti
 from tasks.project.problems import Problems
 from tasks.project.recipes import NAME, plain
 
-BASE_KEYS = ("seed", "domain", "engine", "base", *EXAM)
-ROUND_KEYS = ("parent", "base", "seed", "recipe", "anchor", "set")
+BASE_KEYS = ("seed", "domain", "engine", "base", *EXAM, "where")
+ROUND_KEYS = ("parent", "base", "seed", "recipe", "anchor", "set", "where")
 REQUIRED = ("prompts", "generate", "judge", "evaluate")
 """Stages that need at least one member."""
 
@@ -56,13 +56,15 @@ class Builder:
         domain = self._plugin("domains", raw, "domain", path)
         engine = self._plugin("engines", {"engine": {"strategy": "transformers"}} | raw, "engine", path)
         own = {k: recipes.members(raw.get(k), stages()[k]) for k in ("base", *EXAM) if k in raw}
+        where = self._plugin("where", {"where": {"strategy": "here"}} | raw, "where", path)
         origins = dict.fromkeys(_walk({k: raw[k] for k in ("domain", "engine") if k in raw} | own), path)
         present = [k for k in ("base", *EXAM) if k in raw or k == "gate"]
         settings = {k: self._stage(stages()[k], own.get(k), origins, f"{path}.") for k in present}
         valid, seed = {k: s for k, s in settings.items() if s is not None}, self._seed(raw, path)
-        if domain is None or engine is None or len(valid) < len(("base", *EXAM)):
+        if domain is None or engine is None or where is None or len(valid) < len(("base", *EXAM)):
             return None
-        return _with_values(Block(name, None, name, seed, domain, engine, valid, origins=origins, exam_engine=engine))
+        block = Block(name, None, name, seed, domain, engine, valid, origins=origins, exam_engine=engine, where=where)
+        return _with_values(block)
 
     def round(self, name: str, blocks: dict[str, Block]) -> Block | None:
         """A round with its recipe expanded."""
@@ -81,8 +83,9 @@ class Builder:
         recipe = self.defaults.recipe if raw.get("recipe") is None else str(raw["recipe"])
         expanded = self._expand(recipe, changes, path, "recipe" in raw)
         engine = self._engine(base.engine, engine_changes, path) if base else None
+        where = self._plugin("where", raw, "where", path) if "where" in raw else base and base.where
         own = self._own_stages(expanded, path) if expanded else None
-        if base is None or engine is None or expanded is None or own is None:
+        if base is None or engine is None or where is None or expanded is None or own is None:
             return None
         settings = own | {k: base.stages[k] for k in EXAM}
         inherited = [*EXAM, "domain", *(["engine"] if engine.strategy_name() == base.engine.strategy_name() else [])]
@@ -90,7 +93,7 @@ class Builder:
         direct = dict.fromkeys((".".join(key) for key, _ in engine_changes), "set") | {"seed": FILE}
         block = Block(
             name, raw["parent"], base_name, seed, base.domain, engine, settings, raw.get("anchor"), grandparent, recipe,
-            origins=expanded.origins | exam | direct, exam_engine=base.engine,
+            origins=expanded.origins | exam | direct, exam_engine=base.engine, where=where,
         )  # fmt: skip
         return _with_values(block)
 

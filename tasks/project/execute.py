@@ -20,8 +20,9 @@ import polars as pl
 import psutil
 from pydantic import ValidationError
 
-from tasks.core import devices, store
-from tasks.core.errors import StoreError, UnknownName
+from tasks.core import devices, pointers, store
+from tasks.core.cache import JOURNAL
+from tasks.core.errors import EngineError, StoreError, UnknownName
 from tasks.core.frames import frame
 from tasks.core.ids import content_id
 from tasks.core.plan import TRANSPORT, Plan, read_transport
@@ -32,7 +33,9 @@ from tasks.core.tables import TABLES
 from tasks.project import health, pieces
 from tasks.project.blocks import EXAM
 from tasks.project.closure import module_file
+from tasks.project.driver import Driver
 from tasks.project.headlines import metrics_text
+from tasks.where import Placement
 
 VERSIONS = ("flywheel", "torch", "transformers", "trl", "vllm", "polars", "pyarrow", "lm_eval")
 COUNTS = ("requests", "prompt_tokens", "completion_tokens")
@@ -57,11 +60,22 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         if taken := draft.restored(plan, digests):
             return taken
         with closing(_models(root, stage, plan)) as models:
-            arguments = _arguments(root, stage, plan, inputs, draft, digests, models)
-            result = _as_result(stage, _call(stage, arguments))
+            bounds = _pieces(root, stage, plan, inputs, models)
+            read = partial(_unread if bounds else _read, root)
+            arguments = _arguments(root, stage, plan, inputs, draft, digests, models, read)
+            driver, done = None, None
+            if bounds:
+                driver = Driver(root, stage, plan, digests, bounds, _where(root, plan), draft.bucket, models)
+                done = driver.run(pieces.by_member(arguments))
+                models.meters.update(done.meters)
+                result = Result(
+                    {stage.tables[0].name: store.Checked(done.output, driver.bring)}, warnings=done.warnings
+                )
+            else:
+                result = _as_result(stage, _call(stage, arguments))
             run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
             metrics = _write(root, name, stage, draft, result)
-            models.check()
+            _check_models(models, driver)
             warnings = [*result.warnings, *_unsent(models), *health.warnings(stage.name, _written(draft), arguments)]
         total_seconds, trains = time.perf_counter() - clock, "work" in arguments
         seconds = {
@@ -70,6 +84,11 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             "run": 0.0 if trains else run_seconds - model_seconds,
             "write": total_seconds - run_seconds - (models.spent() - model_seconds),
         }
+        gpus = _held_since(earlier)
+        kinds = devices.kinds(gpus)
+        if done:
+            seconds |= {"run": done.seconds["run"], "write": done.seconds["write"] + total_seconds - run_seconds}
+            gpus, kinds = done.gpus, list(done.kinds.values())
         manifest = store.Manifest(
             round=name,
             stage=stage.name,
@@ -82,13 +101,15 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             tokens={k: int(models.total(k)) for k in COUNTS},
             usage={name: {k: getattr(meter, k) for k in COUNTS} for name, meter in sorted(models.meters.items())},
             seconds={part: round(value, 3) for part, value in seconds.items()},
-            gpus=devices.kinds(gpus := _held_since(earlier)),
+            gpus=kinds,
             gpu_seconds=round(sum(gpus.values()), 3),
             started=started.isoformat(timespec="milliseconds"),
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         _check_unchanged(root, plan, inputs, digests)
         manifest = draft.commit(manifest)
+        if driver:
+            driver.clear()
         if trains:
             shutil.rmtree(arguments["work"])
     return manifest
@@ -140,8 +161,10 @@ def _owner(need: Input, plan: Plan) -> str | None:
     return None if owner == plan.round else owner  # a base is its own base
 
 
-def _models(root: Path, stage: Stage, plan: Plan) -> Models:
-    """The models that the stage may open: its own, its ancestors' and the roster's."""
+def _models(root: Path, stage: Stage, plan: Plan, journal: bool = False) -> Models:
+    """The models that the stage may open: its own, its ancestors' and the roster's. With `journal` those that are loaded here
+    keep their answers in the journal of a piece.
+    """
     transport = read_transport(root)
     engine_owner = plan.ancestors.get("base", plan.round) if stage.name in EXAM else plan.round
     with _checked(root / TRANSPORT):
@@ -150,7 +173,8 @@ def _models(root: Path, stage: Stage, plan: Plan) -> Models:
     opened = {i.ancestor or "model": i for i in stage.inputs if i.opened and _is_read(i, plan)}
     owners = {k: plan.ancestors.get(k) if i.ancestor else plan.round for k, i in opened.items()}
     sources = {k: Source(engine, partial(model_folder, root, owner)) for k, owner in owners.items() if owner}
-    return Models(sources | roster, root / "data/cache/requests", _budget(root, stage, plan, engine))
+    budget = _budget(root, stage, plan, engine)
+    return Models(sources | roster, root / "data/cache/requests", budget, JOURNAL if journal else None)
 
 
 @contextmanager
@@ -205,8 +229,9 @@ def _arguments(
     draft: store.Draft,
     digests: dict[str, str],
     models: Models,
+    read: Callable[[Input, str], Any],
 ) -> dict[str, Any]:
-    """Arguments of the stage's function."""
+    """Arguments of the stage's function; `read` gives an input of a base or round."""
     members: dict[str, Strategy] = {n: _plugin(stage.name, v) for n, v in plan.members.items()}
     context: dict[str, Callable[[], Any]] = {
         "members": lambda: members,
@@ -221,7 +246,7 @@ def _arguments(
     }
     arguments = {f: draft.folder(f) for f in stage.folders}
     arguments |= {i.argument: None for i in stage.inputs if not i.opened}
-    arguments |= {a: _read(root, i, str(_owner(i, plan))) for a, i in inputs.items() if not i.opened}
+    arguments |= {a: read(i, str(_owner(i, plan))) for a, i in inputs.items() if not i.opened}
     return arguments | {k: make() for k, make in context.items() if k in stage.context}
 
 
@@ -233,8 +258,32 @@ def _work(root: Path, plan: Plan, digests: dict[str, str]) -> Path:
     return work
 
 
-def _read(root: Path, need: Input, owner: str) -> Any:
-    return store.scan(root, owner, need.name)[0] if need.name in TABLES else model_folder(root, owner)
+def _read(root: Path, need: Input, owner: str, keep: Callable[[store.Part], bool] | None = None) -> Any:
+    """An input of a base or round, checked; of a table only the parts that `keep` wants."""
+    return store.scan(root, owner, need.name, keep)[0] if need.name in TABLES else model_folder(root, owner)
+
+
+def _unread(root: Path, need: Input, owner: str) -> Any:
+    """An input that others read and check, piece by piece."""
+    if need.name not in TABLES:
+        return model_folder(root, owner)
+    return pointers.scan(store.paths(*store.find(root, owner, need.name)))
+
+
+def _pieces(root: Path, stage: Stage, plan: Plan, inputs: dict[str, Input], models: Models) -> list[pieces.Piece]:
+    """The pieces of a large stage. None with a budget of tokens: which requests it has left over depends on their order."""
+    argument = pieces.goes_by(stage)
+    if argument not in inputs or not models.is_unlimited:
+        return []
+    place, output = store.find(root, str(_owner(inputs[argument], plan)), argument)
+    strategies = [_plugin(stage.name, values) for values in plan.members.values()]
+    return pieces.cut(stage, strategies, store.paths(place, output))
+
+
+def _where(root: Path, plan: Plan) -> Placement:
+    """Where the round's pieces run."""
+    with _checked(root / TRANSPORT):
+        return _plugin("where", read_transport(root).get(f"{plan.round}.where", {"strategy": "here"}))  # type: ignore[no-any-return]
 
 
 def _check_unchanged(root: Path, plan: Plan, inputs: dict[str, Input], digests: dict[str, str]) -> None:
@@ -281,9 +330,20 @@ def _write(root: Path, owner: str, stage: Stage, draft: store.Draft, result: Res
     return metrics
 
 
+def _check_models(models: Models, driver: Driver | None) -> None:
+    """Raises EngineError where too many requests failed; the pieces that had some are done again in another try."""
+    try:
+        models.check()
+    except EngineError:
+        if driver:
+            driver.forget(lambda receipt: receipt.failed)
+        raise
+
+
 def _written(draft: store.Draft) -> dict[str, pl.LazyFrame]:
     """The tables of a draft."""
-    return {n: pl.scan_parquet(draft.new / n / "*.parquet") for n, o in draft.outputs.items() if o.kind == "table"}
+    tables = {n: o for n, o in draft.outputs.items() if o.kind == "table"}
+    return {n: pointers.scan(store.paths(draft.new / n, o)) for n, o in tables.items()}
 
 
 def _held_since(earlier: Mapping[str, float]) -> dict[str, float]:

@@ -5,11 +5,16 @@ What strategies must know of all prompts comes from a first pass: `summaries` of
 pieces in other processes; `passes` runs them here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import polars as pl
 
+from tasks.core import pointers
+from tasks.core._parts import PROMPTS, RowGroup, row_groups
+from tasks.core.manifest import Part
+from tasks.core.pointers import StoredPath
 from tasks.core.stage import ONLY, Overviews, Stage, Strategy
 
 BYTES = 2**28
@@ -18,6 +23,8 @@ MAX_ROWS = 2**20
 """Most responses per piece, however small they are."""
 MAX_REQUESTS = 2**17
 """Most responses per piece where models are asked: each becomes a chat, a request and an answer, which are Python's."""
+MAX_PROMPTS = 2**14
+"""Most prompts per piece where they are answered."""
 IDS_PER_PIECE = 64
 """Prompt ids sampled for each piece."""
 SAMPLES = 8
@@ -30,18 +37,85 @@ def pieces(stage: Stage, arguments: Mapping[str, Any]) -> list[Piece]:
     """The pieces in which a stage is to be run; empty where it sees all rows at once: its table is small, or one of its
     strategies wants that.
     """
-    strategies, responses = _strategies(arguments).values(), arguments.get("responses")
-    if not strategies or not isinstance(responses, pl.LazyFrame) or len(stage.tables) != 1:
+    strategies, responses = list(by_member(arguments).values()), arguments.get("responses")
+    if not isinstance(responses, pl.LazyFrame) or not _is_divisible(stage, strategies):
         return []
-    if not all(s.per_prompt_only() or s.needs_overview() for s in strategies):
+    return ranges(responses, _limit(stage, strategies))
+
+
+def cut(stage: Stage, strategies: Iterable[Strategy], files: Sequence[StoredPath]) -> list[Piece]:
+    """The pieces in which a stage is to be run, by the footers of the files of the table that it goes by; empty where it sees all
+    rows at once. They depend on nothing but the files, so that it does not matter where, or by how many, they are worked off.
+    """
+    chosen = list(strategies)
+    if not _is_divisible(stage, chosen):
         return []
-    asks = any(s.opened_models() for s in strategies)
-    return ranges(responses, min(MAX_REQUESTS, MAX_ROWS) if asks else MAX_ROWS)
+    groups = [group for found in _footers(files) for group in found]
+    most = _most(groups, _limit(stage, chosen))
+    if sum(group.rows for group in groups) <= most:
+        return []
+    return between(groups, most) or ranges(pointers.scan(files), most)
+
+
+def goes_by(stage: Stage) -> str | None:
+    """The argument whose rows are cut into pieces: the round's responses, or the prompts that are to be answered."""
+    own = {i.argument for i in stage.inputs if not i.ancestor and not i.opened}
+    return next((name for name in ("responses", "prompts") if name in own), None)
+
+
+def overlaps(part: Part, low: str | None, high: str | None) -> bool:
+    """Whether a part may have rows of a range of prompts. Of one whose prompts are not recorded nobody knows."""
+    if part.first is None or part.last is None:
+        return True
+    return (high is None or part.first < high) and (low is None or part.last >= low)
+
+
+def between(groups: Sequence[RowGroup], most: int) -> list[Piece]:
+    """Pieces of about `most` rows that begin where a row group does: whole parts, and whole groups of a large part. Empty where
+    the groups are not sorted by prompt.
+    """
+    starts: list[str] = []
+    rows, last = 0, ""
+    for group in groups:
+        if group.first is None or group.last is None:
+            return []
+        if rows and rows + group.rows > most and last <= group.first and group.first > (starts or [""])[-1]:
+            starts.append(group.first)
+            rows = 0
+        rows, last = rows + group.rows, max(last, group.last)
+        if rows > 2 * most:
+            return []
+    return list(zip([None, *starts], [*starts, None], strict=True)) if starts else []
+
+
+def _footers(files: Sequence[StoredPath]) -> list[list[RowGroup]]:
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(row_groups, files))
+
+
+def _most(groups: Sequence[RowGroup], limit: int) -> int:
+    """Rows of a piece, by the size of the largest ones."""
+    size = max((group.bytes / group.rows for group in groups if group.rows), default=1.0)
+    return min(limit, max(IDS_PER_PIECE, int(BYTES / max(size, 1.0))))
+
+
+def _is_divisible(stage: Stage, strategies: Sequence[Strategy]) -> bool:
+    """Whether each of a stage's strategies can do with the rows of some prompts."""
+    if not strategies or len(stage.tables) != 1 or goes_by(stage) is None:
+        return False
+    return all(s.per_prompt_only() or s.needs_overview() for s in strategies)
+
+
+def _limit(stage: Stage, strategies: Sequence[Strategy]) -> int:
+    """Most rows of a piece of the table that the stage goes by."""
+    if goes_by(stage) == "prompts":
+        return MAX_PROMPTS
+    return min(MAX_REQUESTS, MAX_ROWS) if any(s.opened_models() for s in strategies) else MAX_ROWS
 
 
 def passes(stage: Stage, arguments: Mapping[str, Any], pieces: list[Piece]) -> Iterator[pl.LazyFrame]:
     """The rows of each piece. A first pass is made only where a strategy needs an overview."""
-    strategies = {name: s for name, s in _strategies(arguments).items() if s.needs_overview()}
+    strategies = {name: s for name, s in by_member(arguments).items() if s.needs_overview()}
     given = overviews(strategies, (summaries(stage, arguments, p) for p in pieces)) if strategies else None
     for piece in pieces:
         yield rows(stage, arguments, piece, given)
@@ -67,7 +141,7 @@ def overviews(
     return {name: s.fold(pl.concat([piece[name] for piece in by_piece])) for name, s in strategies.items()}
 
 
-def rows(stage: Stage, arguments: Mapping[str, Any], piece: Piece, overviews: Overviews = None) -> pl.LazyFrame:
+def rows(stage: Stage, arguments: Mapping[str, Any], piece: Piece, overviews: Overviews = None) -> Any:
     """Second pass, or the only one: the rows that a stage makes of a piece."""
     own = within(arguments, *piece)
     if overviews is not None:
@@ -92,8 +166,9 @@ def ranges(responses: pl.LazyFrame, max_rows: int | None = None) -> list[Piece]:
     if count <= piece:
         return []
     step = max(1, piece // IDS_PER_PIECE)
-    sample = responses.select("prompt_id").with_row_index("row").filter(pl.col("row") % step == 0)
-    ids = sample.collect(engine="streaming")["prompt_id"].drop_nulls().sort()
+    prompt = next(name for name in PROMPTS if name in responses.collect_schema())
+    sample = responses.select(prompt).with_row_index("row").filter(pl.col("row") % step == 0)
+    ids = sample.collect(engine="streaming")[prompt].drop_nulls().sort()
     ends = ids.gather_every(IDS_PER_PIECE)[1:].unique(maintain_order=True).to_list()
     return list(zip([None, *ends], [*ends, None], strict=True))
 
@@ -102,7 +177,7 @@ def within(arguments: Mapping[str, Any], low: str | None, high: str | None) -> d
     """The arguments with their tables filtered to a range of prompts. What has no prompts stays whole."""
 
     def rows(frame: pl.LazyFrame) -> pl.LazyFrame:
-        column = next((c for c in ("prompt_id", "id") if c in frame.collect_schema()), None)
+        column = next((c for c in PROMPTS if c in frame.collect_schema()), None)
         if column is None:
             return frame
         prompt = pl.col(column)
@@ -113,6 +188,6 @@ def within(arguments: Mapping[str, Any], low: str | None, high: str | None) -> d
     return {k: rows(v) if isinstance(v, pl.LazyFrame) else v for k, v in arguments.items()}
 
 
-def _strategies(arguments: Mapping[str, Any]) -> dict[str, Strategy]:
+def by_member(arguments: Mapping[str, Any]) -> dict[str, Strategy]:
     """The strategies of a stage by member."""
     return arguments["members"] if "members" in arguments else {ONLY: arguments["strategy"]}

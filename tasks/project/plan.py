@@ -21,6 +21,7 @@ from tasks.project.blocks import EXAM, Block, Pipeline, paths_of, plugin_values,
 from tasks.project.closure import Modules
 from tasks.project.params import FILE, load_params
 from tasks.project.pipeline import is_available, needed_inputs, written
+from tasks.where.here import Here
 
 Plans = dict[tuple[str, str], Plan]
 """By (base or round, stage)."""
@@ -132,12 +133,15 @@ def table_digest(table: Table) -> str:
 
 
 def transports(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """Connection settings of engines (such as time-outs and keys' names), by block or model of the roster. They decide no answer, so
+    """Connection settings of engines (such as time-outs and keys' names), by block or model of the roster, and where the pieces of
+    a block's stages run, as `NAME.where`, if not in the stages' own processes. They decide no answer, so
     they are stored beside the plans: the next round's weights can be added to a server without making a stage stale.
     """
     engines = {name: block.engine for name, block in pipeline.blocks.items()}
     engines |= {f"models.{name}": model.engine for name, model in pipeline.roster.items()}
-    return {k: e.model_dump(mode="json", include=set(e.transport)) for k, e in engines.items() if e.transport}
+    settings = {k: e.model_dump(mode="json", include=set(e.transport)) for k, e in engines.items() if e.transport}
+    placed = {n: b.where for n, b in pipeline.blocks.items() if not isinstance(b.where, Here)}
+    return settings | {f"{n}.where": plugin_values(where) for n, where in placed.items()}
 
 
 def write(root: Path) -> int:

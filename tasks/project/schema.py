@@ -19,13 +19,17 @@ def of_params() -> dict[str, Any]:
     defs: dict[str, Any] = {}
     domain, engine = _one_of("domains", defs), _one_of("engines", defs)
     exam = {n: _stage(stages()[n], defs) for n in ("base", *EXAM)}
-    base = _object({"seed": SEED, "domain": domain, "engine": engine, **exam}, ["domain", "base", "evaluate"])
+    where = _one_of("where", defs)
+    base = _object(
+        {"seed": SEED, "domain": domain, "engine": engine, **exam, "where": where}, ["domain", "base", "evaluate"]
+    )
     changes = {
         "type": "object",
         "description": "Changes to the recipe, by dotted key or nested, such as generate.sample.temperature: 0.9",
     }
     round_ = _object(
-        {"parent": NAME, "base": NAME, "seed": SEED, "recipe": NAME, "anchor": NAME, "set": changes}, ["parent", "base"]
+        {"parent": NAME, "base": NAME, "seed": SEED, "recipe": NAME, "anchor": NAME, "set": changes, "where": where},
+        ["parent", "base"],
     )
     model = _object(
         {

@@ -1,0 +1,56 @@
+"""Where the pieces of a stage run: in its own process, in several, or on the machines of a Ray cluster.
+
+A block says `where: {strategy: …}`. It decides no row: a piece reads files, writes files and leaves a receipt, wherever it runs,
+so an edit of it makes nothing stale. A placement hands out pieces by number and gets their numbers back; no row goes through
+it. A piece whose worker died is handed out again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from tasks.core.plugin import Plugin
+
+Work = Callable[[int], None]
+"""Does the piece of a number; its result is a file."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a worker has to have for the engines that it opens."""
+
+    cpus: int = 1
+    gpus: int = 0
+    gpu_if_any: bool = False
+    """It takes one where the machine has any, and does without otherwise."""
+
+    def gpus_of(self, available: float) -> int:
+        """How many it takes of so many."""
+        return self.gpus or int(self.gpu_if_any and available >= 1)
+
+
+class Job(Protocol):
+    """What workers do. It is pickled once for each of them."""
+
+    needs: Needs
+
+    def open(self) -> AbstractContextManager[Work]:
+        """Opens what all pieces of a worker share; a model that one of them loads stays open for the next."""
+        ...
+
+
+class Placement(Plugin):
+    """Runs the pieces of a stage."""
+
+    over_machines: ClassVar[bool] = False
+    """Whether workers may be on several machines: what one of them keeps for itself may be lost."""
+
+    def run(self, job: Job, pieces: Sequence[int]) -> Iterator[int]:
+        """The number of each piece as soon as it is done, in any order.
+
+        Raises:
+            FlywheelError: of the first piece that failed. What is done stays done.
+            EngineError: when no worker has an engine that answers any more.
+        """
+        raise NotImplementedError
