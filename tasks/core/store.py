@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -75,9 +76,32 @@ def round_of(path: Path) -> str:
 # Reading
 
 
+_look: ContextVar[dict[Path, dict[str, Manifest]] | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """While the block runs, the manifests of a round are looked up once: for commands that ask for those of all rounds several
+    times.
+    """
+    token = _look.set({})
+    try:
+        yield
+    finally:
+        _look.reset(token)
+
+
 def manifests(root: Path, name: str) -> dict[str, Manifest]:
     """The manifests of a round by stage. Moves committed versions into place first."""
-    folder = round_folder(root, name)
+    look, folder = _look.get(), round_folder(root, name)
+    if look is None:
+        return _manifests(folder)
+    if folder not in look:
+        look[folder] = _manifests(folder)
+    return look[folder]
+
+
+def _manifests(folder: Path) -> dict[str, Manifest]:
     recover(folder)
     place = folder / "manifests"
     stages = sorted(file.removesuffix(".json") for file in _names(place) if file.endswith(".json"))
@@ -198,6 +222,8 @@ def steady(root: Path, names: Iterable[str], attempt: Callable[[], T], patience:
     places, end = [round_folder(root, name) for name in names], monotonic() + patience
     while True:
         before = _versions(places)
+        for place in places if (look := _look.get()) else ():
+            look.pop(place, None)
         try:
             result, error = attempt(), None
         except Exception as raised:  # StoreError, or an error of DuckDB or polars

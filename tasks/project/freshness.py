@@ -6,6 +6,7 @@ DVC alone decides what runs. This answers the same question for tables that peop
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISREG
 
 from tasks.core import pointers, store
 from tasks.core.errors import StoreError
@@ -110,11 +111,16 @@ def _absent(root: Path, results: Results) -> Iterator[str]:
             except StoreError as error:
                 yield str(error)
                 continue
-            yield from (
-                str(file)
-                for file, part in files
-                if isinstance(file, Path) and (not file.is_file() or file.stat().st_size != part.bytes)
-            )
+            yield from (str(file) for file, part in files if isinstance(file, Path) and _size(file) != part.bytes)
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        stat = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size if S_ISREG(stat.st_mode) else None
 
 
 def _absent_inputs(ran: dict[str, Results], name: str, written: set[tuple[str, str]]) -> Iterator[str]:

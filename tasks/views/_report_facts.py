@@ -1,6 +1,6 @@
 """What the table of the rounds is made of: manifests, measures, decisions and costs of each base and round."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,11 @@ def every_block(
     results: Mapping[str, Election],
     current: Plans | None = None,
     measured: Container[str] | None = None,
+    measures: Collection[str] | None = None,
 ) -> list[Facts]:
     """Facts of every base and round, parents first. `current` are today's plans, where the caller has them. Of the blocks that
-    are not among `measured` no table is read: they have no measures, decisions and labels.
+    are not among `measured` no table is read: they have no measures, decisions and labels. With `measures` no others are read,
+    and these over all levels alone.
     """
     stale, absent = stale_stages(root, pipeline, current), absent_files(root, pipeline)
     standing = {election.champion: "champion" for election in results.values()}
@@ -90,7 +92,7 @@ def every_block(
     blocks = pipeline.blocks
     read = [block for name, block in blocks.items() if measured is None or name in measured]
     facts = {name: Facts(block, _in_order(root, block)) for name, block in blocks.items()}
-    facts |= {f.block.name: f for f in facts_of_all(root, read, pipeline.prices, facts)}
+    facts |= {f.block.name: f for f in facts_of_all(root, read, pipeline.prices, facts, measures)}
     changed = _changed(root, facts.values())
     return [
         replace(
@@ -139,12 +141,21 @@ def facts_of(root: Path, block: Block, prices: Prices | None = None) -> Facts:
     return facts_of_all(root, [block], prices, {block.name: Facts(block, _in_order(root, block))})[0]
 
 
-def facts_of_all(root: Path, blocks: Sequence[Block], prices: Prices | None, known: Mapping[str, Facts]) -> list[Facts]:
+def facts_of_all(
+    root: Path,
+    blocks: Sequence[Block],
+    prices: Prices | None,
+    known: Mapping[str, Facts],
+    measured: Collection[str] | None = None,
+) -> list[Facts]:
     """Facts of some bases and rounds, of which manifests are known, without staleness and standing. Their tables are read
     together.
     """
     names = [block.name for block in blocks]
-    measures, decisions = store.steady(root, names, lambda: [_rows(root, names, t) for t in ("measures", "decisions")])
+    where = {} if measured is None else {"measures": pl.col("name").is_in(list(measured)) & pl.col("level").is_null()}
+    measures, decisions = store.steady(
+        root, names, lambda: [_rows(root, names, t, where.get(t)) for t in ("measures", "decisions")]
+    )
     return [
         replace(
             known[name],
@@ -157,8 +168,10 @@ def facts_of_all(root: Path, blocks: Sequence[Block], prices: Prices | None, kno
     ]
 
 
-def _rows(root: Path, names: Iterable[str], table: str) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a checked table of each round that has it, in their order."""
+def _rows(
+    root: Path, names: Iterable[str], table: str, where: pl.Expr | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a checked table of each round that has it, in their order; those alone for which `where` holds."""
     manifests = {name: store.manifests(root, name) for name in names}
     outputs = ((n, m.outputs[table]) for n, made in manifests.items() for m in made.values() if table in m.outputs)
     found = [(name, store.round_folder(root, name) / table, output) for name, output in outputs]
@@ -168,7 +181,8 @@ def _rows(root: Path, names: Iterable[str], table: str) -> dict[str, list[dict[s
         for name, place, output in found
     ]
     rows: dict[str, list[dict[str, Any]]] = {}
-    for row in pl.concat(scans, how="diagonal_relaxed").collect().iter_rows(named=True) if scans else ():
+    every = pl.concat(scans, how="diagonal_relaxed") if scans else pl.LazyFrame()
+    for row in (every if where is None or not scans else every.filter(where)).collect().iter_rows(named=True):
         rows.setdefault(row["round"], []).append(row)
     return rows
 

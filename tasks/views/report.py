@@ -35,6 +35,7 @@ MAX_NAMED = 3
 CAPTION = "Accuracies in percent, on frozen sets, with 95 % intervals. Seconds of a stage exclude its process start-up."
 
 
+@store.one_look()
 def show(root: Path, console: Console | None = None, whole: bool = False) -> None:
     """Prints the table of the rounds: bases, rounds in force and the `NEWEST` that were made last, or with `whole` all."""
     console = console or _console()
@@ -68,13 +69,14 @@ def _left_out(count: int) -> str:
     return f"{rounds} not shown; `flywheel report --all` shows every round, `flywheel round list` a line for each."
 
 
+@store.one_look()
 def show_tree(root: Path, console: Console | None = None) -> None:
     """Prints bases and rounds as a tree: stages, staleness, accuracy, decision, champion, model; then the reasons."""
     console = console or _console()
     pipeline = load_params(root)
     current = plans(root, pipeline)
     results = elections(root, pipeline, current)
-    rounds = every_block(root, pipeline, results, current)
+    rounds = every_block(root, pipeline, results, current, measures=("pass_at_1",))
     nodes: dict[str, Tree] = {}
     places: dict[str, list[Tree]] = {}  # each with the nodes that it lies below
     for facts in rounds:
