@@ -6,7 +6,7 @@ twice at once (which it does not check between threads). Prefect's result cache 
 What a retry does, by kind of failure:
 
     engine    exit code 75: the engine could not answer, or failed too often    `retries` times, after 5, 10, 20 … seconds
-    busy      another process holds a lock that the stage needs                 the same
+    busy      another process runs the stage, or one that it reads              it waits for that one, however long that takes
     killed    by a signal, as the kernel does when memory runs out              once: twice is no accident
     lasting   everything else: params, data, code, a full disk                  never, it would fail the same way
 
@@ -42,10 +42,16 @@ LAST_LINES = 15
 """Lines in the message of a stage that printed no error of its own."""
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
-NOISE = re.compile(r"\s*(To (track the changes|enable auto staging).*|git add .*|dvc config .*|Use `dvc push`.*)?")
-"""Hints that DVC prints after every stage; left out of the log."""
+NOISE = re.compile(
+    r"\s*(To (track the changes|enable auto staging).*|git add .*|dvc config .*|Use `dvc push`.*"
+    r"|.* is busy, it is being blocked by.*|\(PID \d+\): .*|If there are no processes with such PIDs.*)?"
+)
+"""Hints that DVC prints after every stage, and what it says of one that another process runs, every `PAUSE` seconds; left out of
+the log."""
 TRY_AGAIN = 75
 """Exit code of a stage whose engine could not answer (EX_TEMPFAIL), which a retry may fix."""
+PAUSE = 5.0
+"""Seconds between two looks at a stage that another process runs."""
 BACKOFF = 5.0
 """Seconds before the first retry; doubled for each further one."""
 
@@ -104,17 +110,17 @@ class Reproduced:
     """Whether its command ran. If not, it was up to date or restored from DVC's run cache."""
 
 
-Kind = Literal["engine", "busy", "killed", "lasting"]
-MOST_RETRIES: dict[Kind, int | None] = {"engine": None, "busy": None, "killed": 1, "lasting": 0}
+Kind = Literal["engine", "killed", "lasting"]
+MOST_RETRIES: dict[Kind, int | None] = {"engine": None, "killed": 1, "lasting": 0}
 """Retries of a stage by kind of failure; None leaves it to the flow's `retries`."""
 
 
 class StageFailed(FlywheelError):
     """A stage's process failed; carries the stage's own message."""
 
-    def __init__(self, address: str, message: str, code: int, busy: bool = False) -> None:
+    def __init__(self, address: str, message: str, code: int) -> None:
         super().__init__(f"{address}: {message}")
-        self.address, self.code, self.busy = address, code, busy
+        self.address, self.code = address, code
         self.exit_code = TRY_AGAIN if code == TRY_AGAIN else 1
 
     @property
@@ -124,7 +130,7 @@ class StageFailed(FlywheelError):
             return "engine"
         if self.code < 0 or (self.code > 128 and self.code != 255):
             return "killed"
-        return "busy" if self.busy else "lasting"
+        return "lasting"
 
     def is_retried(self, tries: int) -> bool:
         """Whether it is tried again after this many tries."""
@@ -140,18 +146,27 @@ def reproduce(stage_address: str) -> Reproduced:
         StageFailed: with the stage's own message.
     """
     log, lines, clock = get_run_logger(), deque[str](maxlen=MAX_LINES), time.perf_counter()
+    told = ""
+    while (code := _run(stage_address, lines, log)) and _is_busy(list(lines)) and not _interrupted.wait(PAUSE):
+        if told != (told := failure(list(lines))):
+            log.info(f"waiting: {told}")
+        lines.clear()
+    if code != 0:
+        output = list(lines)
+        raise StageFailed(stage_address, failure(output), _stage_code(output, code))
+    ran = any(line.startswith("Running stage") for line in lines)
+    return Reproduced(stage_address, time.perf_counter() - clock, ran)
+
+
+def _run(address: str, lines: deque[str], log: Any) -> int:
+    """Runs a stage's process, and returns its exit code."""
     graph.mend_lock(Path())  # of an earlier try that was killed
-    with _process(stage_address) as process:
+    with _process(address) as process:
         for line in process.stdout or ():
             lines.append(line.rstrip())
             if not NOISE.fullmatch(lines[-1]):
                 log.info(lines[-1])
-        code = process.wait()
-    if code != 0:
-        output = list(lines)
-        raise StageFailed(stage_address, failure(output), _stage_code(output, code), _is_busy(output))
-    ran = any(line.startswith("Running stage") for line in lines)
-    return Reproduced(stage_address, time.perf_counter() - clock, ran)
+        return process.wait()
 
 
 def with_retries(retries: int) -> Any:

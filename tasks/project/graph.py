@@ -7,6 +7,7 @@ before Prefect is imported (0.5 s instead of 1.5 s in a subprocess). The plan is
 import json
 import logging
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from graphlib import TopologicalSorter
@@ -20,6 +21,8 @@ from tasks.project import freshness, lockfile, pipeline, plan
 from tasks.project.params import Block, Pipeline, load_params, read, stages_of
 from tasks.project.status_cache import Memory, Seen
 
+PATIENCE = 60.0
+"""Seconds for which DVC's lock is waited for."""
 Graph = dict[str, set[str]]
 """Address of a stage (`judge@r2`) → addresses of the stages that it reads."""
 
@@ -205,7 +208,7 @@ def _repo(root: Path) -> Iterator[Any]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with lockfile.quick(), Repo(str(root)) as repo, repo.lock:
+        with lockfile.quick(), Repo(str(root)) as repo, _held(repo.lock):
             yield repo
     except LockError as error:
         raise Busy(busy(str(error))) from error
@@ -213,6 +216,27 @@ def _repo(root: Path) -> Iterator[Any]:
         raise FlywheelError(f"DVC cannot tell what is stale: {error}; {_fix(error)}") from error
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _held(lock: Any) -> Iterator[None]:
+    """DVC's lock, which others hold while they ask what is stale and write down what ran, never while a stage runs. DVC itself
+    waits for three seconds, which a busy machine takes for that.
+    """
+    from dvc.lock import LockError
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock.lock()
+            break
+        except LockError:
+            if time.monotonic() > end:
+                raise
+    try:
+        yield
+    finally:
+        lock.unlock()
 
 
 def _fix(error: Exception) -> str:

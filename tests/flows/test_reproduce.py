@@ -93,10 +93,26 @@ def test_what_is_retried_and_how_often(gate, command, kind, retries):
     assert [_is_retryable(None, SimpleNamespace(run_count=n), failed) for n in (1, 2, 3)] == retries
 
 
-def test_a_stage_that_another_process_runs_is_tried_again():
-    error = StageFailed("gate@r2", "another process is running a stage", 255, busy=True)
-    assert error.kind == "busy"
-    assert error.is_retried(3)
+def test_a_stage_that_another_process_runs_is_waited_for(gate, monkeypatch):
+    """As when two rounds with one parent are started at once, and the parent is made first."""
+    monkeypatch.setattr("flows.reproduce.PAUSE", 0.1)
+    gate("echo > started; while [ ! -e go ]; do sleep 0.1; done")
+    other = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "-s", "gate@r2"], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    with ThreadPoolExecutor() as pool:
+        try:
+            while not Path("started").exists():
+                assert other.poll() is None
+                time.sleep(0.05)
+            waiting = pool.submit(run, "gate@r2")
+            with pytest.raises(TimeoutError):
+                waiting.result(6)
+            assert other.poll() is None
+        finally:
+            Path("go").touch()
+            other.wait()
+        assert not waiting.result(60).ran, "it was up to date then"
 
 
 def test_without_a_message_of_its_own_the_last_lines_are_shown():
