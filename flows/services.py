@@ -8,7 +8,7 @@ A server that was started for one command is in no file: it ends with that comma
 standard input closes then.
 
 Ports are Prefect's and MLflow's own settings: PREFECT_SERVER_API_PORT (4200) and MLFLOW_PORT (5000). A home or database
-that is configured for Prefect is used as it is.
+that is configured for Prefect is used as it is: `postgresql+asyncpg://…` is a team's, and `down` leaves it alone.
 """
 
 import errno
@@ -32,17 +32,14 @@ import psutil
 
 from flows import UNTIL_STDIN_CLOSES
 from tasks.core.cache import set_aside
-from tasks.core.errors import FlywheelError
+from tasks.core.errors import FlywheelError, masked
 from tasks.core.store import DISK_FULL
-from tasks.project import strays
-from tasks.project.databases import damage
+from tasks.project import databases, strays
 from tasks.views.record import prepare, tracking_uri
 
 POOL = "flywheel"
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
-DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
-"""Prefect's setting of its database: current and former name."""
 PATIENCE = 120.0
 """Seconds until a service that does not answer counts as failed."""
 GRACE = 10.0
@@ -141,13 +138,30 @@ def database(root: Path) -> dict[str, str]:
     """The setting of Prefect's database under the project; empty if one is already set. Sets a damaged one aside. One that
     was cut off while its tables were made or migrated is whole, for Prefect does each step in one transaction.
     """
-    if any(name in os.environ for name in DATABASE):
+    if any(name in os.environ for name in databases.PREFECT):
         return {}
     home(root).mkdir(exist_ok=True)
     path = home(root) / "prefect.db"
-    if why := damage(path):
+    if why := databases.damage(path):
         print(f"{path}: {why}; set aside as {set_aside(path).name}: it holds the history of runs, and nothing else")
-    return {DATABASE[0]: f"sqlite+aiosqlite:///{path}"}
+    return {databases.PREFECT[0]: f"sqlite+aiosqlite:///{path}"}
+
+
+def check_database() -> None:
+    """Opens the Postgres that is set for Prefect, whose own server would end with a traceback.
+
+    Raises:
+        FlywheelError: when it does not let us in, or when its address names no driver that Prefect can use.
+    """
+    name = next((name for name in databases.PREFECT if os.environ.get(name)), None)
+    url = os.environ[name] if name else ""
+    if not url.startswith("postgres"):
+        return
+    given = f"{name}={masked(url)}"
+    if not url.startswith(f"{databases.ASYNC}://"):
+        raise FlywheelError(f"{given}: must begin with {databases.ASYNC}://, the driver that Prefect uses")
+    if why := databases.refusal(url, databases.STARTING):
+        raise FlywheelError(f"{given}: {why}; start it, create the database, or unset {name} to use a file of SQLite")
 
 
 def _port(variable: str, default: int) -> int:
@@ -233,6 +247,8 @@ def _start_missing(root: Path, alive: dict[str, Started]) -> str:
     first = [s for s in (server, mlflow_ui(root)) if s and s.name not in alive]
     for service in first:
         _check_port(service)
+    if server in first:
+        check_database()
     prepare(root)
     for service in first:
         _launch(root, service)
@@ -285,6 +301,7 @@ def own_server(root: Path, port: int | None = None) -> Iterator[str]:
     """Yields the API URL of a Prefect server that runs for the block, and no longer than this process."""
     service = prefect_server(root, port, bound=True)
     _check_port(service)
+    check_database()
     process, started = _spawn(root, service, stdin=subprocess.PIPE)
     try:
         with _environment("PREFECT_API_URL", f"{service.url}/api") as url:

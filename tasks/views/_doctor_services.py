@@ -11,6 +11,7 @@ from urllib.parse import quote
 import psutil
 
 from tasks.core.errors import masked
+from tasks.project import databases
 from tasks.project import strays as processes
 from tasks.project.databases import damage, tables
 from tasks.project.params import Pipeline
@@ -27,8 +28,16 @@ def mlflow(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
         yield _server("mlflow", uri, f"{uri.rstrip('/')}/health", "start it, or unset MLFLOW_TRACKING_URI")
     elif uri.startswith("sqlite:///"):
         yield _database(root / uri.removeprefix("sqlite:///"))
+    elif uri.partition(":")[0].partition("+")[0] in databases.SERVERS:
+        yield _database_server("mlflow", "MLFLOW_TRACKING_URI", uri)
     else:
         yield ok("mlflow", f"at {masked(uri)}; not checked")
+
+
+def _database_server(subject: str, setting: str, url: str) -> Finding:
+    if why := databases.refusal(url):
+        return broken(subject, f"{masked(url)}: {why}", f"start it, create the database, or change {setting}")
+    return ok(subject, f"the database {masked(url)} answers")
 
 
 def _database(path: Path) -> Finding:
@@ -81,9 +90,12 @@ def _server(subject: str, server: str, url: str, fix: str) -> Finding:
 
 
 def prefects_database(root: Path, pipeline: Pipeline | None) -> Iterator[Finding]:
-    """Whether Prefect's database under the project can be read."""
-    path = root / PREFECT
-    if why := damage(path, every_page=True):
+    """Whether Prefect's database can be used: the server that is set, or else the file under the project."""
+    path, setting = root / PREFECT, next((name for name in databases.PREFECT if os.environ.get(name)), None)
+    if setting:
+        if not os.environ[setting].startswith("sqlite"):
+            yield _database_server("prefect", setting, os.environ[setting])
+    elif why := damage(path, every_page=True):
         yield broken(
             "prefect", f"{PREFECT}: {why}", "the next `flywheel up` or `run` sets it aside; it holds the history alone"
         )

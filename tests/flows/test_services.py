@@ -14,6 +14,7 @@ import pytest
 
 from flows import services
 from tasks.core.errors import FlywheelError
+from tasks.project import databases
 
 pytestmark = pytest.mark.xdist_group("services")
 
@@ -87,12 +88,12 @@ def test_a_service_that_found_no_room_says_so_without_its_log(tmp_path):
 
 @pytest.mark.parametrize("content", [b"no database at all" * 400, b"SQLite format 3\0" + b"\xff" * 4000])
 def test_a_database_of_prefect_that_is_none_is_set_aside(tmp_path, monkeypatch, capsys, content):
-    for name in services.DATABASE:
+    for name in databases.PREFECT:
         monkeypatch.delenv(name, raising=False)
     services.home(tmp_path).mkdir()
     path = services.home(tmp_path) / "prefect.db"
     path.write_bytes(content)
-    assert str(path) in services.database(tmp_path)[services.DATABASE[0]]
+    assert str(path) in services.database(tmp_path)[databases.PREFECT[0]]
     assert not path.exists()
     assert (path.parent / "prefect.db.damaged").read_bytes() == content
     assert "set aside as prefect.db.damaged" in capsys.readouterr().out
@@ -156,17 +157,17 @@ def test_an_address_at_which_nothing_can_answer(url):
 
 
 def test_what_is_set_for_prefect_is_left_alone(tmp_path, monkeypatch):
-    for name in (*services.DATABASE, "PREFECT_HOME"):
+    for name in (*databases.PREFECT, "PREFECT_HOME"):
         monkeypatch.delenv(name, raising=False)
     own = services.prefect_server(tmp_path).env
     assert own["PREFECT_HOME"].startswith(str(tmp_path))
     assert str(tmp_path) in own["PREFECT_SERVER_DATABASE_CONNECTION_URL"]
     monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
     assert "PREFECT_HOME" not in services.prefect_server(tmp_path).env | services.worker(tmp_path, "").env
-    for name in services.DATABASE:
+    for name in databases.PREFECT:
         with monkeypatch.context() as patch:
             patch.setenv(name, "postgresql+asyncpg://elsewhere")
-            assert not set(services.DATABASE) & set(services.prefect_server(tmp_path).env)
+            assert not set(databases.PREFECT) & set(services.prefect_server(tmp_path).env)
 
 
 def test_mlflows_password_is_not_on_the_command_line(tmp_path, monkeypatch):

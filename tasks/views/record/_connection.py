@@ -15,6 +15,7 @@ from typing import Any
 
 from tasks.core.errors import FlywheelError, masked
 from tasks.core.store import DISK_FULL
+from tasks.project import databases
 from tasks.project.edit import lock
 from tasks.views._dvc_addresses import PROJECT
 from tasks.views.record._database import (
@@ -73,6 +74,8 @@ def connect(root: Path) -> Any:
         logging.CRITICAL
     )  # prints tracebacks of errors that it raises, too
     uri = tracking_uri(root)
+    if why := databases.refusal(uri, databases.STARTING):  # MLflow itself asks for two minutes
+        raise _away(uri, why)
     with lock(root, "mlflow"):
         if path := sqlite_file(uri):
             make_usable(path)
@@ -110,10 +113,14 @@ def clear_errors(uri: str) -> Iterator[None]:
             raise Unreachable(damaged_text(path, line)) from error
         if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
             raise FlywheelError(f"MLflow at {masked(uri)} refuses a value: {line}") from error
-        raise Unreachable(
-            f"MLflow at {masked(uri)} does not answer: {line}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
-            "then run `flywheel record`: nothing is lost, the manifests have everything"
-        ) from error
+        raise _away(uri, line) from error
+
+
+def _away(uri: str, why: str) -> Unreachable:
+    return Unreachable(
+        f"MLflow at {masked(uri)} does not answer: {why}. Start it, or point MLFLOW_TRACKING_URI elsewhere; "
+        "then run `flywheel record`: nothing is lost, the manifests have everything"
+    )
 
 
 def _full(uri: str, why: str) -> Unreachable:
