@@ -38,6 +38,12 @@ COMMITS, FILES, PARTS, RECEIPTS = "commits/", "files/", "parts/", "receipts/"
 """Prefixes of the names of all objects."""
 
 
+PROBE = "probe"
+"""An object that is there in every bucket, and that a put with If-None-Match must not replace."""
+OVERWRITES = "{} replaces an object in spite of `If-None-Match: *`, so two machines could commit the same stage"
+OTHER_STORE = "use a store that honours it (Amazon S3, MinIO, Ceph, Cloudflare R2 …), or take data: out of params.yaml"
+
+
 class Commit(BaseModel):
     """What is committed: each small file by its path below the round's folder, with its MD5."""
 
@@ -82,6 +88,21 @@ def _read(place: Place, asked: str, version: int) -> Commit | None:
 
 
 # Putting
+
+
+def creates_once(place: Place) -> bool:
+    """Whether the store refuses to create an object that is there."""
+    return not (place.put_once(PROBE, b"flywheel\n") and place.put_once(PROBE, b"flywheel\n"))
+
+
+def require_conditional_puts(place: Place) -> None:
+    """Refuses a store on which two processes could commit the same.
+
+    Raises:
+        StoreError: says what to do.
+    """
+    if not creates_once(place):
+        raise StoreError(f"{OVERWRITES.format(place.url)}; {OTHER_STORE}. Nothing was made; the old version stays")
 
 
 def put(place: Place, new: Path, manifest: Manifest, version: int) -> Manifest:

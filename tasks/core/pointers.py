@@ -159,8 +159,14 @@ def configured(root: Path) -> str | None:
 
 
 def bucket(root: Path) -> Place | None:
-    """The bucket of the project at `root`; None where it keeps parts in its folder."""
+    """The bucket of the project at `root`; None where it keeps parts in its folder.
+
+    Raises:
+        StoreError: for what is no address of a bucket.
+    """
     url = configured(root)
+    if url is not None and not url.startswith(objects.SCHEME):
+        raise StoreError(f"{DATA_URL}={url}: name a bucket, such as s3://bucket/prefix, or unset it")
     return None if url is None else objects.place(url)
 
 

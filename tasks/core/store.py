@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -27,13 +27,14 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Literal, TypeVar
 
-import duckdb
 import polars as pl
 from filelock import FileLock, Timeout
 
 from tasks.core import commits, pointers
+from tasks.core._checks import check, metrics, view
 from tasks.core._parts import Frame, extent, row_groups, write_parts
-from tasks.core.errors import Busy, CheckFailed, FlywheelError, StoreError
+from tasks.core._staging import PAUSE, names_in, recover, roll_forward, sync, sync_folder
+from tasks.core.errors import Busy, FlywheelError, StoreError
 from tasks.core.manifest import ROUND, Manifest, Output, Part, read_manifest
 from tasks.core.objects import Place
 from tasks.core.plan import Plan
@@ -43,8 +44,8 @@ from tasks.core.tables import TABLES, Table
 T = TypeVar("T")
 DISK_FULL = 1 << 20
 """Bytes of free disk space below which an error counts as a full disk."""
-PATIENCE, PAUSE = 10.0, 0.02
-"""Seconds for which a reader retries while another process commits, and seconds between two attempts."""
+PATIENCE = 10.0
+"""Seconds for which a reader retries while another process commits."""
 CHANGED = pointers.CHANGED
 REMAKE = "restore it with `dvc checkout --force` or `dvc pull`, or run the stage again"
 """What brings a file back that is gone."""
@@ -104,22 +105,14 @@ def manifests(root: Path, name: str) -> dict[str, Manifest]:
 def _manifests(folder: Path) -> dict[str, Manifest]:
     recover(folder)
     place = folder / "manifests"
-    stages = sorted(file.removesuffix(".json") for file in _names(place) if file.endswith(".json"))
+    stages = sorted(file.removesuffix(".json") for file in names_in(place) if file.endswith(".json"))
     return {stage: read_manifest(place / f"{stage}.json") for stage in stages}
 
 
 def lost_manifests(root: Path, name: str, made: Iterable[str]) -> list[str]:
     """Stages of a round that ran, for their metrics are there, and that are not among `made`, those with a manifest."""
-    files = _names(round_folder(root, name) / "metrics")
+    files = names_in(round_folder(root, name) / "metrics")
     return sorted({file.removesuffix(".json") for file in files if file.endswith(".json")} - set(made))
-
-
-def _names(folder: Path) -> list[str]:
-    """The names in a folder; none where there is no such folder."""
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def find(root: Path, name: str, output: str) -> tuple[Path, Output]:
@@ -292,6 +285,7 @@ class Draft:
         """
         if self.bucket is None:
             return None
+        commits.require_conditional_puts(self.bucket)
         self.version, commit = commits.latest(self.bucket, commits.identity(plan, inputs))
         kept = self.place / "manifests" / f"{self.stage}.json"
         with suppress(StoreError, FileNotFoundError):
@@ -318,10 +312,10 @@ class Draft:
             return self._take(table, frame)
         with closing(frame) if isinstance(frame, Generator) else nullcontext():  # closes its engine when a write fails
             write_parts(to, table, [frame] if isinstance(frame, Frame) else frame)
-        con = _view(to, sorted(to.glob("*.parquet")))
-        _check(table, con, self.address)
+        con = view(to, sorted(to.glob("*.parquet")))
+        check(table, con, self.address)
         self.outputs[table.name] = _describe(to, "table")
-        return _metrics(table, con)
+        return metrics(table, con)
 
     def _take(self, table: Table, given: "Checked") -> dict[str, float]:
         to = self.new / table.name
@@ -330,7 +324,7 @@ class Draft:
         for part in given.output.parts if self.bucket is None else ():
             given.bring(part, to / part.file)
         self.outputs[table.name] = given.output
-        return _metrics(table, _view(to, paths(to, given.output)))
+        return metrics(table, view(to, paths(to, given.output)))
 
     def folder(self, name: str) -> Path:
         """Makes an output folder; `describe_folder` records its files."""
@@ -374,10 +368,10 @@ class Draft:
         return manifest
 
     def _publish(self) -> None:
-        _sync(self.new)
+        sync(self.new)
         self.new.rename(self.staging / "ready")
-        _sync_folder(self.staging)
-        _roll_forward(self.place, self.staging)
+        sync_folder(self.staging)
+        roll_forward(self.place, self.staging)
 
 
 @contextmanager
@@ -397,7 +391,7 @@ def writing(root: Path, name: str, stage: str) -> Iterator[Draft]:
         except Timeout as error:
             raise Busy(f"{draft.address} is being run by another process; wait for it, or stop it") from error
         try:
-            _roll_forward(place, draft.staging)
+            roll_forward(place, draft.staging)
             for leftover in (draft.new, draft.staging / "spill", draft.staging / "theirs"):  # of a killed process
                 shutil.rmtree(leftover, ignore_errors=True)
             draft.new.mkdir()
@@ -422,76 +416,6 @@ def _is_full(place: Path, error: BaseException) -> bool:
     if not isinstance(error, Exception) or isinstance(error, FlywheelError):
         return False
     return os.strerror(errno.ENOSPC) in str(error) or shutil.disk_usage(place).free < DISK_FULL
-
-
-def recover(place: Path) -> None:
-    """Moves committed versions into place, unless another process does so first. The lock's holder may be the next run of
-    the stage, which takes hours, so this waits until `ready` is gone and not for the lock.
-    """
-    staging = place / ".staging"
-    for ready in (staging / stage / "ready" for stage in _names(staging) if os.path.isdir(f"{staging}/{stage}/ready")):
-        while ready.is_dir():
-            with suppress(Timeout), FileLock(ready.parent / "lock", timeout=PAUSE):
-                _roll_forward(place, ready.parent)
-
-
-def _roll_forward(place: Path, staging: Path) -> None:
-    ready, old = staging / "ready", staging / "old"
-    if ready.is_dir():
-        for source in _entries(ready):
-            target = place / source.relative_to(ready)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                shutil.rmtree(old, ignore_errors=True)
-                target.rename(old)
-            source.rename(target)
-            _sync_folder(target.parent)
-        shutil.rmtree(ready)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _entries(ready: Path) -> list[Path]:
-    """What is renamed as one: outputs as whole folders, small files one by one, the manifest last."""
-    shared = [ready / n for n in ("metrics", "plots", "manifests")]
-    whole = sorted(p for p in ready.iterdir() if p not in shared)
-    return whole + [f for s in shared if s.is_dir() for f in sorted(s.iterdir())]
-
-
-def _check(table: Table, con: duckdb.DuckDBPyConnection, address: str) -> None:
-    """Runs a table's checks over the view of its parts. Null fails a check, unlike in SQL's CHECK constraints.
-
-    Raises:
-        CheckFailed: naming the check and up to three rows that break it.
-    """
-    key = ", ".join(f'"{k}"' for k in table.key)
-    checks = {f"{table.key[0]} is not null": f'"{table.key[0]}" is not null'} | table.checks
-    counts = [f"count(*) filter (where ({predicate}) is not true)" for predicate in checks.values()]
-    duplicates = f"count(*) - count(distinct hash({key}))"  # hashes are cheaper to compare than keys
-    broken = con.execute(f"select {', '.join([duplicates, *counts])} from t").fetchall()[0]  # one scan for all checks
-    rows = [f"select {key} from t where ({predicate}) is not true limit 3" for predicate in checks.values()]
-    repeated = f"select {key} from t group by {key} having count(*) > 1 limit 3"
-    named = zip(broken, [f"unique {key}", *checks], [repeated, *rows], strict=True)
-    queries = {name: query for count, name, query in named if count}
-    for name, query in queries.items():
-        if rows := con.execute(query).fetchall():
-            keys = ", ".join("/".join(map(str, r)) for r in rows)
-            raise CheckFailed(
-                f"{address}, table {table.name}: rows {keys} break the check '{name}'; the old version stays"
-            )
-
-
-def _metrics(table: Table, con: duckdb.DuckDBPyConnection) -> dict[str, float]:
-    return dict(sorted(con.execute(table.metrics).fetchall())) if table.metrics else {}
-
-
-def _view(place: Path, files: Sequence[StoredPath]) -> duckdb.DuckDBPyConnection:
-    """A database with the view `t` of the files of the table in `place`."""
-    spill = str(place.parents[1] / "spill")  # within the stage's staging folder
-    con = duckdb.connect(config={"memory_limit": "1GB", "preserve_insertion_order": False, "temp_directory": spill})
-    con.execute("set enable_progress_bar = false")  # it would mix with the stage's output
-    pointers.attach(con, files)
-    con.from_parquet([str(file) for file in files]).create_view("t")  # a list is not globbed
-    return con
 
 
 def _describe(place: Path, kind: Literal["table", "folder"]) -> Output:
@@ -528,24 +452,6 @@ def sha256(path: StoredPath) -> str:
 def digest(pairs: Iterable[tuple[str, str]]) -> str:
     """The sha256 over (name, digest) pairs."""
     return hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
-
-
-def _sync(place: Path) -> None:
-    for path in place.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(place)
-
-
-def _sync_folder(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 __all__ = [

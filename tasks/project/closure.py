@@ -16,7 +16,9 @@ from pydantic import TypeAdapter
 
 PACKAGE = "tasks"
 PLUMBING = {
+    "tasks.core._checks": "refuses rows that break a table's checks; the plan holds the table's digest",
     "tasks.core._parts": "writes the rows of a table as they are",
+    "tasks.core._staging": "moves committed files into place",
     "tasks.core.cache": "returns stored answers; its keys hold all that decides an answer",
     "tasks.core.commits": "commits results in a bucket, and fetches them byte by byte",
     "tasks.core.devices": "locks a device",

@@ -32,6 +32,7 @@ from tasks.engines import Engine
 from tasks.project import pipeline as dvc
 from tasks.project.freshness import stale_stages
 from tasks.project.params import Pipeline, load_params
+from tasks.views._doctor_bucket import bucket
 from tasks.views._doctor_services import mlflow, prefect, prefects_database, strays
 from tasks.views._findings import Check, Finding, broken, ok, warn
 from tasks.views.report import stale_text
@@ -357,6 +358,7 @@ CHECKS: tuple[Check, ...] = (
     engines,
     bases,
     roster,
+    bucket,
     results,
     stale,
     unfinished,

@@ -220,7 +220,7 @@ def test_a_second_writer_is_told_that_it_is_busy(tmp_path):
 def test_a_commit_that_was_cut_short_is_finished_by_the_next_reader(tmp_path, monkeypatch):
     write(tmp_path, rows("a"), files={"weights": "old"})
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_roll_forward", lambda place, staging: None)
+        patch.setattr(store, "roll_forward", lambda place, staging: None)
         write(tmp_path, rows("b"), files={"weights": "new"})
     assert "new" not in (tmp_path / "data/round=r1/model/weights").read_text()
     assert store.scan(tmp_path, "r1", "filtered")[0].collect()["id"].to_list() == ["b"]
