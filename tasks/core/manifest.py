@@ -77,7 +77,7 @@ class Manifest(BaseModel):
     """`tokens` by the name under which the stage opened a model: `parent`, or that of a model of the roster."""
     seconds: dict[str, float]
     """`start` (process start-up, imports, model loading), `model`, `run`, and `write`, which includes lazy frames that are
-    computed while they are written."""
+    computed while they are written; of a stage that several workers did together, theirs added up."""
     gpus: list[str] = []
     """Kind of each GPU that the stage held; none on a CPU."""
     gpu_seconds: float = 0.0

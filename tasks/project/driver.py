@@ -56,7 +56,8 @@ class Driver:
         where: Placement, bucket: Place | None, models: Models,
     ) -> None:  # fmt: skip
         identity = content_id(plan.digest, json.dumps([digests, bounds], sort_keys=True))
-        self._stage, self._where, self._in_bucket = stage, where, bucket is not None
+        self.stage, self._where, self._in_bucket = stage, where, bucket is not None
+        self.done: Done
         self.place = bucket or objects.place(root.absolute() / FOLDER)
         self._job = PieceJob(
             root=str(root.absolute()),
@@ -80,7 +81,8 @@ class Driver:
         if compared := {name: s for name, s in sorted(strategies.items()) if s.needs_overview()}:
             self._fold(compared, self._receipts(replace(job, kind=FIRST)))
             job = replace(job, overviews=tuple(compared))
-        return _together(self._receipts(job))
+        self.done = _together(self._receipts(job))
+        return self.done
 
     def bring(self, part: Part, to: Path) -> None:
         """Puts a part of the result into a folder of the project."""
@@ -120,7 +122,7 @@ class Driver:
         known |= {r.piece: r for r in self._read(job, missing)}
         if lost := [n for n in numbers if n not in known]:
             raise StoreError(
-                f"{self._stage.name}: piece {lost[0]} was done, and its receipt is not in {self.place.url}; do all machines "
+                f"{self.stage.name}: piece {lost[0]} was done, and its receipt is not in {self.place.url}; do all machines "
                 "see the same folder?"
             )
         return [known[n] for n in numbers]
@@ -162,11 +164,10 @@ def needs(models: Models) -> Needs:
     engines = [models.engine(name) for name in models.names]
     loading = [engine for engine in engines if engine.loads]
     cpus = max((getattr(engine, "threads", None) or 1 for engine in engines), default=1)
-    gpus = max(
-        (getattr(engine, "tensor_parallel", 0) * getattr(engine, "data_parallel", 1) for engine in loading), default=0
-    )
-    devices = {getattr(engine, "device", "cuda" if hasattr(engine, "tensor_parallel") else "cpu") for engine in loading}
-    return Needs(cpus, max(gpus, int("cuda" in devices)), "auto" in devices)
+    spread = [getattr(e, "tensor_parallel", 1) * getattr(e, "data_parallel_size", 1) for e in loading]
+    on_cpu = [getattr(engine, "device", "auto") == "cpu" for engine in loading]
+    gpus = max((0 if cpu else count for count, cpu in zip(spread, on_cpu, strict=True)), default=0)
+    return Needs(cpus, gpus, any(getattr(engine, "device", "auto") == "cuda" for engine in loading))
 
 
 def _together(receipts: Sequence[Receipt]) -> Done:

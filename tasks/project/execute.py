@@ -63,16 +63,10 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             bounds = _pieces(root, stage, plan, inputs, models)
             read = partial(_unread if bounds else _read, root)
             arguments = _arguments(root, stage, plan, inputs, draft, digests, models, read)
-            driver, done = None, None
-            if bounds:
-                driver = Driver(root, stage, plan, digests, bounds, _where(root, plan), draft.bucket, models)
-                done = driver.run(pieces.by_member(arguments))
-                models.meters.update(done.meters)
-                result = Result(
-                    {stage.tables[0].name: store.Checked(done.output, driver.bring)}, warnings=done.warnings
-                )
-            else:
-                result = _as_result(stage, _call(stage, arguments))
+            driver = (
+                Driver(root, stage, plan, digests, bounds, _where(root, plan), draft.bucket, models) if bounds else None
+            )
+            result = _in_pieces(driver, arguments) if driver else _as_result(stage, _call(stage, arguments))
             run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
             metrics = _write(root, name, stage, draft, result)
             _check_models(models, driver)
@@ -86,9 +80,10 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
         }
         gpus = _held_since(earlier)
         kinds = devices.kinds(gpus)
-        if done:
-            seconds |= {"run": done.seconds["run"], "write": done.seconds["write"] + total_seconds - run_seconds}
-            gpus, kinds = done.gpus, list(done.kinds.values())
+        if driver:
+            own = total_seconds - run_seconds
+            seconds |= {"run": driver.done.seconds["run"], "write": driver.done.seconds["write"] + own}
+            gpus, kinds = driver.done.gpus, list(driver.done.kinds.values())
         manifest = store.Manifest(
             round=name,
             stage=stage.name,
@@ -297,8 +292,18 @@ def _check_unchanged(root: Path, plan: Plan, inputs: dict[str, Input], digests: 
             )
 
 
+def _in_pieces(driver: Driver, arguments: dict[str, Any]) -> Result:
+    """What workers make of the pieces of a large table."""
+    done = driver.run(pieces.by_member(arguments))
+    if models := arguments.get("models"):
+        models.meters.update(done.meters)
+    return Result({driver.stage.tables[0].name: store.Checked(done.output, driver.bring)}, warnings=done.warnings)
+
+
 def _call(stage: Stage, arguments: dict[str, Any]) -> Any:
-    """Calls the stage's function; piece by piece on a large table, if its strategies can."""
+    """Calls the stage's function. Where a large table is not left to workers, because a budget of tokens counts requests in their
+    order, it does so piece by piece, if the strategies can.
+    """
     cut = pieces.pieces(stage, arguments)
     if len(cut) < 2:
         return stage.function(**arguments)
