@@ -86,7 +86,8 @@ class Progress:
 
     def finished(self, outcome: Reproduced) -> None:
         """A stage is up to date."""
-        self._line(outcome.address, rows(self.root, outcome.address) if outcome.ran else "was up to date")
+        result = rows(self.root, outcome.address) if outcome.ran else "was up to date"
+        self._line(outcome.address, ", ".join(filter(None, (result, outcome.taken))))
         for warning in manifest_of(self.root, outcome.address).warnings if outcome.ran else ():
             self.console.print(f"[yellow]warning: {outcome.address}: {escape(warning)}[/]")
 

@@ -48,6 +48,8 @@ NOISE = re.compile(
 )
 """Hints that DVC prints after every stage, and what it says of one that another process runs, every `PAUSE` seconds; left out of
 the log."""
+TAKEN = re.compile(r"\S+@\S+: (taken from .*)")
+"""What a stage prints that took a committed result (`tasks/core/commits.py`)."""
 TRY_AGAIN = 75
 """Exit code of a stage whose engine could not answer (EX_TEMPFAIL), which a retry may fix."""
 PAUSE = 5.0
@@ -108,6 +110,8 @@ class Reproduced:
     seconds: float
     ran: bool
     """Whether its command ran. If not, it was up to date or restored from DVC's run cache."""
+    taken: str = ""
+    """What it says of a result that it took from the project's bucket."""
 
 
 Kind = Literal["engine", "killed", "lasting"]
@@ -155,7 +159,8 @@ def reproduce(stage_address: str) -> Reproduced:
         output = list(lines)
         raise StageFailed(stage_address, failure(output), _stage_code(output, code))
     ran = any(line.startswith("Running stage") for line in lines)
-    return Reproduced(stage_address, time.perf_counter() - clock, ran)
+    taken = next((match[1] for line in lines if (match := TAKEN.fullmatch(line))), "")
+    return Reproduced(stage_address, time.perf_counter() - clock, ran, taken)
 
 
 def _run(address: str, lines: deque[str], log: Any) -> int:

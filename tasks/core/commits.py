@@ -60,6 +60,11 @@ def identity(plan: Plan, inputs: dict[str, str]) -> str:
     return f"{plan.round}/{plan.stage}/{content_id(plan.digest, json.dumps(inputs, sort_keys=True))}"
 
 
+def said(place: Place, commit: Commit, when: str = "") -> str:
+    """What a stage says whose result is one that was committed."""
+    return f"{commit.stage}@{commit.round}: taken from {place.url}: {commit.by} committed it{when} at {commit.at}"
+
+
 def latest(place: Place, asked: str) -> tuple[int, Commit | None]:
     """The number of the next commit of what was asked for, and the last one.
 
@@ -123,11 +128,7 @@ def put(place: Place, new: Path, manifest: Manifest, version: int) -> Manifest:
         if (winner := _read(place, asked, version)) and (taken := fetch(place, winner, theirs)):
             shutil.rmtree(new)
             theirs.rename(new)
-            print(
-                f"warning: {manifest.stage}@{manifest.round}: {winner.by} committed the same plan on the same inputs first, at "
-                f"{winner.at}; its result is taken, this one's is dropped",
-                flush=True,
-            )
+            print(said(place, winner, " first,"), flush=True)
             return taken
         version += 1
     for name, output in manifest.outputs.items():

@@ -294,9 +294,7 @@ class Draft:
                 return None
         manifest = commit and commits.fetch(self.bucket, commit, self.new)
         if manifest is not None:
-            print(
-                f"{self.address}: taken from {self.bucket.url}, as {commit.by} committed it at {commit.at}", flush=True
-            )
+            print(commits.said(self.bucket, commit), flush=True)
             self._publish()
         return manifest
 
