@@ -14,8 +14,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from tasks.core.devices import device_lock
 from tasks.core.errors import ParamsError
+from tasks.core.plugin import Params
 from tasks.core.roster import Models
 from tasks.core.stage import Opens, Result, Strategy, stage
+from tasks.train._devices import check_devices, on_devices
 from tasks.training.lora import Lora
 
 if TYPE_CHECKING:
@@ -56,6 +58,17 @@ class TrainCase:
     work: Path
     """Scratch folder that survives a kill, for checkpoints."""
     seed: int
+    devices: int = 1
+    """How many processes train it, each on a device of its own and with the same case."""
+
+
+class TrainOptions(Params):
+    """On what a model is trained, whatever the strategy."""
+
+    devices: PositiveInt = 1
+    """Devices that train one model: GPUs, or CPUs where there is none. Each has a copy of it and its share of the rows of a step
+    (DDP), so a step has the same rows on any number of them; sums are made in another order, so the last digits of the
+    weights differ."""
 
 
 class Training(Strategy):
@@ -67,6 +80,10 @@ class Training(Strategy):
     """Whether it learns from `preferences`, so that these alone are something to train on; else they are left out."""
     has_reference: ClassVar[bool] = False
     """Whether its loss compares with a reference."""
+    on_several_devices: ClassVar[bool] = False
+    """Whether several ranks can run it at once (`tasks.training.ranks`)."""
+    can_be_sharded: ClassVar[bool] = False
+    """Whether they can have a share of the weights each."""
     used_columns: ClassVar[frozenset[str]] = frozenset()
     """Columns that it honours, of `training.weight`, `training.label`, `training.tag`, `training.mask`,
     `preferences.weight` and `preferences.smoothing`; rows that need another one are refused."""
@@ -134,6 +151,12 @@ class FineTuning(Training):
     """Rows at once, where a whole batch does not fit into memory; must divide it. The loss stays the batch's."""
     gradient_checkpointing: bool = False
     """Compute activations twice and do not keep them: less memory, more time, the same loss."""
+    parameters: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which weights are kept while they are trained. bfloat16 takes half of the memory, also of the optimizer's
+    state, and loses steps below about a 256th of a weight. The model is stored in its start's precision in either case."""
+    sharded: bool = False
+    """Share weights, gradients and the optimizer's state out among the round's `devices` (FSDP2), for a model that one device
+    does not hold. AdamW then trains all weights at `adamw_lr`, for torch's Muon cannot step on shares of a matrix."""
     muon_lr: PositiveFloat = 0.004
     """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors)."""
     adamw_lr: PositiveFloat = 0.0005
@@ -162,17 +185,55 @@ class FineTuning(Training):
                 raise ValueError(f"micro_batch is {self.micro_batch}, which does not divide {name} = {size}")
         return self
 
+    @model_validator(mode="after")
+    def _check_sharded(self) -> Self:
+        if self.sharded and not self.can_be_sharded:
+            raise ValueError(
+                f"sharded is true, but {self.strategy_name()} needs whole weights; leave it out, or take sft or dpo"
+            )
+        if self.sharded and self.schedule != "linear":
+            raise ValueError(
+                f"sharded is true, which has the schedule linear, and not {self.schedule}; leave one of them out"
+            )
+        if self.sharded and self.parameters != "float32":
+            raise ValueError(
+                "sharded is true, which keeps shares of the weights in float32; leave out `parameters: bfloat16`"
+            )
+        return self
+
     @property
     def steps(self) -> Steps:
         """Those of the rows."""
         return Steps(self.epochs, self.batch, self.muon_lr, self.adamw_lr)
 
+    def load(self, case: TrainCase) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        """The policy to train, with its adapter, and its tokenizer. Raises ModelRefused as `weights.load`."""
+        from tasks.training.weights import DTYPES, load
+
+        return load(case.start, self.adapter, case.seed, DTYPES["F32" if self.parameters == "float32" else "BF16"])
+
     def schedule_of(self, rows: int, steps: Steps, seed: int) -> "Schedule":
         """How so many rows become steps."""
+        from tasks.training import ranks
         from tasks.training.loop import Schedule
 
         shape = "linear" if self.schedule == "linear" else "wsd"
-        return Schedule(rows, steps.epochs, steps.batch, self.micro_batch, self.warmup, seed, shape, self.decay)
+        return Schedule(
+            rows, steps.epochs, steps.batch, self.micro_batch, self.warmup, seed, shape, self.decay, ranks.count()
+        )
+
+    def settings_of(self, work: Path, schedule: "Schedule", steps: Steps) -> dict[str, Any]:
+        """Settings of a trainer with this schedule."""
+        from tasks.training.loop import arguments, sharded
+
+        settings = arguments(work, schedule) | {"gradient_checkpointing": self.gradient_checkpointing}
+        return settings | (sharded(steps.adamw_lr, self.gradient_checkpointing) if self.sharded else {})
+
+    def optimizers_of(self, policy: "PreTrainedModel", schedule: "Schedule", steps: Steps) -> tuple[Any, Any]:
+        """Optimizer and scheduler of a trainer; None where it makes them by its settings."""
+        from tasks.training.loop import optimizers
+
+        return (None, None) if self.sharded else optimizers(policy, steps.muon_lr, steps.adamw_lr, schedule)
 
     def supervised(
         self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame, work: Path, seed: int
@@ -180,14 +241,14 @@ class FineTuning(Training):
         """Trains `policy`, or the adapter on it, on the rows, going on from the checkpoints in `work`; the trained model and
         its curve.
         """
-        from tasks.training.loop import fit
+        from tasks.training.loop import fit, put_in_order
         from tasks.training.rows import lengths
 
         trainer, schedule = self.row_trainer(policy, tokenizer, rows, work, seed)
         self.watch(trainer, schedule)
-        order = self.row_order(rows, lengths(trainer.train_dataset, "input_ids"), schedule)
-        trainer.train_dataset = trainer.train_dataset.select(order)
-        return trainer.model, fit(trainer, "sft")
+        put_in_order(trainer, self.row_order(rows, lengths(trainer.train_dataset, "input_ids"), schedule), schedule)
+        curve = fit(trainer, "sft")
+        return trainer.model, curve
 
     def row_order(self, rows: pl.DataFrame, lengths: list[int], schedule: "Schedule") -> list[int]:
         """Indices of the rows, which have so many tokens, as their steps take them."""
@@ -215,29 +276,28 @@ class FineTuning(Training):
         """
         from trl import SFTConfig
 
-        from tasks.training.loop import arguments, on_one_device, optimizers
+        from tasks.training.loop import on_one_device
         from tasks.training.rows import FOLDER
-        from tasks.training.weighted import RowTrainer, dataset, with_masks
+        from tasks.training.weighted import RowTrainer, dataset
 
         schedule = self.schedule_of(len(rows), self.steps, seed)
-        settings = arguments(work, schedule) | {"gradient_checkpointing": self.gradient_checkpointing} | changes
+        settings = self.settings_of(work, schedule, self.steps) | changes
+        kept = None if held_out is None else dataset(held_out, work / f"{FOLDER} held out", tokenizer, *columns)
         trainer = (kind or RowTrainer)(
             policy,
             on_one_device(SFTConfig(**settings)),
-            train_dataset=dataset(rows, work / FOLDER, *columns),
-            eval_dataset=None if held_out is None else dataset(held_out, work / f"{FOLDER} held out", *columns),
+            train_dataset=dataset(rows, work / FOLDER, tokenizer, *columns),
+            eval_dataset=kept,
             processing_class=tokenizer,
-            optimizers=optimizers(policy, self.muon_lr, self.adamw_lr, schedule),
+            optimizers=self.optimizers_of(policy, schedule, self.steps),
         )
-        trainer.train_dataset = with_masks(trainer.train_dataset, rows, tokenizer)
-        if held_out is not None:
-            trainer.eval_dataset = with_masks(trainer.eval_dataset, held_out, tokenizer)
         return trainer, schedule
 
 
 @stage(folders=["model"], plots={"train": {"x": "step", "y": "loss"}})
 def train(
     strategy: Training,
+    options: TrainOptions,
     training: pl.LazyFrame,
     preferences: pl.LazyFrame,
     models: Annotated[Models, Opens("parent", "base", "anchor", "grandparent")],
@@ -251,7 +311,8 @@ def train(
     of each curve as `<phase>_<name>`.
 
     Raises:
-        ParamsError: when rows need a column that the strategy ignores.
+        ParamsError: when rows need a column that the strategy ignores, and for more devices than there are, or than the strategy
+            can use.
     """
     learnt = {"training": strategy.learns_from_training, "preferences": strategy.learns_from_preferences}
     rows = {"training": _usable(training), "preferences": _usable(preferences)}
@@ -263,9 +324,13 @@ def train(
         return Result({}, {"trained": 0.0}, {"train": wide(pl.DataFrame(schema=CURVE))}, (warning,))
     for table, frame in rows.items():
         _check_columns(strategy, table, frame)
+    check_devices(strategy, options.devices)
     reference = _reference_folders(strategy, models)
-    with device_lock():
-        curve = strategy(TrainCase(**rows, start=start, reference=reference, model=model, work=work, seed=seed))
+    case = TrainCase(
+        **rows, start=start, reference=reference, model=model, work=work, seed=seed, devices=options.devices
+    )
+    with device_lock(options.devices) as names:
+        curve = strategy(case) if options.devices == 1 else on_devices(strategy, case, names)
     return Result({}, {"trained": 1.0} | last_values(curve), {"train": wide(curve)})
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tasks.training.preferring import PairTrainer
 
 KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
-COLUMNS = ("prompt", "chosen", "rejected", "weight", "smoothing")
+COLUMNS = ("prompt", *KEYS, "weight", "smoothing")
 
 
 class Preferring(FineTuning):
@@ -24,6 +24,7 @@ class Preferring(FineTuning):
 
     learns_from_preferences: ClassVar[bool] = True
     has_reference: ClassVar[bool] = True
+    on_several_devices: ClassVar[bool] = True
 
     beta: PositiveFloat = 0.1
     """How strongly DPO holds to the reference, by default the model that this step begins with."""
@@ -59,7 +60,8 @@ class Preferring(FineTuning):
         sides = zip(*(lengths(trainer.train_dataset, key) for key in KEYS), strict=True)
         sizes = [prompt + max(chosen, rejected) for prompt, chosen, rejected in sides]
         schedule = self.schedule_of(len(case.preferences), self.pair_steps, case.seed)
-        return trainer.model, fit_in_order(trainer, sizes, schedule, "dpo")
+        curve = fit_in_order(trainer, sizes, schedule, "dpo")
+        return trainer.model, curve
 
     def dpo_trainer(
         self,
@@ -75,28 +77,26 @@ class Preferring(FineTuning):
         """
         from trl import DPOConfig
 
-        from tasks.training.loop import arguments, on_one_device, optimizers
+        from tasks.training.loop import on_one_device
         from tasks.training.rows import FOLDER, PIECE, on_disk
+        from tasks.training.tokens import pair_tokens
 
         steps = self.pair_steps
         schedule = self.schedule_of(len(pairs), steps, seed)
-        config = DPOConfig(
-            **arguments(work, schedule),
-            beta=self.beta,
-            precompute_ref_log_probs=True,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
-        kind, settings = self.pair_trainer()
+        settings = self.settings_of(work, schedule, steps)
+        config = DPOConfig(**settings, beta=self.beta, precompute_ref_log_probs=True)
+        kind, further = self.pair_trainer()
+        rows = (pair_tokens(piece, tokenizer).select(COLUMNS) for piece in pairs.iter_slices(PIECE))
         return kind(
             policy,
             reference,
             on_one_device(config),
-            train_dataset=on_disk(pairs.select(*COLUMNS).iter_slices(PIECE), work / FOLDER),
+            train_dataset=on_disk(rows, work / FOLDER),
             processing_class=tokenizer,
-            optimizers=optimizers(policy, steps.muon_lr, steps.adamw_lr, schedule),
+            optimizers=self.optimizers_of(policy, schedule, steps),
             smoothing=self.smoothing,
             chosen=self.chosen,
-            **settings,
+            **further,
         )
 
     def pair_trainer(self) -> tuple[type["PairTrainer"], dict[str, Any]]:

@@ -20,6 +20,7 @@ class DPO(Preferring):
     """
 
     learns_from_training: ClassVar[bool] = False
+    can_be_sharded: ClassVar[bool] = True
     used_columns: ClassVar[frozenset[str]] = frozenset({"preferences.weight", "preferences.smoothing"})
 
     epochs: PositiveInt = 1
@@ -37,9 +38,9 @@ class DPO(Preferring):
         """Writes the trained model and gives the curve. Raises Diverged, and ModelRefused as `weights.load` and for a
         reference that reads other tokens.
         """
-        from tasks.training.weights import load, save
+        from tasks.training.weights import save
 
-        policy, tokenizer = load(case.start, self.adapter, case.seed)
+        policy, tokenizer = self.load(case)
         policy, curve = self.preferred(policy, tokenizer, case)
         save(policy, tokenizer, case.start, case.model, self.blend, self.adapter)
         return pl.DataFrame(curve, schema=CURVE)

@@ -57,10 +57,10 @@ class KTO(FineTuning):
         that reads other tokens, and ParamsError for a row without a label, and for a single row.
         """
         from tasks.training.loop import fit
-        from tasks.training.weights import load, save
+        from tasks.training.weights import save
 
         check_labels(self.strategy_name(), case.training, "label")
-        policy, tokenizer = load(case.start, self.adapter, case.seed)
+        policy, tokenizer = self.load(case)
         reference = reference_model(case, tokenizer)
         trainer = self.label_trainer(policy, reference, tokenizer, case)
         if "ref" in getattr(policy, "peft_config", {}):
@@ -80,36 +80,34 @@ class KTO(FineTuning):
         """A trainer whose rows lie in the order of its steps already: TRL pairs each with the one before it when it is made."""
         from trl import KTOConfig
 
-        from tasks.training.loop import in_order, on_one_device, optimizers
-        from tasks.training.rows import FOLDER
-        from tasks.training.unpaired import LabelTrainer
+        from tasks.training.loop import in_order, on_one_device
+        from tasks.training.rows import FOLDER, lengths
+        from tasks.training.tokens import label_tokens
+        from tasks.training.unpaired import IDS, LabelTrainer
         from tasks.training.weighted import dataset
 
         schedule = self.schedule_of(len(case.training), self.steps, case.seed)
-        columns = ["prompt", "completion", "label", "weight"]
-        rows = dataset(case.training, case.work / "kto" / FOLDER, "label").select_columns(columns)
-        lengths = [len(tokenizer.apply_chat_template(r["prompt"] + r["completion"])["input_ids"]) for r in rows]
+        place = case.work / "kto" / FOLDER
+        rows = dataset(case.training, place, tokenizer, "label", tokens=label_tokens, ids=IDS)
+        sizes = [prompt + completion for prompt, completion in zip(*(lengths(rows, key) for key in IDS), strict=True)]
         return LabelTrainer(
             policy,
             reference,
             on_one_device(KTOConfig(**self._settings(case, schedule))),
-            train_dataset=rows.select(in_order(lengths, schedule.batch, schedule.epochs, schedule.seed)),
+            train_dataset=rows.select(in_order(sizes, schedule.batch, schedule.epochs, schedule.seed)),
             processing_class=tokenizer,
-            optimizers=optimizers(policy, self.muon_lr, self.adamw_lr, schedule),
+            optimizers=self.optimizers_of(policy, schedule, self.steps),
         )
 
     def _settings(self, case: TrainCase, schedule: "Schedule") -> dict[str, Any]:
-        from tasks.training.loop import arguments
-
         if schedule.at_once < 2:
             raise ParamsError(
                 f"train: kto compares each row with another one of the same piece, but of {len(case.training)} rows in steps of "
                 f"{schedule.step} only 1 would be at once; leave train.kto.micro_batch out, or collect more rows"
             )
-        return arguments(case.work / "kto", schedule) | {
+        return self.settings_of(case.work / "kto", schedule, self.steps) | {
             "beta": self.beta,
             "desirable_weight": self.desirable_weight,
             "undesirable_weight": self.undesirable_weight,
             "precompute_ref_log_probs": True,
-            "gradient_checkpointing": self.gradient_checkpointing,
         }

@@ -22,6 +22,7 @@ class NFT(FineTuning):
     Formula and constants are those of the authors' code (NVlabs/NFT), which divides by 1,000 in the place of the tokens.
     """
 
+    on_several_devices: ClassVar[bool] = True
     used_columns: ClassVar[frozenset[str]] = frozenset({
         "training.weight", "training.mask", "training.tag", "training.label",
     })  # fmt: skip
@@ -42,10 +43,10 @@ class NFT(FineTuning):
         from tasks.training.loop import fit_in_order
         from tasks.training.negatives import NegativeTrainer
         from tasks.training.rows import lengths
-        from tasks.training.weights import load, save
+        from tasks.training.weights import save
 
         check_labels(self.strategy_name(), case.training, "label", "group")
-        policy, tokenizer = load(case.start, self.adapter, case.seed)
+        policy, tokenizer = self.load(case)
         made = self.row_trainer(
             policy,
             tokenizer,

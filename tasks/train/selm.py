@@ -1,6 +1,6 @@
 """Self-exploring preference optimization: DPO that lowers the likelihood of the reference's own answers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -17,6 +17,8 @@ class SELM(DPO):
     once before the first step. The sign of the term is that of the authors' code (shenao-zhang/SELM), where y' may also
     become the chosen or the rejected answer; here that is left to `pair`. Smoothing, weights and reference are as in `dpo`.
     """
+
+    can_be_sharded: ClassVar[bool] = False
 
     alpha: NonNegativeFloat = 0.001
     """Weight α of the exploration term."""

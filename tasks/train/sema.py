@@ -1,7 +1,7 @@
 """Supervised fine-tuning of an adapter on those layers alone where the data drifted."""
 
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import polars as pl
 from pydantic import NonNegativeFloat, model_validator
@@ -25,6 +25,9 @@ class SEMA(SFT):
     place of a mixture that grows. Without old rows every layer counts as far; where none is far, the model is the start's,
     unchanged.
     """
+
+    on_several_devices: ClassVar[bool] = False
+    can_be_sharded: ClassVar[bool] = False
 
     threshold: NonNegativeFloat = 0.5
     """Distance from which a layer has drifted: that of the means, in root mean square distances of an old row from theirs."""

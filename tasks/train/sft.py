@@ -1,5 +1,6 @@
 """Supervised fine-tuning on the collected rows, by TRL's SFTTrainer with Muon on the matrices."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -19,6 +20,8 @@ class SFT(FineTuning):
     counts twice. On answers that passed it is rejection-sampling fine-tuning (STaR, Zelikman et al. 2022, arXiv:2203.14465).
     """
 
+    on_several_devices: ClassVar[bool] = True
+    can_be_sharded: ClassVar[bool] = True
     used_columns: ClassVar[frozenset[str]] = frozenset({"training.weight", "training.mask", "training.tag"})
 
     schedule: Literal["linear", "wsd", "infinite"] = "linear"
@@ -43,12 +46,12 @@ class SFT(FineTuning):
     def __call__(self, case: TrainCase) -> pl.DataFrame:
         """Writes the fine-tuned model and gives the curve. Raises Diverged, and ModelRefused as `weights.load`."""
         from tasks.training.trunk import keep, trunk_of
-        from tasks.training.weights import load, save
+        from tasks.training.weights import save
 
         start, work = case.start, case.work / "sft"
         if self.schedule == "infinite":
             start = trunk_of(start)
-        policy, tokenizer = load(start, self.adapter, case.seed)
+        policy, tokenizer = self.load(replace(case, start=start))
         policy, curve = self.supervised(policy, tokenizer, case.training, work, case.seed)
         save(policy, tokenizer, start, case.model, self.blend, self.adapter)
         if self.schedule == "infinite":

@@ -36,9 +36,9 @@ class SFTThenDPO(Preferring):
         """Writes the fine-tuned model and gives the curve of both steps. Raises Diverged, and ModelRefused as `weights.load`
         and for a reference that reads other tokens.
         """
-        from tasks.training.weights import load, save
+        from tasks.training.weights import save
 
-        policy, tokenizer = load(case.start, self.adapter, case.seed)
+        policy, tokenizer = self.load(case)
         curve: list[dict[str, Any]] = []
         if len(case.training):
             policy, curve = self.supervised(policy, tokenizer, case.training, case.work / "sft", case.seed)

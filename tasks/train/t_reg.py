@@ -1,6 +1,6 @@
 """Preference optimization with token-level reward regularization: DPO with a reward for each token."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeFloat
 
@@ -23,6 +23,8 @@ class TReg(DPO):
     Our readings: w has no gradient, as it is the factor of DPO's own gradient; the reference computes r̂; and the two
     instructions open the prompt's first turn, in our own words, as we have not read those of the paper's appendix.
     """
+
+    can_be_sharded: ClassVar[bool] = False
 
     alpha: NonNegativeFloat = 0.25
     """Weight α of the regularization; the paper takes 0.1, 0.25 or 0.5."""

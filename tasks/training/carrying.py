@@ -21,6 +21,15 @@ class Carrying:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         self._signature_columns = sorted({*self._signature_columns, *self.carried})
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shards on CPUs, too: accelerate does so on GPUs alone, of which it takes the ranks to have one each."""
+        from accelerate import PartialState
+        from accelerate.utils import DistributedType
+
+        if self.args.fsdp and self.args.use_cpu:  # type: ignore[attr-defined]
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+
     def split(self, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """A batch as TRL knows it, and the carried columns."""
         return (

@@ -1,4 +1,4 @@
-"""The training loop: order of the rows, TRL's set-up for one device, checkpoints, the stop at NaN.
+"""The training loop: order of the rows, TRL's set-up, checkpoints, the stop at NaN.
 
 It imports torch when it is imported, and TRL (about 10 s) only when a trainer is made: strategies import it inside their
 functions.
@@ -17,6 +17,7 @@ import torch  # noqa: TID253  (the file is about training; whoever trains import
 from torch.optim.lr_scheduler import LambdaLR  # noqa: TID253
 
 from tasks.core.errors import Diverged
+from tasks.training import ranks
 from tasks.training.optimizer import MuonAdamW
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Schedule:
     """How the learning rates go on after the warm-up."""
     decay: float = 0.1
     """Share of the steps, at the end, in which they fall with `wsd`."""
+    devices: int = 1
+    """Among which the rows of a step are divided."""
 
     @property
     def step(self) -> int:
@@ -92,9 +95,14 @@ class Schedule:
         return min(self.batch, self.rows)
 
     @property
+    def share(self) -> int:
+        """Rows a step on each device; where they do not come out even, blank rows fill it up."""
+        return -(-self.step // self.devices)
+
+    @property
     def at_once(self) -> int:
-        """Rows at once: the largest divisor of a step's that is no more than `micro_batch`."""
-        return max(n for n in range(1, min(self.micro_batch or self.step, self.step) + 1) if self.step % n == 0)
+        """Rows at once on a device: the largest divisor of its share that is no more than `micro_batch`."""
+        return max(n for n in range(1, min(self.micro_batch or self.share, self.share) + 1) if self.share % n == 0)
 
     @property
     def steps(self) -> int:
@@ -184,7 +192,7 @@ def arguments(work: Path, schedule: Schedule) -> dict[str, Any]:
     return {
         "output_dir": str(work),
         "per_device_train_batch_size": schedule.at_once,
-        "gradient_accumulation_steps": schedule.step // schedule.at_once,
+        "gradient_accumulation_steps": schedule.share // schedule.at_once,
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",  # the rows lie in their order: a resumed run skips what it has seen
         "lr_scheduler_type": "linear",
@@ -202,7 +210,25 @@ def arguments(work: Path, schedule: Schedule) -> dict[str, Any]:
         "bf16": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
         "seed": schedule.seed % 2**32,
+    }
+
+
+def sharded(adamw_lr: float, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Settings that share weights, gradients and the optimizer's state out among the devices (FSDP2), with AdamW on all weights:
+    torch's Muon cannot step on shares of a matrix.
+    """
+    layers = {"version": 2, "state_dict_type": "FULL_STATE_DICT", "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    return {
+        "fsdp": True,
+        "fsdp_config": layers | {"activation_checkpointing": gradient_checkpointing},
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch",
+        "learning_rate": adamw_lr,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.0,
     }
 
 
@@ -216,9 +242,21 @@ def on_one_device(config: "Config") -> "Config":
 
 def fit_in_order(trainer: "Trainer", lengths: Sequence[int], schedule: Schedule, phase: str) -> list[dict[str, Any]]:
     """`fit` on the trainer's rows, which have these lengths, in the order of the schedule."""
-    order = in_order(lengths, schedule.batch, schedule.epochs, schedule.seed)
-    trainer.train_dataset = trainer.train_dataset.select(order)
+    put_in_order(trainer, in_order(lengths, schedule.batch, schedule.epochs, schedule.seed), schedule)
     return fit(trainer, phase)
+
+
+def put_in_order(trainer: "Trainer", order: Sequence[int], schedule: Schedule) -> None:
+    """Gives a trainer its rows in this order. On several devices each step is filled up with blank rows, of which the trainer's
+    loss knows nothing, so that all devices have as many rows at once.
+    """
+    from tasks.training.rows import with_blank
+
+    if schedule.devices > 1:
+        trainer.train_dataset, blank = with_blank(trainer.train_dataset, trainer.blank)
+        size = schedule.at_once * schedule.devices
+        order = [n for step in _cut([*order], schedule.step) for n in (*step, *[blank] * (-len(step) % size))]
+    trainer.train_dataset = trainer.train_dataset.select(order)
 
 
 def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
@@ -257,6 +295,8 @@ def watch() -> "TrainerCallback":
                 check_finite(logs[name], state.global_step, first, name)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
+            ranks.wait()  # each writes a part of it
+            if ranks.is_first():
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
     return Watch()

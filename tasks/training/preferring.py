@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
+from datasets import Dataset  # noqa: TID253
 from torch.nn.functional import logsigmoid  # noqa: TID253
 from trl import DPOTrainer  # noqa: TID253
 
+from tasks.training import ranks
 from tasks.training.carrying import Carrying, recorded
 
 
@@ -63,6 +65,10 @@ class PairTrainer(Carrying, DPOTrainer):
         super().__init__(*args, **kwargs)
         self.smoothing, self.chosen = smoothing, chosen
 
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        """The rows as they are: they have their tokens."""
+        return dataset
+
     def pair_losses(self, piece: Piece) -> torch.Tensor:
         """The loss of each pair, without weight and SFT term."""
         margins = self.beta * (piece.chosen_ratios - piece.rejected_ratios)
@@ -73,8 +79,16 @@ class PairTrainer(Carrying, DPOTrainer):
     ) -> tuple[list[Any], Any]:
         """The pieces of the next step; their sizes are kept."""
         pieces, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._totals = [sum(sizes) for sizes in zip(*map(_sizes, pieces), strict=True)]
+        own = [sum(sizes) for sizes in zip(*map(_sizes, pieces), strict=True)] or [0, 0]
+        self._totals = ranks.totals(own, device)
         return pieces, items
+
+    @staticmethod
+    def blank(row: dict[str, Any]) -> dict[str, Any]:
+        """What makes a row one without completions, which is no pair."""
+        absent: dict[str, Any] = {"weight": 0.0, "ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0}
+        absent |= {"chosen_ids": [], "rejected_ids": [], "chosen_rewards": [], "rejected_rewards": []}
+        return {name: value for name, value in absent.items() if name in row}
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """The piece's share of the loss of its step."""
@@ -88,10 +102,10 @@ class PairTrainer(Carrying, DPOTrainer):
         loss = losses.sum() / pairs + self.chosen * surprises.sum() / tokens
         if self.aux_loss_enabled:  # of mixtures of experts, as TRL adds it
             loss = loss + self.router_aux_loss_coef * outputs[0].aux_loss * len(losses) / pairs
-        return loss
+        return loss * ranks.count()  # gradients of ranks are averaged
 
 
 def _sizes(piece: dict[str, torch.Tensor]) -> tuple[int, int]:
     """Pairs of a piece, and tokens of its chosen completions: the first half of its rows are the chosen ones."""
-    chosen, _ = piece["completion_mask"].chunk(2)
-    return len(chosen), int(chosen[:, 1:].sum())
+    chosen, rejected = piece["completion_mask"].chunk(2)
+    return int((chosen | rejected).any(1).sum()), int(chosen[:, 1:].sum())

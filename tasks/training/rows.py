@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets  # noqa: TID253  (the file is about training; whoever trains imports it late)
 
+from tasks.training import ranks
+
 PIECE = 5_000
 """Rows at once."""
 FOLDER = "rows"
@@ -20,10 +22,20 @@ FOLDER = "rows"
 
 
 def on_disk(frames: Iterable[pl.DataFrame], folder: Path) -> Dataset:
-    """Rows of one schema, one frame after the other, of which there is one at least; what `folder` held is gone."""
-    shutil.rmtree(folder, ignore_errors=True)  # rows that a killed run left
-    folder.mkdir(parents=True)
-    path, stream = folder / "rows.arrow", None
+    """Rows of one schema, one frame after the other, of which there is one at least; what `folder` held is gone. Of several ranks
+    the first writes them.
+    """
+    path = folder / "rows.arrow"
+    with ranks.first_then_others():
+        if ranks.is_first():
+            shutil.rmtree(folder, ignore_errors=True)  # rows that a killed run left
+            folder.mkdir(parents=True)
+            _write(frames, path)
+        return Dataset.from_file(str(path))
+
+
+def _write(frames: Iterable[pl.DataFrame], path: Path) -> None:
+    stream = None
     with path.open("wb") as file:
         for frame in frames:
             table = frame.to_arrow()
@@ -32,7 +44,6 @@ def on_disk(frames: Iterable[pl.DataFrame], folder: Path) -> Dataset:
         if stream is None:
             raise ValueError("there are no rows to train on")
         stream.close()
-    return Dataset.from_file(str(path))
 
 
 def lengths(rows: Dataset, column: str) -> list[int]:
@@ -49,6 +60,12 @@ def with_columns(
     """
     size = at_once * max(1, PIECE // at_once)
     return rows.map(compute, batched=True, batch_size=size, new_fingerprint=secrets.token_hex(8))
+
+
+def with_blank(rows: Dataset, blank: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[Dataset, int]:
+    """With one row more, the first as `blank` changes it, and its index."""
+    changed = Dataset.from_list([rows[0] | blank(rows[0])], features=rows.features)
+    return concatenate_datasets([rows, changed]), len(rows)
 
 
 def with_last(rows: Dataset, column: str, value: Any) -> Dataset:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import models
+from tasks.training import ranks
 from tasks.training.weights import load, save
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def keeper(policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", work
             self._keep(state.global_step)
 
         def _keep(self, now: int) -> None:
-            if now == step:
+            if now == step and ranks.is_first():
                 policy.save_pretrained(work / FOLDER)
                 tokenizer.save_pretrained(work / FOLDER)
 

@@ -8,7 +8,10 @@ from datasets import Dataset  # noqa: TID253
 from trl import KTOTrainer  # noqa: TID253
 
 from tasks.training.carrying import Carrying, recorded
-from tasks.training.rows import with_last
+from tasks.training.rows import with_columns, with_last
+
+IDS = ("prompt_ids", "completion_ids")
+"""Columns of a row that have its tokens."""
 
 
 def kto_losses(margins: torch.Tensor, labels: torch.Tensor, desirable: float, undesirable: float) -> torch.Tensor:
@@ -49,10 +52,14 @@ class LabelTrainer(Carrying, KTOTrainer):
         return loss
 
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-        """TRL pairs each row's prompt with the completion of another row of its piece. A last piece of one row has no other,
-        and takes the row before it.
+        """Pairs each row's prompt with the completion of another row of its piece, as TRL does: the one before it, and the first
+        with the last. A last piece of one row has no other, and takes the row before it. The rows have their tokens.
         """
-        rows = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        if len(rows) % args.per_device_train_batch_size != 1:
-            return rows
-        return with_last(rows, "KL_completion_ids", rows[-2]["completion_ids"])
+        size = args.per_device_train_batch_size
+
+        def mismatched(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            pieces = (rows["completion_ids"][n : n + size] for n in range(0, len(rows["completion_ids"]), size))
+            return {"KL_completion_ids": [ids for piece in pieces for ids in (piece[-1], *piece[:-1])]}
+
+        rows = with_columns(dataset, mismatched, size)
+        return rows if len(rows) % size != 1 else with_last(rows, "KL_completion_ids", rows[-2]["completion_ids"])

@@ -1,5 +1,6 @@
 """A trainer on rows that have weights, masks and tags."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,15 +10,16 @@ from datasets import Dataset  # noqa: TID253
 from trl import SFTTrainer  # noqa: TID253
 
 from tasks.training.carrying import Carrying
-from tasks.training.masking import masked_labels
+from tasks.training.masking import IGNORED
 from tasks.training.rows import PIECE, on_disk
-from tasks.training.tags import with_tags
+from tasks.training.tokens import row_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLAIN: dict[str, Any] = {"weight": 1.0, "tag": None, "mask": None}
 """Of a row that does not say otherwise."""
+Tokens = Callable[[pl.DataFrame, "PreTrainedTokenizerBase"], pl.DataFrame]
 
 
 class RowTrainer(Carrying, SFTTrainer):
@@ -32,6 +34,11 @@ class RowTrainer(Carrying, SFTTrainer):
         """What is maximised, rows × tokens: 0 at tokens that are not `learnt`, as `logprobs` is."""
         return rows["weight"][:, None] * logprobs
 
+    @staticmethod
+    def blank(row: dict[str, Any]) -> dict[str, Any]:
+        """What makes a row one that has no tokens to learn."""
+        return {"labels": [IGNORED] * len(row["labels"])}
+
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         """The piece's share of the loss of its step."""
         batch, rows = self.split(inputs)
@@ -44,18 +51,18 @@ class RowTrainer(Carrying, SFTTrainer):
         return super().compute_loss(with_terms, batch, *args, **kwargs)
 
 
-def dataset(rows: pl.DataFrame, folder: Path, *more: str) -> Dataset:
-    """Rows of `training` as TRL takes them, in files in `folder`, with what the loss needs, and the columns `more`. The tag is
-    in the text.
+def dataset(
+    rows: pl.DataFrame,
+    folder: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    *more: str,
+    tokens: "Tokens" = row_tokens,
+    ids: tuple[str, ...] = ("input_ids", "labels"),
+) -> Dataset:
+    """Rows of `training` as TRL takes them, in files in `folder`: the ids that `tokens` makes of them, `weight`, and the columns
+    `more`.
     """
     absent = [pl.lit(value).alias(name) for name, value in PLAIN.items() if name not in rows.columns]
     rows = rows.with_columns(*absent).with_columns(pl.col("weight").fill_null(1.0))
-    columns = ["prompt", "completion", *PLAIN, *more]
-    return on_disk((with_tags(piece).select(columns) for piece in rows.iter_slices(PIECE)), folder)
-
-
-def with_masks(tokens: Dataset, rows: pl.DataFrame, tokenizer: "PreTrainedTokenizerBase") -> Dataset:
-    """What TRL made of rows, without a loss where their masks say so."""
-    if "mask" not in rows.columns or not rows["mask"].list.len().sum():
-        return tokens
-    return tokens.map(masked_labels, fn_kwargs={"tokenizer": tokenizer})
+    columns = [*ids, "weight", *more]
+    return on_disk((tokens(piece, tokenizer).select(columns) for piece in rows.iter_slices(PIECE)), folder)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
 from torch import nn  # noqa: TID253
+from torch.distributed.tensor import DTensor  # noqa: TID253
 
 from tasks.core import models
 from tasks.core.chats import with_text_as_text
 from tasks.core.errors import Diverged, ModelRefused
+from tasks.training import ranks
 from tasks.training.lora import Lora
 
 if TYPE_CHECKING:
@@ -28,10 +30,10 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load(
-    folder: Path, adapter: Lora | None = None, seed: int = 0
+    folder: Path, adapter: Lora | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """A policy to train, in float32, and its tokenizer, by which text in a chat is text, from a round's model folder; an adapter is merged into its base,
-    and a new one put on as `peft` does. Sets the number of threads that suits the model's size.
+    """A policy to train, in a precision, and its tokenizer, by which text in a chat is text, from a round's model folder; an
+    adapter is merged into its base, and a new one put on as `peft` does. Sets the number of threads that suits the model's size.
 
     Raises ModelRefused where the folder cannot be loaded, or where the new adapter is not to be merged and could not be
     put beside the folder's own one.
@@ -43,7 +45,7 @@ def load(
     base, words = models.layout(folder)
     # eager: on a CPU the backward of torch's fused attention takes most of a step of a small model
     attention = "sdpa" if torch.cuda.is_available() else "eager"
-    policy = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=attention)
+    policy = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation=attention)
     if base != folder:
         from peft import PeftModel
 
@@ -94,10 +96,39 @@ def save(
     adapter: Lora | None = None,
 ) -> None:
     """Writes the model folder: the start's weights moved by the share `blend` of the way to the trained ones, in the
-    start's precision; or what moves them, where `adapter` says that it is not merged.
+    start's precision; or what moves them, where `adapter` says that it is not merged. Of several ranks the first writes it.
 
     Raises Diverged when a weight is not finite, as the last step can leave it, which no loss follows.
     """
+    if any(isinstance(weight, DTensor) for weight in policy.parameters()):
+        policy = _whole(policy, start, adapter)
+    if ranks.is_first():
+        _save(policy, tokenizer, start, model, blend, adapter)
+    ranks.wait()
+
+
+def _whole(policy: "PreTrainedModel", start: Path, adapter: Lora | None) -> "PreTrainedModel":
+    """The policy whose weights ranks share, whole on the first of them; they are brought together one by one."""
+    weights = {}
+    for name, weight in policy.state_dict().items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if ranks.is_first():
+            weights[name] = whole.cpu()
+    if not ranks.is_first():
+        return policy
+    policy, _ = load(start, adapter)
+    policy.load_state_dict(weights)
+    return policy
+
+
+def _save(
+    policy: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    start: Path,
+    model: Path,
+    blend: float,
+    adapter: Lora | None,
+) -> None:
     if adapter is not None and not adapter.merge:
         _check_weights(policy.named_parameters())
         _save_adapter(policy, start, model, blend)

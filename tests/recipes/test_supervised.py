@@ -50,13 +50,13 @@ def test_nft_learns_from_wrong_answers_too(made):
     assert rounds.digest("b1") != rounds.digest("r0t")
 
 
-def test_mistake_tuning_trains_on_both_tags(made, tmp_path):
-    from tasks.training.weighted import dataset
+def test_mistake_tuning_trains_on_both_tags(made):
+    from tasks.training.tags import with_tags
 
     rounds = made("mistake_tuning")
     rows = trained(rounds, "b1")
     assert set(rows["tag"]) == {CORRECT, INCORRECT}
-    texts = [row["completion"][0]["content"] for row in dataset(rows, tmp_path)]
+    texts = [row["completion"][0]["content"] for row in with_tags(rows).iter_rows(named=True)]
     assert all(text.startswith((CORRECT, INCORRECT)) for text in texts)
     right = rounds.right("b1")
     assert {(tag == CORRECT) == right[id] for tag, id in rows.select("tag", "response_id").rows()} == {True}

@@ -55,7 +55,7 @@ LONG = {"error": "long: 600 tokens, max_length is 512"}
 
 @pytest.fixture
 def run(tmp_path):
-    def call(strategy, training=(), preferences=()):
+    def call(strategy, training=(), preferences=(), options=None):
         sources = {}
         for name in ("parent", "base", "anchor"):
             folder = tmp_path / name
@@ -65,7 +65,7 @@ def run(tmp_path):
         (tmp_path / "model").mkdir(exist_ok=True)
         rows = {"training": frame(tables.training, training), "preferences": frame(tables.preferences, preferences)}
         place = {"model": tmp_path / "model", "work": tmp_path / "work"}
-        return stage.train(strategy, **rows, models=Models(sources), **place, seed=3)
+        return stage.train(strategy, options or stage.TrainOptions(), **rows, models=Models(sources), **place, seed=3)
 
     return call
 

@@ -8,6 +8,7 @@ from datasets import Dataset
 from tasks.training import rows as module
 from tasks.training.rows import lengths, on_disk, with_columns, with_last
 from tasks.training.weighted import dataset
+from tasks.training.weights import load
 
 pytestmark = pytest.mark.xdist_group("trl")
 FRAME = pl.DataFrame({"n": range(12), "ids": [[n] * (n % 5) for n in range(12)]})
@@ -32,15 +33,15 @@ def test_lengths_and_columns_follow_the_order_of_the_rows(tmp_path, monkeypatch)
     assert with_last(more, "twice", -1)["twice"][:] == [6, 18, 0, 22, 8, 14, 4, -1]
 
 
-def test_what_trainers_hold_does_not_grow_with_the_rows(tmp_path):
-    """Neither as rows, nor as the tokens and log-probabilities that are made of them."""
+def test_what_trainers_hold_does_not_grow_with_the_rows(tmp_path, embedded_model):
+    """Neither as tokens, nor as the log-probabilities that are made of them."""
+    tokenizer = load(embedded_model)[1]
     turn = [{"role": "user", "content": "How many pens? " * 40}]
-    table = pl.DataFrame({"prompt": [turn] * 20_000, "completion": [turn] * 20_000})
+    table = pl.DataFrame({"prompt": [turn] * 5_000, "completion": [turn] * 5_000})
     before = pa.total_allocated_bytes()
-    rows = dataset(table, tmp_path / "rows")
-    tokens = rows.map(lambda some: {"ids": [[1] * 100 for _ in some["prompt"]]}, batched=True)
-    scored = with_columns(tokens, lambda some: {"old": [[0.5] * 100 for _ in some["prompt"]]}, 48)
-    assert len(scored) == 20_000 and isinstance(scored, Dataset)
-    assert scored.data.nbytes > 5 * 10**7
+    rows = dataset(table, tmp_path / "rows", tokenizer)
+    scored = with_columns(rows, lambda some: {"old": [[0.5] * 400 for _ in some["labels"]]}, 48)
+    assert len(scored) == 5_000 and isinstance(scored, Dataset)
+    assert scored.data.nbytes > 2 * 10**7
     assert pa.total_allocated_bytes() - before < 5 * 10**6
     assert {file["filename"].startswith(str(tmp_path)) for file in scored.cache_files} == {True}
