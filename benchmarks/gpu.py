@@ -1,6 +1,7 @@
 """What a GPU makes of it: training, answering and a whole round of a model of 200M parameters, in bf16.
 
-    make bench-gpu          [--hidden 1024] [--layers 12] [--documents 48000] [--prompts 256] [--cpu]
+    make bench-gpu          [--part round] [--part answers] [--part training] [--hidden 1024] [--layers 12]
+                            [--documents 48000] [--prompts 256] [--cpu]
 
 A Llama with the embedded policy's tokenizer is trained from random weights on the arithmetic corpus, by the strategy
 `sft` (TRL); then it answers `prompts` held-out problems 8 times each, by the engine `transformers`, by a plain loop of
@@ -8,7 +9,8 @@ A Llama with the embedded policy's tokenizer is trained from random weights on t
 the parameters of r1. Printed are tokens a second, the training's share of the peak (6 operations a parameter and token,
 against a large matrix product measured here), the most memory that was in use on the device beyond what was before, and
 the share of the round's seconds in which no stage started up or was in the model. Each of these is measured in a process
-of its own, so that none finds the memory or the caches of another. With `--cpu` all of it runs without a GPU, to try it.
+of its own, so that none finds the memory or the caches of another. That is the part `round`; the parts `answers` and
+`training` are of models of 0.5B and 8B parameters (`gpu_sizes.py`). With `--cpu` all of it runs without a GPU, to try it.
 """
 
 import shutil
@@ -23,12 +25,13 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import polars as pl
 import torch
 import typer
 from engine import BATCH, CORES, engine, generate, held_out_requests
+from gpu_sizes import answering_part, training_part
 from ruamel.yaml import YAML
 
 from tasks.base.scratch import Scratch
@@ -180,13 +183,19 @@ def campaign(root: Path, model: Path, count: int, device: str, dtype: str) -> No
         print(f"base and round {whole:.0f} s, {outside:.1%} outside model and start-up, {memory()}", flush=True)
 
 
-def alone(phase: Callable[..., T], *args: Any) -> T:
+def alone(phase: Callable[..., T], *args: Any, **params: Any) -> T:
     """What a phase gives in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(phase, *args).result()
+        return process.submit(phase, *args, **params).result()
+
+
+PARTS = ("round", "answers", "training")
 
 
 def main(
+    part: Annotated[
+        list[str] | None, typer.Option(help="One of round, answers, training; repeatable (default: all).")
+    ] = None,
     hidden: int = 1024,
     layers: int = 12,
     documents: int = 48_000,
@@ -198,19 +207,32 @@ def main(
     if not cpu and not torch.cuda.is_available():
         print("there is no GPU here: nothing was measured (--cpu runs all of it without one)")
         raise typer.Exit(1)
-    how = ("cpu", "float32") if cpu else ("cuda", "bfloat16")
+    if odd := set(part or ()) - set(PARTS):
+        raise typer.BadParameter(f"there is no part {odd.pop()!r}; known: {', '.join(PARTS)}")
     place = Path(tempfile.mkdtemp(prefix="flywheel-"))
-    model = place / "model"
+    dtype = "float32" if cpu else "bfloat16"
     try:
-        operations = alone(training, place, hidden, layers, documents, *how)
-        print(f"training's share of the peak {operations / alone(peak, *how):.0%}", flush=True)
-        ours, theirs = (alone(answering, side, model, prompts, *how) for side in ("engine", "generate"))
-        print(f"ratio {ours / theirs:.2f}", flush=True)
-        if find_spec("vllm"):
-            alone(answering_by_vllm, model, prompts, how[1])
-        alone(campaign, place / "project", model, count, *how)
+        if "round" in (part or PARTS):
+            whole_round(place, hidden, layers, documents, prompts, count, cpu)
+        if "answers" in (part or PARTS) and find_spec("vllm"):
+            answering_part(place, prompts if cpu else 4 * prompts, cpu, dtype, alone)
+        if "training" in (part or PARTS):
+            training_part(place, corpus(documents // 24), cpu, dtype, alone)
     finally:
         shutil.rmtree(place)
+
+
+def whole_round(place: Path, hidden: int, layers: int, documents: int, prompts: int, count: int, cpu: bool) -> None:
+    """The part `round`."""
+    how = ("cpu", "float32") if cpu else ("cuda", "bfloat16")
+    model = place / "model"
+    operations = alone(training, place, hidden, layers, documents, *how)
+    print(f"training's share of the peak {operations / alone(peak, *how):.0%}", flush=True)
+    ours, theirs = (alone(answering, side, model, prompts, *how) for side in ("engine", "generate"))
+    print(f"ratio {ours / theirs:.2f}", flush=True)
+    if find_spec("vllm"):
+        alone(answering_by_vllm, model, prompts, how[1])
+    alone(campaign, place / "project", model, count, *how)
 
 
 if __name__ == "__main__":
