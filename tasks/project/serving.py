@@ -88,7 +88,7 @@ def is_up(root: Path, name: str) -> bool:
 
 
 def is_made(root: Path, plans: list[Plan]) -> bool:
-    """Whether these stages have their results."""
+    """Whether stages have the results of these plans."""
     return all(is_result_of_plan(root, plan.round, plan.stage) for plan in plans)
 
 
@@ -128,18 +128,32 @@ def serve(root: Path, name: str, tell: Callable[[str], None]) -> None:
 
 def _until_over(root: Path, plans: list[Plan], server: "_served.Server", gpus: tuple[str, ...]) -> str:
     """Waits until the server has no more to do; says why."""
-    name, seen = plans[0].round, None
-    manifest = store.round_folder(root, name) / f"manifests/{plans[-1].stage}.json"
+    name, made = plans[0].round, Made(root, plans[0].round)
     while True:
         time.sleep(POLL)
         if not server.lives:
             raise EngineError(f"the server of {name} died; see {root / LOG}/serve-{name}.log")
-        now = _stamp(manifest)
-        if now != seen and is_made(root, [Plan.read(root, name, plan.stage) for plan in plans]):
+        if _served.users(folder(root), name):
+            continue  # of another round, too: an exam of the parent's
+        if made():
             return f"{plans[-1].stage}@{name} is made: the server ends with the round"
-        seen = now
-        if gpus and devices.are_wanted(gpus) and not _served.users(folder(root), name):
+        if gpus and devices.are_wanted(gpus):
             return f"another process waits for {', '.join(gpus)}: the server makes room"
+
+
+class Made:
+    """Whether the served stages of a round have their results; bytes are looked at only when a manifest is another one."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self._root, self._name = root, name
+        self._seen: list[tuple[int, int, int] | None] = []
+
+    def __call__(self) -> bool:
+        """As of now, by today's plans."""
+        plans, before = served_plans(self._root, self._name), self._seen
+        place = store.round_folder(self._root, self._name) / "manifests"
+        self._seen = [_stamp(place / f"{plan.stage}.json") for plan in plans]
+        return self._seen != before and is_made(self._root, plans)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
