@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from scipy.stats import chi2_contingency
 
@@ -27,6 +28,7 @@ from tasks.core.errors import EngineError
 from tasks.domains import Domain
 from tasks.domains.arithmetic import Arithmetic
 from tasks.engines import Request, Sampling, turns
+from tasks.engines import _served as served_file
 from tasks.engines import _vllm_core as core_file
 from tasks.engines import vllm as vllm_file
 from tasks.engines.openai import Openai
@@ -418,6 +420,30 @@ def test_vllms_own_server_answers_the_openai_engine(reference, tmp_path):
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+@installed
+@pytest.mark.demand
+def test_the_server_that_is_kept_for_a_round_answers_as_the_engine_in_this_process(reference, tmp_path):
+    digest = models.digest(BASE)
+    with served_file.started(VLLM, BASE, digest) as server:
+        policy = vllm_file._Policy(VLLM, server, BASE, digest, RequestCache(tmp_path))
+        greedy = ask(20, temperature=0.0)
+        assert texts(policy, greedy) == texts(reference, greedy)
+        _traces_like(policy, reference)
+        _holds_to_forms(policy)
+        prompts, completions = [r.messages for r in greedy[:5]], ["Answer: 7"] * 5
+        theirs = dict(reference.score(prompts, completions, closed=True))
+        for n, scored in policy.score(prompts, completions, closed=True):
+            assert scored.logprobs == pytest.approx(theirs[n].logprobs, abs=1e-3)
+        drawn = ask(10, samples=3)
+        kept = dict(policy.sample(drawn))
+        family = psutil.Process(server._process.pid).children(recursive=True)
+        assert family and server.versions == core_file.versions()
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family)
+    with VLLM.open(BASE, tmp_path) as here:
+        here._core.answers = None  # all of it is in the cache
+        assert dict(here.sample(drawn)) == kept
 
 
 def _wait(url, server, seconds=300):
