@@ -267,7 +267,12 @@ class _Bucket(Place):
         if end is not None and end <= start:
             return b""
         part = {} if (start, end) == (0, None) else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
-        return self._retried("get_object", name, **part)
+        try:
+            return self._retried("get_object", name, **part)
+        except _Refused as error:
+            if error.status == 416:  # the range begins where the object ends
+                return b""
+            raise
 
     def entry(self, name: str) -> Entry | None:
         try:
