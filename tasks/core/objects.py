@@ -369,10 +369,14 @@ def _attempts() -> Iterator[bool]:
 def _client(pid: int) -> Any:
     """The client of this process: connections do not survive a fork."""
     from botocore.config import Config
+    from botocore.handlers import add_expect_header
 
     retries = {"total_max_attempts": 1}  # `put_once` has to know of each attempt
     config = Config(retries=retries, connect_timeout=5, read_timeout=60, max_pool_connections=32)
-    return _session().create_client("s3", region_name=region(), config=config)
+    client = _session().create_client("s3", region_name=region(), config=config)
+    # small objects are sent at once, and not after the store was asked for leave to send them
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def _session() -> Any:

@@ -1,0 +1,314 @@
+"""A stage's result in a bucket: one commit wins, a put that fails leaves the old version, and what is there is taken."""
+
+import json
+from threading import Barrier, Thread
+
+import polars as pl
+import pytest
+from faulty_store import puts
+from filelock import FileLock
+
+from tasks.core import commits, objects, pointers, remembered, store
+from tasks.core.errors import StoreError
+from tasks.core.frames import frame
+from tasks.core.objects import Unreachable
+from tasks.core.plan import Plan
+from tasks.core.tables import filtered
+from tasks.views import verify as verifying
+
+PLAN = Plan(round="r1", stage="filter")
+TABLE = "data/round=r1/filtered"
+
+
+def rows(*ids):
+    return pl.DataFrame(
+        [{"id": i, "prompt_id": "p", "kept": True, "rank": 1, "score": 1.0} for i in ids],
+        schema_overrides={"rank": pl.Int32},
+    ).pipe(lambda found: pl.concat([frame(filtered).collect(), found], how="diagonal_relaxed"))
+
+
+@pytest.fixture
+def project(tmp_path, url, faults, monkeypatch):
+    """Makes projects that keep their parts in one bucket."""
+    monkeypatch.setenv("DATA_URL", url)
+
+    def make(name="here"):
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    return make
+
+
+def run(root, *ids, plan=PLAN, begun=None, seconds=0.0):
+    """What `run_stage` does with the store; returns the manifest in force, and whether anything was computed."""
+    with store.writing(root, "r1", "filter") as draft:
+        if taken := draft.restored(plan, {}):
+            return taken, False
+        if begun:
+            begun()
+        metrics = draft.table(filtered, rows(*ids))
+        weights = draft.folder("model")
+        (weights / "weights").write_text("w" * 100)
+        draft.describe_folder("model")
+        draft.file("metrics/filter.json", json.dumps(metrics))
+        made = store.Manifest(
+            round="r1", stage="filter", plan=plan, outputs=draft.outputs, inputs={}, versions={}, metrics={}, tokens={},
+            seconds={"run": seconds}, started="", finished="",
+        )  # fmt: skip
+        return draft.commit(made), True
+
+
+def read(root):
+    return store.read(root, "r1", "filtered")["id"].to_list()
+
+
+def test_a_folder_and_a_bucket_have_the_same_rows_and_digests(project, monkeypatch, bucket):
+    there = project("there")
+    made = run(there, "a", "b")[0]
+    monkeypatch.delenv("DATA_URL")
+    here = project("here")
+    plain = run(here, "a", "b")[0]
+    assert read(here) == read(there) == ["a", "b"]
+    assert made.outputs == plain.outputs
+    assert [p.name for p in sorted((there / TABLE).iterdir())] == [pointers.POINTER]
+    assert [p.name for p in sorted((here / TABLE).iterdir())] == ["part-00000.parquet"]
+    [part] = plain.outputs["filtered"].parts
+    assert bucket.read(pointers.object_name(part)) == (here / TABLE / part.file).read_bytes()
+    assert not (here / TABLE / pointers.POINTER).exists()
+
+
+def test_two_drivers_race_for_one_commit(project, capsys, monkeypatch):
+    """One wins; the other takes its result and says so."""
+    roots, barrier, manifests = [project("one"), project("two")], Barrier(2), {}
+    put = commits._put_parts
+
+    def together(*arguments):
+        put(*arguments)
+        barrier.wait()
+
+    monkeypatch.setattr(commits, "_put_parts", together)
+
+    def drive(root, ids, seconds):
+        manifests[root] = run(root, *ids, seconds=seconds)
+
+    threads = [
+        Thread(target=drive, args=(root, ids, s)) for root, ids, s in zip(roots, ("ab", "cd"), (1.0, 2.0), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [(one, _), (two, _)] = manifests.values()
+    assert one == two
+    assert read(roots[0]) == read(roots[1]) in (["a", "b"], ["c", "d"])
+    texts = {(root / "data/round=r1/manifests/filter.json").read_bytes() for root in roots}
+    assert len(texts) == 1
+    said = capsys.readouterr().out
+    assert said.count("committed it first, at") == 1
+    assert "filter@r1: taken from s3://" in said
+
+
+def test_a_clone_takes_what_was_committed(project, faults, capsys):
+    one, two = project("one"), project("two")
+    made, _ = run(one, "a")
+    faults.seen.clear()
+    taken, computed = run(two, "never")
+    assert (taken, computed) == (made, False)
+    assert read(two) == ["a"]
+    assert store.folder(two, "r1", "model")[0].joinpath("weights").read_text() == "w" * 100
+    assert "taken from" in capsys.readouterr().out
+    assert not any(f"{commits.COMMITS}" in path for method, path in faults.seen if method == "PUT")
+
+
+def test_an_edit_that_is_taken_back_finds_its_result(project):
+    root, other = project(), Plan(round="r1", stage="filter", seed=7)
+    first, _ = run(root, "a")
+    run(root, "b", plan=other)
+    assert read(root) == ["b"]
+    assert run(root, "never") == (first, False)
+    assert read(root) == ["a"]
+
+
+def test_what_is_here_is_made_again_when_it_is_run_again(project):
+    one, two = project("one"), project("two")
+    run(one, "a")
+    again, computed = run(one, "b")
+    assert computed
+    assert read(one) == ["b"]
+    assert run(two) == (again, False)  # the later one counts
+
+
+@pytest.mark.torture(
+    "a put to the bucket that fails, in the middle of a stage's result", "the old version, nothing committed"
+)
+def test_a_put_that_fails_in_the_middle(project, faults, bucket, client, tries):
+    kinds = ("cut", "503")
+    for attempt in tries(60):
+        root = project(f"try{attempt}")
+        plan = Plan(round="r1", stage="filter", seed=attempt)
+        run(root, "old", plan=Plan(round="r1", stage="filter", seed=1000 + attempt))
+        skipped = [
+            (attempt + attempt // 10) % 5
+        ]  # which put of a result is the first that fails; the probe is none of it
+
+        def fault(environ, skipped=skipped, kind=kinds[(attempt + attempt // 10) % 2]):
+            if environ["REQUEST_METHOD"] != "PUT" or environ["PATH_INFO"].endswith("/probe"):
+                return None
+            skipped[0] -= 1
+            return kind if skipped[0] < 0 else None
+
+        faults.fault = fault
+        with pytest.raises(Unreachable):
+            run(root, f"new{attempt}", plan=plan)
+        faults.fault = None
+        assert read(root) == ["old"]
+        assert not bucket.names(f"{commits.COMMITS}{commits.identity(plan, {})}")
+        assert run(root, f"new{attempt}", plan=plan)[1]
+        assert read(root) == [f"new{attempt}"]
+
+
+def test_a_commit_whose_answer_is_lost_is_the_drivers_own(project, faults, capsys):
+    faults.fault = puts("lost", commits.COMMITS)
+    assert run(project(), "a")[1]
+    assert "taken" not in capsys.readouterr().out
+
+
+def test_a_kill_after_the_commit_costs_nothing(project, monkeypatch):
+    root = project()
+    run(root, "old", plan=Plan(round="r1", stage="filter", seed=7))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store.Draft, "_publish", lambda draft: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(root, "new")
+    assert read(root) == ["old"]
+    assert not run(root, "never")[1]
+    assert read(root) == ["new"]
+
+
+def test_a_listing_that_lags_changes_nothing(project, faults, client, url):
+    faults.let_listings_lag(client, url.split("/")[2])  # it stays empty
+    one, two = project("one"), project("two")
+    made, _ = run(one, "a")
+    assert objects.place(url).names() == []
+    assert run(two) == (made, False)
+    assert read(two) == ["a"]
+
+
+def test_a_store_that_replaces_objects_is_refused_before_anything_is_made(project, faults):
+    root = project()
+    faults.ignores_conditions = True
+    with pytest.raises(StoreError, match="If-None-Match"):
+        run(root, "a", begun=lambda: pytest.fail("it was computed"))
+    faults.ignores_conditions = False
+    assert run(root, "a")[1]
+
+
+@pytest.mark.parametrize("lost", ["part", "manifest", "weights"])
+def test_a_commit_that_lost_something_is_made_again(project, bucket, lost):
+    one, two = project("one"), project("two")
+    made, _ = run(one, "a")
+    names = {
+        "part": pointers.object_name(made.outputs["filtered"].parts[0]),
+        "weights": pointers.object_name(made.outputs["model"].parts[0]),
+        "manifest": commits.FILES
+        + commits.latest(bucket, commits.identity(PLAN, {}))[1].files["manifests/filter.json"],
+    }
+    bucket.delete(names[lost])
+    assert run(two, "a")[1]
+    assert read(two) == ["a"]
+    assert run(project("three"))[1] is False
+
+
+# Readers
+
+
+def test_bytes_are_checked_once_and_then_remembered(project, faults):
+    root = project()
+    run(root, "a")
+
+    def gets():
+        faults.seen.clear()
+        store.scan(root, "r1", "filtered")
+        return [path for method, path in faults.seen if method == "GET" and commits.PARTS in path]
+
+    assert len(gets()) == 1
+    assert gets() == []
+    (root / remembered.FILE).unlink()
+    assert len(gets()) == 1
+
+
+def test_a_part_that_changed_or_is_gone_is_named_and_put_again(project, bucket, client, url):
+    root = project()
+    made, _ = run(root, "a")
+    assert read(root) == ["a"]
+    name = pointers.object_name(made.outputs["filtered"].parts[0])
+    key = {"Bucket": url.split("/")[2], "Key": f"data/{name}"}
+    good = bucket.read(name)
+    client.put_object(**key, Body=good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(StoreError, match=f"{name}.* is not what was written"):
+        read(root)
+    (root / "data/round=r1/manifests/filter.json").unlink()
+    assert run(root, "a")[1], "a commit whose part was found to be changed is not taken"
+    assert read(root) == ["a"]
+    client.put_object(**key, Body=good[:-1])
+    with pytest.raises(StoreError, match="bytes, its manifest says"):
+        read(root)
+    bucket.delete(name)
+    with pytest.raises(StoreError, match="is missing.*run its stage again"):
+        read(root)
+    assert [(f.kind, f.path) for f in verifying.verify(root, ["r1"], None).findings] == [
+        ("missing", bucket.address(name))
+    ]
+    assert run(root, "a")[1]
+    assert read(root) == ["a"]
+    assert verifying.verify(root, ["r1"], None).findings == []
+
+
+def test_a_pointer_of_another_version_is_refused(project):
+    root = project()
+    run(root, "a")
+    pointer = root / TABLE / pointers.POINTER
+    old = pointer.read_text()
+    run(root, "b")
+    pointer.write_text(old)
+    with pytest.raises(StoreError, match="another version than its manifest"):
+        store.steady(root, ["r1"], lambda: store.scan(root, "r1", "filtered"), patience=0)
+    pointer.write_text("{}")
+    with pytest.raises(StoreError, match="no pointer to parts"):
+        store.paths(root / TABLE, store.find(root, "r1", "filtered")[1])
+
+
+def test_rounds_in_two_places_are_read_side_by_side(project, url, monkeypatch):
+    root = project()
+    run(root, "a")
+    monkeypatch.setenv("DATA_URL", f"{url}/elsewhere")
+    assert read(root) == ["a"]
+    run(root, "b")
+    assert read(root) == ["b"]
+    monkeypatch.delenv("DATA_URL")
+    assert read(root) == ["b"]
+    run(root, "c")
+    assert read(root) == ["c"]
+    assert not (root / TABLE / pointers.POINTER).exists()
+
+
+def test_what_is_no_bucket_is_refused(project, monkeypatch):
+    monkeypatch.setenv("DATA_URL", "/tmp/somewhere")
+    with pytest.raises(StoreError, match="DATA_URL=/tmp/somewhere: name a bucket"):
+        run(project(), "a")
+
+
+def test_scratch_projects_keep_to_themselves(project, faults):
+    root = project("scratch") / ".flywheel/replay"
+    root.mkdir(parents=True)
+    run(root, "a")
+    assert faults.seen == []
+    assert (root / TABLE / "part-00000.parquet").is_file()
+
+
+def test_a_lock_is_enough_for_drivers_of_one_folder(project):
+    """On one machine the second driver of a folder is told that it is busy, as ever."""
+    root = project()
+    run(root, "a")
+    lock = FileLock(root / "data/round=r1/.staging/filter/lock")
+    with lock, pytest.raises(store.Busy):
+        run(root, "b")
