@@ -17,7 +17,7 @@ An argument is one of
 - an output folder of its own (the `model` of `train`): a staging place to write to;
 - `models`: the models that it may open: the ancestors in its annotation, and the roster's;
 - `overviews`: what strategies with two passes must know of all prompts, by member; None where the call sees them all;
-- `domain` and `seed` of the round; `work`, a scratch folder that survives a kill, for checkpoints.
+- `domain` and `seed` of the round; `work`, a scratch folder that survives a kill, for checkpoints; `where`, the round's placement.
 
 A large round is worked off in *pieces*, each with the rows of a range of prompts (`tasks.project.pieces`). What needs a look
 at all of them takes two passes: `first_pass` of the stage gives each piece's small summaries, a strategy's `fold` makes one
@@ -41,7 +41,7 @@ from tasks.core.tables import TABLES, Table
 if TYPE_CHECKING:
     import polars as pl
 
-CONTEXT = ("members", "strategy", "options", "judges", "models", "domain", "seed", "work", "overviews")
+CONTEXT = ("members", "strategy", "options", "judges", "models", "domain", "seed", "work", "overviews", "where")
 ANCESTORS = ("parent", "base", "anchor", "grandparent")
 OPTIONAL = ("anchor", "grandparent")
 """Ancestors that not every round has: `anchor` is the base or round that it names, `grandparent` its parent's parent."""

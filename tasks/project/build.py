@@ -15,8 +15,11 @@ from tasks.project.blocks import EXAM, FILE, Block, Defaults, RosterModel, Setti
 from tasks.project.problems import Problems
 from tasks.project.recipes import NAME, plain
 
-BASE_KEYS = ("seed", "domain", "engine", "base", *EXAM, "where")
-ROUND_KEYS = ("parent", "base", "seed", "recipe", "anchor", "set", "where")
+DEVICES = "devices"
+"""Devices that train a round's model: an option of `train` that a block may say itself."""
+TRAIN_DEVICES = f"train.{DEVICES}"
+BASE_KEYS = ("seed", "domain", "engine", "base", *EXAM, "where", DEVICES)
+ROUND_KEYS = ("parent", "base", "seed", "recipe", "anchor", "set", "where", DEVICES)
 REQUIRED = ("prompts", "generate", "judge", "evaluate")
 """Stages that need at least one member."""
 
@@ -53,6 +56,8 @@ class Builder:
             )  # fmt: skip
             return None
         self.problems.keys(raw, BASE_KEYS, ("domain", "base", "evaluate"), path)
+        if DEVICES in raw:
+            self._is_count(raw, path)
         domain = self._plugin("domains", raw, "domain", path)
         engine = self._plugin("engines", {"engine": {"strategy": "transformers"}} | raw, "engine", path)
         own = {k: recipes.members(raw.get(k), stages()[k]) for k in ("base", *EXAM) if k in raw}
@@ -80,6 +85,7 @@ class Builder:
             self.problems.add(f"{path}.anchor", "is null; leave it out, or name a base or round")
         seed, base = self._seed(raw, path), blocks.get(base_name)
         changes, engine_changes = self._changes(raw, path)
+        changes |= self._devices(raw, self.bases.get(base_name) or {}, changes, path)
         recipe = self.defaults.recipe if raw.get("recipe") is None else str(raw["recipe"])
         expanded = self._expand(recipe, changes, path, "recipe" in raw)
         engine = self._engine(base.engine, engine_changes, path) if base else None
@@ -271,6 +277,27 @@ class Builder:
         known = [*names(stage.name), *(stage.options.model_fields if stage.options else ())]
         problem = f"there is no {stage.name} strategy {strategy!r}; {suggest(str(strategy), known)}"
         self.problems.add(path, problem if named else f"{problem} (a member with another name sets its `strategy`)")
+
+    def _devices(
+        self, raw: dict[str, Any], base: Mapping[str, Any], changes: Mapping[str, Any], path: str
+    ) -> dict[str, Any]:
+        """The change that `devices` of a round stands for, or that of its base, which the round may have otherwise."""
+        if DEVICES not in raw:
+            count = base.get(DEVICES)  # a wrong one is a problem of the base
+            return (
+                {TRAIN_DEVICES: count} if isinstance(count, int) and count > 1 and TRAIN_DEVICES not in changes else {}
+            )
+        if TRAIN_DEVICES in changes:
+            self.problems.add(f"{path}.set.{TRAIN_DEVICES}", f"is {path}.{DEVICES}, too; leave one of them out")
+        return {TRAIN_DEVICES: raw[DEVICES]} if self._is_count(raw, path) else {}
+
+    def _is_count(self, raw: Mapping[str, Any], path: str) -> bool:
+        """Whether `devices` of a block is a number of devices."""
+        count = raw[DEVICES]
+        if valid := isinstance(count, int) and not isinstance(count, bool) and count >= 1:
+            return valid
+        self.problems.add(f"{path}.{DEVICES}", f"must be a whole number from 1, not {count!r}")
+        return False
 
     def _seed(self, raw: dict[str, Any], path: str) -> int:
         seed = raw.get("seed", 0)

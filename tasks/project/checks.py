@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.core.errors import suggest
-from tasks.core.plugin import names
+from tasks.core.plugin import load, names
 from tasks.core.stage import ANCESTORS, OPTIONAL, Strategy, stages
 from tasks.project.blocks import EXAM, Block, Pipeline, input_files, reads_labels
 from tasks.project.build import location
@@ -26,6 +26,7 @@ def check(pipeline: Pipeline, problems: Problems) -> None:
             _check_judges(block, problems)
             _check_replay(pipeline, block, problems)
             _check_screening(block, problems)
+            _check_devices(block, problems)
 
 
 def _place(block: Block, path: str) -> str:
@@ -55,6 +56,23 @@ def _check_names(block: Block, problems: Problems) -> None:
     for stage, member, strategy in block.strategies():
         if member in getattr(strategy, "reserved_names", ()):
             problems.add(_place(block, f"{stage}.{member}"), "is a name of the stage's own; choose another")
+
+
+def _check_devices(block: Block, problems: Problems) -> None:
+    """Not every way to train can be run on several devices, and one needs them."""
+    settings = block.stages["train"]
+    [(member, strategy)], count = settings.members.items(), getattr(settings.options, "devices", 1)
+    if count > 1 and not getattr(strategy, "on_several_devices", False):
+        able = ", ".join(n for n in names("train") if getattr(load("train", n), "on_several_devices", False))
+        problems.add(
+            f"rounds.{block.name}.devices",
+            f"is {count}, but train.{member} trains on one device; set it to 1, or take one of {able}",
+        )
+    if count == 1 and getattr(strategy, "sharded", False):
+        problems.add(
+            _place(block, f"train.{member}.sharded"),
+            "is true, and devices is 1; set devices to 2 or more, or leave `sharded` out",
+        )
 
 
 def _check_exam(block: Block, problems: Problems) -> None:

@@ -32,6 +32,7 @@ PLUMBING = {
     "tasks.core.remembered": "remembers which bytes were checked",
     "tasks.core.stage": "declares stages; the plan holds the declarations",
     "tasks.core.store": "writes and reads tables whole, and checks every byte",
+    "tasks.where": "runs pieces, and ranks of a training, where a block says; no row depends on it",
     "tasks.core.tables": "the plan holds the digests of the tables that a stage writes",
 }
 """Modules that no plan names, each with the reason."""

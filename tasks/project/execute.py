@@ -238,6 +238,7 @@ def _arguments(
         "seed": lambda: plan.seed,
         "work": lambda: _work(root, plan, digests),
         "overviews": lambda: None,
+        "where": lambda: _where(root, plan),
     }
     arguments = {f: draft.folder(f) for f in stage.folders}
     arguments |= {i.argument: None for i in stage.inputs if not i.opened}

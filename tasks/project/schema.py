@@ -11,6 +11,7 @@ from tasks.project.recipes import Recipe
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SEED = {"type": "integer", "minimum": 0}
+COUNT = {"type": "integer", "minimum": 1}
 NAME = {"type": "string"}
 
 
@@ -21,14 +22,24 @@ def of_params() -> dict[str, Any]:
     exam = {n: _stage(stages()[n], defs) for n in ("base", *EXAM)}
     where = _one_of("where", defs)
     base = _object(
-        {"seed": SEED, "domain": domain, "engine": engine, **exam, "where": where}, ["domain", "base", "evaluate"]
+        {"seed": SEED, "domain": domain, "engine": engine, **exam, "where": where, "devices": COUNT},
+        ["domain", "base", "evaluate"],
     )
     changes = {
         "type": "object",
         "description": "Changes to the recipe, by dotted key or nested, such as generate.sample.temperature: 0.9",
     }
     round_ = _object(
-        {"parent": NAME, "base": NAME, "seed": SEED, "recipe": NAME, "anchor": NAME, "set": changes, "where": where},
+        {
+            "parent": NAME,
+            "base": NAME,
+            "seed": SEED,
+            "recipe": NAME,
+            "anchor": NAME,
+            "set": changes,
+            "where": where,
+            "devices": COUNT,
+        },
         ["parent", "base"],
     )
     model = _object(

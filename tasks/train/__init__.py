@@ -19,6 +19,7 @@ from tasks.core.roster import Models
 from tasks.core.stage import Opens, Result, Strategy, stage
 from tasks.train._devices import check_devices, on_devices
 from tasks.training.lora import Lora
+from tasks.where import Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -304,6 +305,7 @@ def train(
     model: Path,
     work: Path,
     seed: int,
+    where: Placement,
 ) -> Result:
     """Fine-tunes the start on the collected rows.
 
@@ -311,8 +313,7 @@ def train(
     of each curve as `<phase>_<name>`.
 
     Raises:
-        ParamsError: when rows need a column that the strategy ignores, and for more devices than there are, or than the strategy
-            can use.
+        ParamsError: when rows need a column that the strategy ignores, and for more devices than there are.
     """
     learnt = {"training": strategy.learns_from_training, "preferences": strategy.learns_from_preferences}
     rows = {"training": _usable(training), "preferences": _usable(preferences)}
@@ -324,13 +325,13 @@ def train(
         return Result({}, {"trained": 0.0}, {"train": wide(pl.DataFrame(schema=CURVE))}, (warning,))
     for table, frame in rows.items():
         _check_columns(strategy, table, frame)
-    check_devices(strategy, options.devices)
+    check_devices(options.devices, where)
     reference = _reference_folders(strategy, models)
     case = TrainCase(
         **rows, start=start, reference=reference, model=model, work=work, seed=seed, devices=options.devices
     )
     with device_lock(options.devices) as names:
-        curve = strategy(case) if options.devices == 1 else on_devices(strategy, case, names)
+        curve = strategy(case) if options.devices == 1 else on_devices(strategy, case, names, where)
     return Result({}, {"trained": 1.0} | last_values(curve), {"train": wide(curve)})
 
 

@@ -23,7 +23,7 @@ import polars as pl
 from tasks.core import errors
 from tasks.core.devices import devices
 from tasks.core.errors import FlywheelError, ParamsError
-from tasks.core.plugin import load, names
+from tasks.where import Placement
 
 if TYPE_CHECKING:
     from tasks.train import TrainCase, Training
@@ -42,24 +42,10 @@ DEATH_SIGNAL = 1
 log = logging.getLogger(__name__)
 
 
-def check_devices(strategy: "Training", count: int, address: str | None = None) -> None:
-    """Raises ParamsError for more devices than there are on this machine, or than the strategy can use. How many a cluster has is
-    asked when it is joined.
-    """
-    name = strategy.strategy_name()
-    if count == 1:
-        if getattr(strategy, "sharded", False):
-            raise ParamsError(
-                f"train: {name}.sharded is true, and devices is 1; set devices to 2 or more, or leave `sharded` out"
-            )
-        return
-    if not strategy.on_several_devices:
-        able = ", ".join(n for n in names("train") if load("train", n).on_several_devices)
-        raise ParamsError(
-            f"train: devices is {count}, but train.{name} trains on one device; set it to 1, or take one of {able}"
-        )
+def check_devices(count: int, where: Placement) -> None:
+    """Raises ParamsError for more devices than this machine has. How many a cluster has is asked when it is joined."""
     there, kind = available()
-    if address is None and count > there:
+    if 1 < count > there and not where.over_machines:
         raise ParamsError(
             f"train: devices is {count}, but this machine has {there} {kind}{'s' * (there != 1)}; set devices to {there} or "
             "less, or give the block a cluster: where: {strategy: ray}"
@@ -72,22 +58,19 @@ def available() -> tuple[int, str]:
     return (gpus, "GPU") if gpus else (len(os.sched_getaffinity(0)), "CPU")
 
 
-def on_devices(
-    strategy: "Training", case: "TrainCase", gpus: Sequence[str], address: str | None = None
-) -> pl.DataFrame:
-    """Has a strategy train on `case.devices` devices, of which `gpus` are the names of this machine's, or on the cluster at
-    `address`; its curve.
+def on_devices(strategy: "Training", case: "TrainCase", gpus: Sequence[str], where: Placement) -> pl.DataFrame:
+    """Has a strategy train on `case.devices` devices, of which `gpus` are the names of this machine's, or on the machines of `where`; its curve.
 
     Raises:
         FlywheelError: of the kind that a rank raised; or when ranks died more often than `RESTARTS`.
     """
     folder = write_case(strategy, case)
-    if address is None:
+    if not where.over_machines:
         launch(folder, case.devices, gpus)
     else:
         from tasks.train._ray import train_on_ray
 
-        train_on_ray(folder, case.devices, address)
+        train_on_ray(folder, case.devices, where)
     return read_curve(folder)
 
 

@@ -5,21 +5,20 @@ from typing import Any
 
 from tasks.core.errors import ParamsError
 from tasks.train._devices import LOG, RESTARTS
+from tasks.where import Placement
 
 SCRATCH = "ray"
 """Folder of what Ray keeps of a run, beside the case."""
 
 
-def train_on_ray(folder: Path, count: int, address: str) -> None:
+def train_on_ray(folder: Path, count: int, where: Placement) -> None:
     """Runs so many ranks to their end, each with a GPU where the cluster has any, else with a CPU.
 
     Raises:
         ParamsError: when the cluster does not have so many.
-        FlywheelError: when there is no cluster at `address`.
+        FlywheelError: when the cluster cannot be joined.
     """
-    from tasks.where.ray import _joined
-
-    with _joined(address) as ray:
+    with where.joined() as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -27,7 +26,7 @@ def train_on_ray(folder: Path, count: int, address: str) -> None:
         kind = "GPU" if there.get("GPU") else "CPU"
         if count > there.get(kind, 0):
             raise ParamsError(
-                f"train: devices is {count}, but the cluster at {address} has {there.get(kind, 0):g} {kind}s; set devices to "
+                f"train: devices is {count}, but the cluster has {there.get(kind, 0):g} {kind}s; set devices to "
                 "that, or add a machine"
             )
         trainer = TorchTrainer(

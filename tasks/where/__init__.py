@@ -8,7 +8,7 @@ it. A piece whose worker died is handed out again.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tasks.core.plugin import Plugin
 
@@ -53,4 +53,8 @@ class Placement(Plugin):
             FlywheelError: of the first piece that failed. What is done stays done.
             EngineError: when no worker has an engine that answers any more.
         """
+        raise NotImplementedError
+
+    def joined(self) -> AbstractContextManager[Any]:
+        """The library that runs things on its machines, connected to them; only where it is `over_machines`."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -62,6 +62,10 @@ class Ray(Placement):
                 yield from crew.run()
             finally:
                 crew.end()
+
+    def joined(self) -> AbstractContextManager[Any]:
+        """Ray, connected to the cluster. One that is started for this ends with it."""
+        return _joined(self.address)
 
     def _resources(self, ray: Any, job: Job) -> dict[str, float]:
         """What a worker takes of its machine."""

@@ -23,6 +23,7 @@ from tasks.train.sema import SEMA
 from tasks.train.sft import SFT
 from tasks.train.sft_dpo import SFTThenDPO
 from tasks.train.t_reg import TReg
+from tasks.where.here import Here
 
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
@@ -65,7 +66,9 @@ def run(tmp_path):
         (tmp_path / "model").mkdir(exist_ok=True)
         rows = {"training": frame(tables.training, training), "preferences": frame(tables.preferences, preferences)}
         place = {"model": tmp_path / "model", "work": tmp_path / "work"}
-        return stage.train(strategy, options or stage.TrainOptions(), **rows, models=Models(sources), **place, seed=3)
+        return stage.train(
+            strategy, options or stage.TrainOptions(), **rows, models=Models(sources), **place, seed=3, where=Here()
+        )
 
     return call
 
