@@ -22,6 +22,8 @@ KINDS = ("--query-gpu=uuid,name", "--format=csv,noheader")
 
 _held: dict[str, float] = {}
 """Seconds for which this process has held each GPU."""
+_since: dict[str, float] = {}
+"""When this process took the GPUs that it holds now."""
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +54,13 @@ def _lock(name: str) -> Iterator[None]:
     with suppress(OSError):
         _waiting(name).unlink(missing_ok=True)
     start = time.perf_counter()
+    if lock.lock_counter == 1:
+        _since[name] = start
     try:
         yield
     finally:
         if lock.lock_counter == 1:  # held within another block, it counts there
+            _since.pop(name)
             _count(name, start)
         lock.release()
 
@@ -87,6 +92,12 @@ def _waiting(name: str) -> Path:
 def held() -> dict[str, float]:
     """Seconds for which this process has held each GPU by its name; waiting for another process does not count."""
     return dict(_held)
+
+
+def held_until_now() -> dict[str, float]:
+    """The same with those that it holds still."""
+    now = time.perf_counter()
+    return {name: _held.get(name, 0.0) + now - _since.get(name, now) for name in {**_held, **_since}}
 
 
 def kinds(names: Iterable[str]) -> list[str]:

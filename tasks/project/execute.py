@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 import psutil
+from pyarrow import ArrowException
 from pydantic import ValidationError
 
 from tasks.core import devices, pointers, store
@@ -273,7 +274,11 @@ def _pieces(root: Path, stage: Stage, plan: Plan, inputs: dict[str, Input], mode
         return []
     place, output = store.find(root, str(_owner(inputs[argument], plan)), argument)
     strategies = [_plugin(stage.name, values) for values in plan.members.values()]
-    return pieces.cut(stage, strategies, store.paths(place, output))
+    try:
+        return pieces.cut(stage, strategies, store.paths(place, output))
+    except (ArrowException, OSError):
+        store.verify(place, output)  # names the file that is damaged
+        raise
 
 
 def _where(root: Path, plan: Plan) -> Placement:

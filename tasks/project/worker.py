@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, chdir, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -103,7 +103,7 @@ class PieceJob:
         stage = execute._stage(plan.stage)
         execute._check_code(root, plan)
         cache.over_machines(self.journal)
-        with closing(execute._models(root, stage, plan, journal=self.journal)) as models:
+        with chdir(root), closing(execute._models(root, stage, plan, journal=self.journal)) as models:
             worker = _Worker(self, root, stage, plan, models)
             yield worker.do
 
@@ -112,15 +112,18 @@ class _Worker:
     def __init__(self, job: PieceJob, root: Path, stage: Stage, plan: Plan, models: Models) -> None:
         self._job, self._root, self._stage, self._plan, self._models = job, root, stage, plan, models
         self._place = objects.place(job.url)
+        shared = job.journal or job.url.startswith(objects.SCHEME)
+        self._writing = None if shared else Path(job.url) / job.scratch / "writing"
+        """Where parts are written, if it is on the disk on which they stay."""
 
     def do(self, number: int) -> None:
         """Does a piece and leaves its receipt, unless somebody did meanwhile."""
-        held, before = devices.held(), {name: asdict(meter) for name, meter in self._models.meters.items()}
+        held, before = devices.held_until_now(), {name: asdict(meter) for name, meter in self._models.meters.items()}
         with self._journal(number):
             done = self._summaries(number) if self._job.kind == FIRST else self._rows(number)
             meters = _since(before, self._models.meters)
             _check_engine(number, meters)
-            gpus = {name: seconds - held.get(name, 0.0) for name, seconds in devices.held().items()}
+            gpus = {name: seconds - held.get(name, 0.0) for name, seconds in devices.held_until_now().items()}
             gpus = {name: seconds for name, seconds in gpus.items() if seconds > 0}
             kinds = dict(zip(gpus, devices.kinds(gpus), strict=True))
             by = f"{socket.gethostname()}, process {os.getpid()}"
@@ -168,9 +171,12 @@ class _Worker:
     def _put(self, number: int, n: int, path: Path, part: Part) -> Part:
         """Puts a part where it stays. Its name sorts by piece and tells its content."""
         named = part.model_copy(update={"file": f"part-{number:06d}-{n:03d}-{part.sha256[:16]}.parquet"})
-        in_bucket = self._job.url.startswith(objects.SCHEME)
-        name = pointers.object_name(named) if in_bucket else f"{self._job.scratch}/parts/{named.file}"
-        self._place.put_file(name, path)
+        name = f"{self._job.scratch}/parts/{named.file}"
+        if self._writing:
+            _keep(path, Path(self._place.address(name)))
+        else:
+            in_bucket = self._job.url.startswith(objects.SCHEME)
+            self._place.put_file(pointers.object_name(named) if in_bucket else name, path)
         return named
 
     def _summaries(self, number: int) -> Receipt:
@@ -195,10 +201,20 @@ class _Worker:
     @contextmanager
     def _draft(self) -> Iterator[store.Draft]:
         """A place on this machine where a piece's parts are written and checked."""
-        with tempfile.TemporaryDirectory(prefix="flywheel-piece-") as folder:
+        if self._writing:
+            self._writing.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="flywheel-piece-", dir=self._writing) as folder:
             draft = store.Draft(Path(folder) / f"{store.ROUND}{self._plan.round}", self._stage.name)
             draft.new.mkdir(parents=True)
             yield draft
+
+
+def _keep(path: Path, to: Path) -> None:
+    """Moves a part that is whole to its place, on the same disk, and makes it last."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.replace(to)
 
 
 @lru_cache(maxsize=4)

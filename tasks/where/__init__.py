@@ -22,12 +22,12 @@ class Needs:
 
     cpus: int = 1
     gpus: int = 0
-    gpu_if_any: bool = False
-    """It takes one where the machine has any, and does without otherwise."""
+    on_gpu: bool = False
+    """It does not work without one; otherwise it takes its GPUs where there are any."""
 
     def gpus_of(self, available: float) -> int:
-        """How many it takes of so many."""
-        return self.gpus or int(self.gpu_if_any and available >= 1)
+        """How many it takes where there are so many."""
+        return self.gpus if self.on_gpu or available else 0
 
 
 class Job(Protocol):

@@ -64,7 +64,7 @@ class Processes(Placement):
 
 def _gpus(job: Job, count: int) -> list[dict[str, str]]:
     """The GPUs of each process, as a variable of its environment."""
-    visible = devices() if job.needs.gpus or job.needs.gpu_if_any else ()
+    visible = devices() if job.needs.gpus else ()
     each = job.needs.gpus_of(len(visible))
     if each * count > len(visible):
         raise FlywheelError(

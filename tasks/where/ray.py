@@ -16,9 +16,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from tasks.core.errors import EngineError, FlywheelError
 from tasks.where import Job, Placement, Work
@@ -26,7 +27,9 @@ from tasks.where._crew import Crew, packed, variables
 
 IN_FLIGHT = 2
 """Pieces that a worker has at most: the next one waits at the worker, so that none waits for the driver."""
-HERE = "127.0.0.1"
+HERE, LOOPBACK = "127.0.0.1", ("127.0.0.1", "localhost")
+CONNECT = 5.0
+"""Seconds that the head of a cluster has to answer."""
 GRACE = 60.0
 """Seconds that workers have to close their engines."""
 PATIENCE = 30.0
@@ -42,15 +45,14 @@ class Ray(Placement):
     over_machines: ClassVar[bool] = True
 
     address: str = "auto"
-    """`auto` is the cluster that runs on this machine, or that RAY_ADDRESS names; where none does, one is started for the stage,
-    on 127.0.0.1 alone. `HOST:PORT` is the head of another, of which this machine must be a node."""
+    """`auto` is the cluster that RAY_ADDRESS names, or of which this machine is a node; where there is none, one is started for the
+    stage, on 127.0.0.1 alone. `"HOST:PORT"`, in quotes, is the head of another, of which this machine must be a node."""
     count: PositiveInt | None = None
     """Workers; null has as many as fit into the cluster when the stage begins."""
     cpus: PositiveFloat | None = None
     """CPUs of each; null has the engine's `threads`, or 1."""
-    gpus: NonNegativeFloat | None = Field(None)
-    """GPUs of each; null has what the engine needs: its `tensor_parallel`, or 1 where it loads a model and the cluster has any.
-    With a share such as 0.5 several workers have one together."""
+    gpus: NonNegativeInt | None = None
+    """GPUs of each; null has what the engine needs: its `tensor_parallel`, or 1 where it loads a model, if the cluster has any."""
 
     def run(self, job: Job, pieces: Sequence[int]) -> Iterator[int]:
         """Each as soon as a machine has done it."""
@@ -77,6 +79,12 @@ class Ray(Placement):
 @contextmanager
 def _joined(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster. One that is started for this ends with it."""
+    head = _head(address)
+    if head and head.rpartition(":")[0] in LOOPBACK:
+        os.environ.setdefault(
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+        )  # else Ray looks for it at the machine's address
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
     try:
         import ray
     except ImportError as error:
@@ -84,29 +92,45 @@ def _joined(address: str) -> Iterator[Any]:
             "where.strategy is ray, and Ray is not installed: `pip install -c infra/requirements.lock 'flywheel[ray]'`, "
             "here and on every machine of the cluster; or set where.strategy to processes"
         ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    alone = {"_node_ip_address": HERE, "include_dashboard": False, "object_store_memory": OBJECTS}
     try:
-        _connect(ray, address, how)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({"address": head} if head else alone))
         yield ray
     finally:
         ray.shutdown()
 
 
-def _connect(ray: Any, address: str, how: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, **how)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address != "auto" or os.environ.get("RAY_ADDRESS"):
-            name = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+def _head(address: str) -> str | None:
+    """HOST:PORT of the head of the cluster that is to be joined; None where one is to be started.
+
+    Raises:
+        FlywheelError: when none answers at an address that was given.
+    """
+    if address != "auto" or os.environ.get("RAY_ADDRESS"):
+        given = os.environ["RAY_ADDRESS"] if address == "auto" else address
+        if not _answers(given):
             raise FlywheelError(
-                f"where.address: there is no Ray cluster at {name!r} that this machine is part of ({error}); start it with "
-                f"`ray start`, or set where.address to auto"
-            ) from error
-        ray.init(_node_ip_address=HERE, include_dashboard=False, object_store_memory=OBJECTS, **how)
+                f"where.address: no Ray cluster answers at {given!r}; start one with `ray start --head`, write the HOST:PORT of "
+                "its head, or set where.address to auto and unset RAY_ADDRESS"
+            )
+        return given
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    current = Path(folder, "ray/ray_current_cluster")  # where `ray start` leaves it
+    try:
+        owner, found = current.stat().st_uid, current.read_text().strip()
+    except OSError:
+        return None
+    mine = owner in (0, os.getuid())  # whoever answers runs code here
+    return found if mine and _answers(found) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _room(ray: Any, needs: Mapping[str, float]) -> int:

@@ -13,7 +13,7 @@ from tasks.project.execute import run_stage
 
 RECIPE = projects.SMALL | {
     "judge": {"reward": "self_consistency", "self_consistency": {}, "logprob": {}, "self_judge": {"likeliest": 2}},
-    "filter": {"threshold": {"min_reward": 0.4, "per_level": 100}},
+    "filter": {"threshold": {"min_reward": 0.4, "per_level": 3 * driving.many_prompts() // 10}},
 }
 """With a judge that asks a model, and a filter that compares prompts."""
 

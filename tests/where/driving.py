@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import polars as pl
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString  # HOST:PORT in braces has to be quoted
 
 from tasks.core import frames, store, tables
 from tasks.project import execute, pieces, plan
@@ -46,7 +47,10 @@ def place(root: Path, where: dict[str, object] | None) -> None:
     """Says where the pieces of r1 run."""
     import projects
 
-    projects.rewrite(root, lambda content: content["rounds"]["r1"].update({"where": where or {"strategy": "here"}}))
+    values = {
+        k: DoubleQuotedScalarString(v) if isinstance(v, str) else v for k, v in (where or {"strategy": "here"}).items()
+    }
+    projects.rewrite(root, lambda content: content["rounds"]["r1"].update({"where": values}))
     plan.write(root)
 
 
