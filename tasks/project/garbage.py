@@ -71,7 +71,9 @@ def find(root: Path, place: Place) -> Garbage:
     entries, now = list(place.entries()), time.time()
     receipts = _working([e for e in entries if e.name.startswith(RECEIPTS)], now)
     keep |= {e.name for e in receipts} | set(_named_by(place, receipts))
-    commits = {e.name: _commit(place, e) for e in entries if e.name.startswith(COMMITS)}
+    made = [e for e in entries if e.name.startswith(COMMITS)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        commits = dict(zip((e.name for e in made), threads.map(lambda e: _manifest_of(place, e), made), strict=True))
     keep |= set(_commits_of(commits, named))
     ours = [e for e in entries if e.name.startswith((PARTS, FILES, COMMITS, RECEIPTS)) and e.name not in keep]
     old = [e for e in ours if now - e.modified > DAY]
@@ -241,15 +243,16 @@ def _named_by(place: Place, receipts: list[Entry]) -> Iterator[str]:
             yield from names
 
 
-def _commit(place: Place, entry: Entry) -> set[str]:
-    """The MD5s of the small files of a commit."""
+def _manifest_of(place: Place, entry: Entry) -> str:
+    """The MD5 of the manifest of a commit."""
     try:
-        return set(Commit.model_validate_json(place.read(entry.name)).files.values())
-    except (Absent, ValidationError):
-        return set()
+        commit = Commit.model_validate_json(place.read(entry.name))
+        return commit.files[f"manifests/{commit.stage}.json"]
+    except (Absent, ValidationError, KeyError):
+        return ""
 
 
-def _commits_of(commits: dict[str, set[str]], named: set[str]) -> Iterator[str]:
+def _commits_of(commits: dict[str, str], named: set[str]) -> Iterator[str]:
     """The commits to keep: all versions of those of which one is named, for they are numbered."""
-    kept = {name.rpartition("-")[0] for name, files in commits.items() if files & named}
+    kept = {name.rpartition("-")[0] for name, md5 in commits.items() if md5 in named}
     yield from (name for name in commits if name.rpartition("-")[0] in kept)
