@@ -379,6 +379,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + GRACE
+    while group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def group(leader: int) -> list[int]:
+    """The processes of a process group that have not ended."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def _free_port() -> int:

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from tasks.core import models
-from tasks.engines._served import HOST
+from tasks.engines._served import HOST, group
 from tasks.engines._vllm_core import arguments, load_path, versions
 from tasks.engines.vllm import Vllm
 
@@ -121,10 +121,9 @@ def _others() -> list[int]:
     import psutil
 
     found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getpgid(process.pid) == os.getpgrp() and process.status() != psutil.STATUS_ZOMBIE:
-                found += [process.pid] if "resource_tracker" not in " ".join(process.cmdline()) else []
+    for pid in group(os.getpgrp()):
+        with suppress(psutil.Error):
+            found += [pid] if "resource_tracker" not in " ".join(psutil.Process(pid).cmdline()) else []
     return [pid for pid in found if pid != os.getpid()]
 
 
