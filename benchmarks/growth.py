@@ -1,6 +1,6 @@
 """What grows with a round in the stages that ask a model: train, prompts and evaluate, with a model that answers at once.
 
-    python benchmarks/growth.py train      [--rows 400000]     rows of training, until the second step
+    python benchmarks/growth.py train      [--rows 400000]     rows of training, until the second step of the stage
     python benchmarks/growth.py pool       [--problems 16000]  problems that a pool's author writes
     python benchmarks/growth.py evaluate   [--items 14000]     held-out problems, answered greedily
 
@@ -28,7 +28,6 @@ from tasks.engines.fake import Fake
 from tasks.evaluate import EvaluateCase
 from tasks.evaluate.answers import Answers
 from tasks.prompts.pool import Pool
-from tasks.train import TrainCase
 from tasks.train.sft import SFT
 
 HERE = Path(__file__).resolve().parents[1]
@@ -93,14 +92,33 @@ def evaluate(items: int = 14_000, once: Once = False) -> None:
     return measured(lambda: strategy(EvaluateCase(models, DOMAIN, 0)))
 
 
+@app.command(hidden=True)
+def rows(count: int, file: Path) -> None:
+    """Writes rows of training of about 80 tokens, as `collect` does, in pieces."""
+    from pyarrow.parquet import ParquetWriter
+
+    problems = [DOMAIN.solve(item.problem) for item in DOMAIN.items("train", 2_000, 0)]
+    said = [{"role": "assistant", "content": "\n".join(["Day 1: 12+5=17"] * 6) + "\nAnswer: 17"}]
+    with ParquetWriter(file, tables.training.schema) as writer:
+        for start in range(0, count, 20_000):
+            piece = [
+                {"id": f"{n:08}", "prompt": problems[n % 2_000], "completion": said, "weight": 1.0}
+                for n in range(start, min(start + 20_000, count))
+            ]
+            writer.write_table(frames.frame(tables.training, piece).collect().to_arrow().cast(tables.training.schema))
+
+
 @app.command()
 def train(rows: int = 400_000, once: Once = False) -> None:
-    """Rows of about 80 tokens, one pass, stopped after the second step."""
+    """The stage with rows of about 80 tokens in a Parquet file, one pass, stopped after the second step."""
     if not once:
         return compare("train", rows, "--rows")
     from transformers import TrainerCallback
 
+    from tasks.train import TrainOptions
+    from tasks.train import train as stage
     from tasks.training import loop
+    from tasks.where.here import Here
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -108,16 +126,13 @@ def train(rows: int = 400_000, once: Once = False) -> None:
 
     fit = loop.fit
     loop.fit = lambda trainer, phase: (trainer.add_callback(Stop()), fit(trainer, phase))[1]
-    problems = [DOMAIN.solve(item.problem) for item in DOMAIN.items("train", 2_000, 0)]
-    said = [{"role": "assistant", "content": "\n".join(["Day 1: 12+5=17"] * 6) + "\nAnswer: 17"}]
-    ids = pl.int_range(rows, eager=True).cast(pl.String).str.zfill(8)
-    table = pl.DataFrame({"id": ids, "prompt": [problems[n % len(problems)] for n in range(rows)]})
-    table = table.with_columns(
-        completion=pl.lit([said], dtype=pl.List(table.schema["prompt"])).list.first(), weight=1.0
-    )
-    with tempfile.TemporaryDirectory(prefix="flywheel-") as place:
-        case = TrainCase(table, table.clear(), BASE, None, Path(place) / "model", Path(place) / "work", 1)
-        return measured(lambda: SFT()(case))
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as name:
+        place = Path(name)
+        subprocess.run([sys.executable, __file__, "rows", str(rows), str(place / "training.parquet")], check=True)
+        training, none = pl.scan_parquet(place / "training.parquet"), frames.frame(tables.preferences)
+        models = Models({"parent": Source(Fake(), lambda: BASE)})
+        folders = {"model": place / "model", "work": place / "work"}
+        return measured(lambda: stage(SFT(), TrainOptions(), training, none, models, **folders, seed=1, where=Here()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Supervised fine-tuning of an adapter on those layers alone where the data drifted."""
 
+from collections.abc import Iterator
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -62,14 +63,14 @@ class SEMA(SFT):
 
     def drift(self, policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", rows: pl.DataFrame) -> list[float]:
         """The distance of new and old rows in each layer; infinite where there is no old row, 0 where there is no new one."""
-        from tasks.training.drift import distances, hidden_means
+        from tasks.training.drift import distances, hidden_means, spread
 
         old = pl.col("source").eq_missing(pl.lit("replay"))
-        new, seen = (_chats(rows.filter(which)) for which in (~old, old))
-        if not new or not seen:
-            return [inf if new else 0.0] * policy.config.num_hidden_layers
-        return distances(hidden_means(policy, tokenizer, new), hidden_means(policy, tokenizer, seen))
+        new, seen = (rows.filter(which) for which in (~old, old))
+        if new.is_empty() or seen.is_empty():
+            return [0.0 if new.is_empty() else inf] * policy.config.num_hidden_layers
+        return distances(*(spread(hidden_means(policy, tokenizer, _chats(some))) for some in (new, seen)))
 
 
-def _chats(rows: pl.DataFrame) -> list[Any]:
-    return [prompt + completion for prompt, completion in rows.select("prompt", "completion").iter_rows()]
+def _chats(rows: pl.DataFrame) -> Iterator[Any]:
+    return (prompt + completion for prompt, completion in rows.select("prompt", "completion").iter_rows())

@@ -1,6 +1,9 @@
 """How far new rows are from old ones in the hidden states of each layer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
@@ -13,25 +16,49 @@ AT_ONCE = 16
 Chat = list[dict[str, str]]
 
 
-def distances(new: torch.Tensor, old: torch.Tensor) -> list[float]:
+@dataclass(frozen=True)
+class Spread:
+    """What is kept of rows, however many they are."""
+
+    count: int
+    mean: torch.Tensor
+    """layers × features."""
+    squares: torch.Tensor
+    """Σ |row − mean|² of each layer."""
+
+    def __add__(self, other: "Spread") -> "Spread":
+        """That of both (Chan, Golub and LeVeque 1979)."""
+        count, step = self.count + other.count, other.mean - self.mean
+        between = step.pow(2).sum(-1) * self.count * other.count / count
+        return Spread(count, self.mean + step * other.count / count, self.squares + other.squares + between)
+
+
+def spread(pieces: Iterable[torch.Tensor]) -> Spread:
+    """Of pieces of rows, each rows × layers × features."""
+    return reduce(Spread.__add__, (_spread(piece.double()) for piece in pieces))
+
+
+def _spread(rows: torch.Tensor) -> Spread:
+    return Spread(len(rows), mean := rows.mean(0), (rows - mean).pow(2).sum((0, 2)))
+
+
+def distances(new: Spread, old: Spread) -> list[float]:
     """The distance of the two means in each layer, in units of the old rows' root mean square distance from their own mean.
-    Both are rows × layers × features; old rows that are all one have no spread, and whatever differs is far (∞).
+    Old rows that are all one have no spread, and whatever differs is far (∞).
     """
-    center = old.mean(0)
-    apart = (new.mean(0) - center).norm(dim=-1)
-    spread = (old - center).norm(dim=-1).pow(2).mean(0).sqrt()
-    return torch.where(apart == 0, 0.0, apart / spread).tolist()
+    apart = (new.mean - old.mean).norm(dim=-1)
+    return torch.where(apart == 0, 0.0, apart / (old.squares / old.count).sqrt()).tolist()
 
 
 @torch.no_grad()
 def hidden_means(
-    policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", chats: Sequence[Chat]
-) -> torch.Tensor:
-    """The mean over a row's tokens of what each layer puts out, rows × layers × features."""
+    policy: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", chats: Iterable[Chat]
+) -> Iterator[torch.Tensor]:
+    """The mean over a row's tokens of what each layer puts out, rows × layers × features, some rows at a time."""
     policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    ids = [torch.tensor(tokenizer.apply_chat_template(chat)["input_ids"]) for chat in chats]
-    pieces = [ids[n : n + AT_ONCE] for n in range(0, len(ids), AT_ONCE)]
-    return torch.cat([_means(policy, piece) for piece in pieces])
+    stream = iter(chats)
+    while piece := list(islice(stream, AT_ONCE)):
+        yield _means(policy, [torch.tensor(tokenizer.apply_chat_template(chat)["input_ids"]) for chat in piece])
 
 
 def _means(policy: Any, ids: list[torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from runs import FAST, ROWS, largest_difference, train, turn, values
 
 from tasks.train import Lora
 from tasks.train.sema import SEMA
-from tasks.training.drift import distances, hidden_means
+from tasks.training.drift import distances, hidden_means, spread
 from tasks.training.weights import load, peft
 
 pytestmark = pytest.mark.xdist_group("trl")
@@ -26,14 +26,23 @@ def test_the_distances_by_hand():
     # one layer: old rows at (±3, 0) about 0, their spread 3; new ones about (0, 6); in the other layer both are alike
     old = torch.tensor([[[3.0, 0.0], [1.0, 1.0]], [[-3.0, 0.0], [1.0, 3.0]]])
     new = torch.tensor([[[1.0, 6.0], [1.0, 2.0]], [[-1.0, 6.0], [1.0, 2.0]]])
-    assert distances(new, old) == pytest.approx([2.0, 0.0])
-    assert distances(new, old[:1]) == [inf, inf]
+    assert distances(spread([new]), spread([old])) == pytest.approx([2.0, 0.0])
+    assert distances(spread([new]), spread([old[:1]])) == [inf, inf]
+
+
+def test_what_is_kept_of_rows_is_the_same_in_whatever_pieces_they_come():
+    rows = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(1)) + 100
+    parts = spread(rows.split(7))
+    assert parts.count == 50
+    assert torch.allclose(parts.mean, rows.double().mean(0), rtol=1e-12)
+    assert torch.allclose(parts.squares, (rows.double() - rows.double().mean(0)).pow(2).sum((0, 2)), rtol=1e-9)
+    assert spread([rows]).squares.shape == (3,), "nothing is kept that grows with the rows"
 
 
 def test_the_hidden_states_are_means_over_the_rows_tokens(parent):
     policy, tokenizer = load(parent)
     chats = [p + c for p, c in ROWS.head(3).select("prompt", "completion").iter_rows()]
-    means = hidden_means(policy, tokenizer, chats)
+    means = torch.cat(list(hidden_means(policy, tokenizer, iter(chats * 6))))[:3]
     ids = torch.tensor([tokenizer.apply_chat_template(chats[1])["input_ids"]])
     with torch.no_grad():
         alone = policy.model(ids).last_hidden_state[0].mean(0)
