@@ -145,7 +145,7 @@ class _Tree:
 
         try:
             self.sha = resolve_rev(repo.scm, revision) if revision else ""
-        except RevError:
+        except (RevError, ValueError):  # libgit2's own, for a name that no reference can have
             self.sha = ""
         if not self.sha:
             raise FlywheelError(

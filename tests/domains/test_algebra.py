@@ -18,10 +18,10 @@ from tasks.domains.math import Math
 
 HANGING = [
     r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7})^{99}",
-    "{" * 50 + "18" + "}" * 50,
     r"9^{9^{9^{9}}}",
     r"10^{1000000000}",
-    r"\frac{1}{(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+\sqrt{11})^{19}}",
+    r"\frac{1}{(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7})^{99}}",
+    r"(1+\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{6}+\sqrt{7})^{80}",
 ]
 MATH = Math(train="a", test="b")
 
@@ -62,6 +62,11 @@ def test_what_would_take_for_ever_is_an_error(tries):
         assert verdict.passed is None
         assert "takes more than 2 s to compute" in verdict.error
         assert MATH.verify("", rf"\boxed{{\sqrt{{{(attempt + 3) ** 2}}}}}", str(attempt + 3)).passed
+
+
+@pytest.mark.parametrize("latex", ["{" * 50 + "18" + "}" * 50, r"\sqrt{" * 50 + "18" + "}" * 50])
+def test_deep_nesting_is_not_read_as_a_right_answer_and_ends(latex):
+    assert not MATH.verify("", f"\\boxed{{{latex}+1}}", "18").passed
 
 
 def test_an_overrun_is_remembered_and_its_process_is_replaced(monkeypatch, service):

@@ -64,7 +64,7 @@ def test_a_killed_run_leaves_no_process_and_loses_nothing(made, tries, tmp_path)
         environment.pop(variable, None)
     command = [sys.executable, "-m", "tasks", "run", "r2"]
     for attempt in tries(5):
-        limit = f"critique.auto_math.limit={2 + attempt % 2}"  # half a round is stale, whatever the last try made
+        limit = f"critique.auto_math.limit={2 + attempt}"  # half a round is stale: no earlier try can have made it
         projects.set_values(made, "r2", [limit])
         with (tmp_path / "output").open("w") as output:
             run = subprocess.Popen(command, cwd=made, env=environment, stdout=output, stderr=output)

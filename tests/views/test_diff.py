@@ -558,6 +558,7 @@ def test_a_version_that_nobody_has(again):
     ("side", "words"),
     [
         ("r2@nowhere", "no revision 'nowhere'"),
+        ("r2@" + "x" * 5000, "no revision"),
         ("r2@", "no revision ''"),
         ("r2@HEAD~1", "git has no dvc.lock"),
         ("r3@HEAD", "no round or base 'r3'"),
