@@ -15,8 +15,10 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Literal
@@ -33,6 +35,8 @@ from tasks.core.objects import Absent, Entry, Place
 POINTER = "parts.json"
 AHEAD = 2**20
 """Bytes that are read at least: a Parquet footer and the pages around it come in one request."""
+BLOCKS = 32
+"""Blocks of that size that a connection of DuckDB keeps."""
 DIGEST = re.compile("[0-9a-f]{64}")
 DATA_URL = "DATA_URL"
 CONFIGURED = Path("data/plan/data.json")
@@ -111,6 +115,36 @@ class ObjectPath:
 
 
 StoredPath = Path | ObjectPath
+
+
+class _Shared:
+    """A file that several threads read, each at a place of its own: DuckDB's threads share one, and seek in it before each
+    read.
+    """
+
+    closed = False
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        self.size, self._read, self._own = size, read, threading.local()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._own.at = offset + (0, self.tell(), self.size)[whence]
+        return self.tell()
+
+    def tell(self) -> int:
+        return getattr(self._own, "at", 0)
+
+    def read(self, count: int = -1) -> bytes:
+        start = self.tell()
+        found = self._read(start, self.size if count < 0 else min(start + count, self.size))
+        self._own.at = start + len(found)
+        return found
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 class _Reader(io.RawIOBase):
@@ -256,6 +290,7 @@ def _filesystem() -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.known: dict[str, ObjectPath] = {}
+            self.block = lru_cache(BLOCKS)(self._block)
 
         @classmethod
         def _strip_protocol(cls, path: str) -> str:
@@ -268,8 +303,21 @@ def _filesystem() -> Any:
                 self.known[url] = ObjectPath(objects.place(objects.SCHEME + bucket), name)
             return self.known[url]
 
-        def _open(self, path: str, mode: str = "rb", **options: Any) -> BinaryIO:
-            return self._path(path).open()
+        def _block(self, path: ObjectPath, number: int) -> bytes:
+            end = min((number + 1) * AHEAD, path.stat().st_size)
+            return path.place.read(path.object, number * AHEAD, end)
+
+        def _read(self, path: ObjectPath, start: int, end: int) -> bytes:
+            """Short ranges come from blocks that are kept: DuckDB reads a footer several times."""
+            if end - start >= AHEAD:
+                return path.place.read(path.object, start, end)
+            first, last = start // AHEAD, max(end - 1, start) // AHEAD
+            blocks = b"".join(self.block(path, number) for number in range(first, last + 1))
+            return blocks[start - first * AHEAD : end - first * AHEAD]
+
+        def _open(self, path: str, mode: str = "rb", **options: Any) -> _Shared:
+            found = self._path(path)
+            return _Shared(found.stat().st_size, partial(self._read, found))
 
         def info(self, path: str, **options: Any) -> dict[str, Any]:
             return {"name": path, "size": self._path(path).stat().st_size, "type": "file"}

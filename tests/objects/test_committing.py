@@ -8,12 +8,13 @@ import pytest
 from faulty_store import puts
 from filelock import FileLock
 
-from tasks.core import commits, objects, pointers, remembered, store
+from tasks.core import _parts, commits, objects, pointers, remembered, store
 from tasks.core.errors import StoreError
 from tasks.core.frames import frame
 from tasks.core.objects import Unreachable
 from tasks.core.plan import Plan
 from tasks.core.tables import filtered
+from tasks.views import catalog
 from tasks.views import verify as verifying
 
 PLAN = Plan(round="r1", stage="filter")
@@ -312,3 +313,40 @@ def test_a_lock_is_enough_for_drivers_of_one_folder(project):
     lock = FileLock(root / "data/round=r1/.staging/filter/lock")
     with lock, pytest.raises(store.Busy):
         run(root, "b")
+
+
+def test_threads_share_a_file_and_read_each_at_its_own_place():
+    """DuckDB seeks and reads in one file from several threads: one that moves the place of another reads nothing."""
+    content = bytes(range(256)) * 40
+    file = pointers._Shared(len(content), lambda start, end: content[start:end])
+    barrier, read = Barrier(8, timeout=30), {}
+
+    def reader(place):
+        file.seek(place)
+        barrier.wait()
+        read[place] = (file.tell(), file.read(100), file.tell())
+
+    threads = [Thread(target=reader, args=(n * 1000,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == {n: (n, content[n : n + 100], n + 100) for n in range(0, 8000, 1000)}
+    assert file.seek(-3, 2) == len(content) - 3
+    assert file.read() == content[-3:]
+    assert file.read(1) == b""
+
+
+def test_a_table_of_many_parts_is_queried_by_all_threads(project, monkeypatch):
+    root = project()
+    (root / "params.yaml").write_text("bases: {}\nrounds: {}\n")
+    monkeypatch.setattr(_parts, "ROWS_PER_GROUP", 10)
+    monkeypatch.setattr(_parts, "GROUPS_PER_PART", 2)
+    ids = [f"{n:04}" for n in range(300)]
+    made, _ = run(root, *ids)
+    assert len(made.outputs["filtered"].parts) == 15
+    for _ in range(5):
+        found = catalog.query(root, "select id from filtered where round = 'r1' order by id")
+        assert found["id"].to_pylist() == ids
+    assert read(root) == ids
+    assert len(store.scan(root, "r1", "filtered")[0].filter(pl.col("id") == "0007").collect()) == 1
