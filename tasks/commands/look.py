@@ -131,7 +131,7 @@ def report(
     if html:
         from tasks.views import page
 
-        page.show(ROOT, html)
+        page.show(ROOT, html, whole)
     else:
         from tasks.views.report import show
 

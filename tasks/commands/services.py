@@ -11,12 +11,16 @@ app = typer.Typer()
 
 @app.command(rich_help_panel="Services")
 def record(
+    rounds: Annotated[
+        list[str] | None,
+        typer.Argument(help="Bases and rounds that are looked for in MLflow again, as after a run was deleted there."),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where MLflow does not answer.")] = False,
 ) -> None:
     """Update MLflow from the manifests; records each result once. What MLflow missed while it was down is caught up."""
     from tasks.views.record import record as update
 
-    typer.echo(update(ROOT, strict=strict))
+    typer.echo(update(ROOT, strict=strict, again=rounds or []))
 
 
 @app.command(rich_help_panel="Services")

@@ -16,10 +16,12 @@ from markupsafe import Markup
 from tasks.core.champion import Election
 from tasks.project.champion import elections
 from tasks.project.params import Pipeline, load_params
+from tasks.project.plan import Plans, plans
 from tasks.views import catalog
 from tasks.views._page_base import EMPTY
 from tasks.views._page_charts import SERIES, Point, Spread
 from tasks.views._report_facts import Facts, gather
+from tasks.views.report import shown
 
 DRAWN = len(SERIES)
 """Rounds in charts: each has a colour of its own."""
@@ -45,15 +47,17 @@ class Data:
     root: Path
     pipeline: Pipeline
     facts: list[Facts]
-    """Of every base and round that has a manifest, parents first."""
+    """Of every base and round that is shown and has a manifest, parents first."""
     elections: Mapping[str, Election]
     con: duckdb.DuckDBPyConnection
     colours: dict[str, int]
     """Of the rounds that charts draw."""
+    left_out: int = 0
+    """Earlier rounds, which the page does not show."""
 
     @property
     def names(self) -> list[str]:
-        """Every base and round with a manifest, parents first."""
+        """Every base and round that is shown, parents first."""
         return [f.block.name for f in self.facts]
 
     def rows(self, sql: str, **values: Any) -> list[Row]:
@@ -82,21 +86,40 @@ class Data:
         return [Spread(name, colour, *row["q"], row["mean"], row["n"]) for name, colour, row in drawn]
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a caller that looked at all rounds knows of them."""
+
+    pipeline: Pipeline
+    plans: Plans
+    elections: Mapping[str, Election]
+
+
 @contextmanager
-def opened(root: Path) -> Iterator[Data]:
-    """The data of a project.
+def opened(root: Path, whole: bool = False, known: Known | None = None) -> Iterator[Data]:
+    """The data of a project: of the rounds that its table shows, or with `whole` of all.
 
     Raises:
         ParamsError: when the folder is no project.
         StoreError: when a file of a manifest is missing or damaged.
     """
-    pipeline = load_params(root)
-    results = elections(root, pipeline)
-    facts = gather(root, pipeline, results)
-    with closing(catalog.connect(root)) as con:
-        data = Data(root, pipeline, facts, results, con, colours(facts, results))
+    known = known or look(root)
+    names = None if whole else shown(root, known.pipeline, known.elections)
+    every = gather(root, known.pipeline, known.elections, known.plans, names)
+    facts = [f for f in every if names is None or f.block.name in names]
+    rounds = None if len(facts) == len(every) else [f.block.name for f in facts]
+    with closing(catalog.connect(root, rounds)) as con:
+        drawn = colours(facts, known.elections)
+        data = Data(root, known.pipeline, facts, known.elections, con, drawn, len(every) - len(facts))
         _prepare(data)
         yield data
+
+
+def look(root: Path) -> Known:
+    """Looks at all rounds of a project."""
+    pipeline = load_params(root)
+    current = plans(root, pipeline)
+    return Known(pipeline, current, elections(root, pipeline, current))
 
 
 def colours(facts: list[Facts], results: Mapping[str, Election]) -> dict[str, int]:

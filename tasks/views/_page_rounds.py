@@ -84,13 +84,14 @@ def summary(data: Data) -> Markup:
         if base in data.names
     ]
     rounds = [(name, colour) for name, colour in data.colours.items()]
+    left_out = [report.left_out_text(data.left_out)] if data.left_out else []
     return render(
         "summary.html",
         title=data.pipeline.campaign.name,
         champions=champions,
         choice=decision(data.root),
         comparisons=comparisons(data),
-        notes=[*report.outdated(data.facts), *report.warnings(data.facts[-1:])],
+        notes=[*report.outdated(data.facts), *report.warnings(data.facts[-1:]), *left_out],
         rounds=rounds,
         others=len(data.names) - len(rounds),
         key=key,

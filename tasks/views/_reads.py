@@ -43,6 +43,8 @@ class Reads:
     """Table → rounds."""
     summaries: set[str]
     """Tables that are made from all manifests, and people's labels."""
+    only: set[str] | None = None
+    """The rounds of which summaries are made, where not of all."""
 
     @property
     def rounds(self) -> set[str]:

@@ -16,8 +16,9 @@ runs again when a stage commits while it runs.
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,8 +52,8 @@ STORAGE = "storage_compatibility_version"
 """DuckDB's setting of the format of a file."""
 
 
-def connect(root: Path) -> duckdb.DuckDBPyConnection:
-    """Connects to an in-memory database with the views over all rounds of the project at `root`.
+def connect(root: Path, rounds: Collection[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """Connects to an in-memory database with the views over all rounds of the project at `root`, or over some.
 
     Raises:
         ParamsError: when the folder is no project.
@@ -61,6 +62,8 @@ def connect(root: Path) -> duckdb.DuckDBPyConnection:
     """
     con = _database()
     reads = _reads.everything(_on_disk(root))
+    if rounds is not None:
+        reads = replace(_reads.everything(rounds), only=set(rounds))
     remembered.verify(root, _outputs(root, reads))
     _build(con, root, reads)
     return con
@@ -225,7 +228,7 @@ def _content(root: Path, reads: Reads) -> dict[str, Any]:
 def _rounds(root: Path, content: dict[str, Any], reads: Reads) -> Rounds:
     """The manifests of the rounds that are read, in the order of params.yaml; those that are only on disk come last."""
     known = [*(content.get("bases") or {}), *(content.get("rounds") or {})]
-    wanted = None if reads.summaries else reads.rounds
+    wanted = reads.only or (None if reads.summaries else reads.rounds)
     names = [n for n in dict.fromkeys([*known, *_on_disk(root)]) if wanted is None or n in wanted]
     return {name: store.manifests(root, name) for name in names}
 

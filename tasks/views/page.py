@@ -10,12 +10,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from tasks.core import labels
+from tasks.core import labels, store
 from tasks.project.edit import STATE
 from tasks.project.params import FILE
 from tasks.views import _page_base as base
 from tasks.views import _page_judges, _page_rounds, _page_rows, _page_samples, catalog
-from tasks.views._page_data import Data, Section, opened
+from tasks.views._page_data import Data, Known, Section, opened
 
 SECTIONS: tuple[Callable[[Data], Section], ...] = (
     _page_rounds.tree,
@@ -39,19 +39,20 @@ SOURCES = (FILE, "data/round=*/manifests/*.json", "data/decisions/*", f"{labels.
 """Files that are newer than the kept page where it is old."""
 
 
-def show(root: Path, file: Path) -> None:
-    """Writes the page to a file, and prints its name. It replaces an older page, and no other file.
+def show(root: Path, file: Path, whole: bool = False) -> None:
+    """Writes the page to a file, and prints its name. It replaces an older page, and no other file. With `whole` it shows all
+    rounds.
 
     Raises:
         FlywheelError: when the file cannot be written, belongs to the project, or is no page.
     """
     base.refuse(root, file)
-    base.write(root, file, html(root))
+    base.write(root, file, html(root, whole))
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
-def keep(root: Path) -> Path:
-    """The kept page of all rounds, made anew where something was made since.
+def keep(root: Path, known: Known | None = None) -> Path:
+    """The kept page, made anew where something was made since. `known` is what the caller knows of the rounds.
 
     Raises:
         StoreError: when a file of a round is missing or damaged.
@@ -60,24 +61,25 @@ def keep(root: Path) -> Path:
     newest = max((p.stat().st_mtime_ns for pattern in SOURCES for p in root.glob(pattern)), default=0)
     if not page.is_file() or page.stat().st_mtime_ns < newest:
         page.parent.mkdir(exist_ok=True)
-        text = html(root)
+        text = html(root, known=known)
         with base.replacing(page, b"<!doctype") as new:
             new.write_text(text, encoding="utf-8")
     return page
 
 
-def html(root: Path) -> str:
-    """The whole page, of one version of every round, even if a stage commits meanwhile.
+def html(root: Path, whole: bool = False, known: Known | None = None) -> str:
+    """The page, of one version of every round, even if a stage commits meanwhile. It shows the rounds that the table of the
+    rounds shows, or with `whole` all.
 
     Raises:
         ParamsError: when the folder is no project.
         StoreError: when a file of a round is missing or damaged.
     """
-    return catalog.consistently(root, lambda: _html(root))
+    return catalog.consistently(root, lambda: _html(root, whole, known))
 
 
-def _html(root: Path) -> str:
-    with opened(root) as data:
+def _html(root: Path, whole: bool, known: Known | None) -> str:
+    with store.one_look(), opened(root, whole, known) as data:
         title = data.pipeline.campaign.name
         if not data.facts:
             text = "Nothing has been made yet; `flywheel campaign` runs the rounds of params.yaml."
@@ -86,4 +88,4 @@ def _html(root: Path) -> str:
         return base.document(title, base.render("report.html", head=_page_rounds.summary(data), sections=sections))
 
 
-__all__ = ["SECTIONS", "Data", "Section", "html", "keep", "opened", "show"]
+__all__ = ["SECTIONS", "Data", "Known", "Section", "html", "keep", "opened", "show"]

@@ -42,7 +42,7 @@ def show(root: Path, console: Console | None = None, whole: bool = False) -> Non
     pipeline = load_params(root)
     current = plans(root, pipeline)
     results = elections(root, pipeline, current)
-    names = None if whole else _shown(root, pipeline, results)
+    names = None if whole else shown(root, pipeline, results)
     every = gather(root, pipeline, results, current, names)
     if not every:
         console.print("Nothing has been made yet; `flywheel campaign` runs the rounds of params.yaml.")
@@ -53,18 +53,19 @@ def show(root: Path, console: Console | None = None, whole: bool = False) -> Non
     champion_lines = champions(root, results, names)
     lines = [*outdated(every), *decisions(rounds), *champion_lines, *warnings(rounds)]
     left_out = len(every) - len(rounds)
-    _print_dim(console, [*lines, CAPTION, *([_left_out(left_out)] if left_out else [])])
+    _print_dim(console, [*lines, CAPTION, *([left_out_text(left_out)] if left_out else [])])
 
 
-def _shown(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> set[str]:
-    """The bases, the rounds in force, and the last rounds that were made."""
+def shown(root: Path, pipeline: Pipeline, results: Mapping[str, Election]) -> set[str]:
+    """The bases, the rounds in force, and the `NEWEST` rounds that were made last."""
     made = [name for name in pipeline.rounds if any((store.round_folder(root, name) / "manifests").glob("*.json"))]
     choice = decision(root)
     in_force = [election.champion for election in results.values()] + ([choice.round] if choice else [])
     return {name for name, block in pipeline.blocks.items() if block.is_base} | {*in_force, *made[-NEWEST:]}
 
 
-def _left_out(count: int) -> str:
+def left_out_text(count: int) -> str:
+    """Says how many rounds are not shown, and what shows them."""
     rounds = "1 earlier round is" if count == 1 else f"{count} earlier rounds are"
     return f"{rounds} not shown; `flywheel report --all` shows every round, `flywheel round list` a line for each."
 
@@ -90,7 +91,7 @@ def show_tree(root: Path, console: Console | None = None) -> None:
     for facts in rounds:
         if facts.block.is_base:
             console.print(nodes[facts.block.name])
-    names = _shown(root, pipeline, results)
+    names = shown(root, pipeline, results)
     _print_dim(console, [*outdated(rounds), *champions(root, results, names)])
     if left_out := sum(look.name not in names for election in results.values() for look in election.looks):
         _print_dim(console, [f"tests of {left_out} earlier rounds are not shown; `flywheel report --all` has all"])

@@ -20,7 +20,7 @@ from tasks.evaluate.judging import calibration_error
 from tasks.project import plan
 from tasks.project.execute import run_stage
 from tasks.project.params import load_params, stages_of
-from tasks.views import _page_data, _page_judges, _page_rounds, _page_rows, _page_samples, page
+from tasks.views import _page_data, _page_judges, _page_rounds, _page_rows, _page_samples, page, report
 from tasks.views._page_charts import apart
 
 SECTIONS = [s.__name__ for s in page.SECTIONS]
@@ -53,6 +53,17 @@ def test_a_page_has_every_section_and_loads_nothing(text):
     assert not re.search(r"<script|<link(?! rel=\"icon\" href=\"data:)|@import|src=|https?://(?!www\.w3\.org)", text)
     assert "default-src &#39;none&#39;" in text
     assert "#0000" not in text, "every colour is the stylesheet's"
+
+
+def test_of_many_rounds_a_page_shows_those_of_the_table(campaign, monkeypatch):
+    monkeypatch.setattr(report, "NEWEST", 1)
+    with page.opened(campaign) as found:
+        assert found.names == ["r0", "r2"] and found.left_out == 1
+        assert {row["round"] for row in found.rows("select distinct round from metrics")} == {"r0", "r2"}
+        assert {row["round"] for row in found.rows("select distinct round from prompts")} == {"r2"}
+        assert "1 earlier round is not shown" in _page_rounds.summary(found)
+    with page.opened(campaign, whole=True) as found:
+        assert found.names == ["r0", "r1", "r2"] and not found.left_out
 
 
 def test_ids_are_unique_and_found(text):

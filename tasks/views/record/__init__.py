@@ -22,6 +22,7 @@ be recorded because MLflow was down is recorded by the next call.
 MLFLOW_TRACKING_URI sets the location; the default is mlflow.db at the project's root, with artifacts in mlruns/.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,30 +43,34 @@ from tasks.views.record._runs import Recorder
 from tasks.views.report import refusal
 
 
-def record(root: Path, move_alias: bool = True, strict: bool = False) -> str:
-    """Updates the ledger of looks, then MLflow; returns a summary of the changes. Without `move_alias` the alias stays, as it
+def record(root: Path, move_alias: bool = True, strict: bool = False, again: Collection[str] = ()) -> str:
+    """Updates the ledger of looks, then MLflow; returns a summary of the changes. Results that are remembered to be in MLflow
+    are not looked for there, but those of `again`, bases and rounds of which something may have been deleted. Without `move_alias` the alias stays, as it
     should while a flow is still running rounds. While files are missing no look is taken and no model promoted. Where MLflow
     does not answer, the summary says so: the next call records what is missing.
 
     Raises:
+        UnknownName: when one of `again` is not in params.yaml.
         Unreachable: with `strict`, when MLflow does not answer.
         FlywheelError: when it refuses a value, or its experiment was deleted.
     """
     pipeline = load_params(root)
-    with lock(root, "record"):
+    asked = {pipeline.block(name).name for name in again}
+    with lock(root, "record"), store.one_look():
         absent = store.steady(root, pipeline.blocks, lambda: absent_files(root, pipeline))
-        results = {} if absent else champion.elections(root, pipeline)
+        current = {} if absent else champion.plans(root, pipeline)
+        results = {} if absent else champion.elections(root, pipeline, current)
         looks = champion.record_looks(root, results)
         parts = [f"{looks} new in {LOOKS}, to be committed"] if looks else []
         try:
             with clear_errors(tracking_uri(root)), project_of(root):
-                recorder = _recorded(root, pipeline, absent)
+                recorder = _recorded(root, pipeline, absent, asked)
                 parts.insert(0, summary(root, pipeline, recorder))
                 if answers := keep_answers(root, recorder.review):
                     parts.append(f"{answers} new in {labels.FOLDER}, to be committed")
                 if move_alias:
                     if not absent:
-                        parts += log_page(root, recorder)
+                        parts += log_page(root, recorder, pipeline, current, results)
                     parts.append(recorder.models.move_alias(results, absent))
         except Unreachable as error:
             if strict:
@@ -74,9 +79,9 @@ def record(root: Path, move_alias: bool = True, strict: bool = False) -> str:
         return "; ".join(parts)
 
 
-def _recorded(root: Path, pipeline: Pipeline, absent: dict[str, list[str]]) -> Recorder:
+def _recorded(root: Path, pipeline: Pipeline, absent: dict[str, list[str]], again: set[str]) -> Recorder:
     """Records all bases and rounds of which no file is missing."""
-    recorder = Recorder(root, pipeline)
+    recorder = Recorder(root, pipeline, again)
     for block in pipeline.blocks.values():
         if block.name not in absent:
             recorder.add(block)

@@ -20,6 +20,7 @@ from tasks.project.edit import lock
 from tasks.views._dvc_addresses import PROJECT
 from tasks.views.record._database import (
     ARTIFACTS,
+    commit_fast,
     damaged_text,
     make_artifacts_relative,
     make_usable,
@@ -78,6 +79,7 @@ def connect(root: Path) -> Any:
         raise _away(uri, why)
     with lock(root, "mlflow"):
         if path := sqlite_file(uri):
+            commit_fast()
             make_usable(path)
             if path == (root / DATABASE).resolve():
                 make_artifacts_relative(path)

@@ -1,8 +1,12 @@
 """The page of all rounds, as an artifact of the last round's run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.core import store
+from tasks.core.champion import Election
+from tasks.project.params import Pipeline
+from tasks.project.plan import Plans
 from tasks.views.record._runs import Recorder
 
 PAGE = "rounds.html"
@@ -10,11 +14,13 @@ DIGEST = "page"
 """Tag of a run with the digest of its page."""
 
 
-def log_page(root: Path, recorder: Recorder) -> list[str]:
+def log_page(
+    root: Path, recorder: Recorder, pipeline: Pipeline, current: Plans, results: Mapping[str, Election]
+) -> list[str]:
     """Logs the page where it changed, to the run of the last round of params.yaml that has one: each round's run keeps the page
     as it was when the next one began. Returns what went wrong; no page is worth a failed record.
     """
-    from tasks.views.page import keep
+    from tasks.views.page import Known, keep
 
     recorded = next(reversed(recorder.recorded.values()), None)
     if recorded is None:
@@ -23,7 +29,7 @@ def log_page(root: Path, recorder: Recorder) -> list[str]:
     if DIGEST in last.data.tags and not recorder.new.total():
         return []
     try:
-        page = keep(root)
+        page = keep(root, Known(pipeline, current, results))
     except Exception as error:
         return [f"the page of the rounds was not made: {type(error).__name__}: {error}"]
     digest = store.sha256(page)

@@ -1,7 +1,7 @@
 """Runs: one for each base and round, with a child for each stage, each result once."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -43,8 +43,8 @@ class Recorder:
     rounds that changed alone; else it reads both once.
     """
 
-    def __init__(self, root: Path, pipeline: Pipeline) -> None:
-        self.root, self.pipeline, self.name = root, pipeline, pipeline.campaign.name
+    def __init__(self, root: Path, pipeline: Pipeline, again: Collection[str] = ()) -> None:
+        self.root, self.pipeline, self.name, self.again = root, pipeline, pipeline.campaign.name, again
         self.client = connect(root)
         self.experiment = self._experiment()
         self.memory = Memory.read(root, self.client.get_experiment(self.experiment).tags)
@@ -96,7 +96,7 @@ class Recorder:
             return
         content = state(self.root, self.pipeline, block, manifests, self._number(block))
         known = self.memory.rounds.get(block.name)
-        if known is None or known.state != content:
+        if known is None or known.state != content or block.name in self.again:
             run, version = self._add(block, manifests)
             known = Recorded(state=content, run=run.info.run_id, version=version)
         elif known.version:
