@@ -1,8 +1,8 @@
 """Prefect flows over `dvc repro`: when and where stages run. The stages themselves are in `tasks`.
 
 Configures Prefect before anything imports it: telemetry off, Prefect's log to the server (the UI shows it), not to the
-terminal, where flows print one line a stage, and a sign of life of each run often enough for `flows.crashes`. Variables that
-are already set take precedence.
+terminal, where flows print one line a stage, a sign of life of each run often enough for `flows.crashes`, and leases of
+concurrency limits in PREFECT_HOME. Variables that are already set take precedence.
 """
 
 import os
@@ -16,6 +16,8 @@ SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    # In the server's memory they would be lost when it is restarted: runs that hold one end then, and the limit stays taken.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     **HEARTBEAT,
 }
 

@@ -8,6 +8,9 @@ Postgres nothing changes.
 With `--until-stdin-closes` the server ends when its standard input does. The command that started it holds the other end of
 that pipe, so a server that was started for one command does not outlive it, however that ends.
 
+A server that was away cannot know whether runs sent a sign of life meanwhile. Prefect counts its absence as their silence, so
+those that are alive would be marked as crashed when it is back: here the time within which the next one must come begins anew.
+
 Prefect itself answers every page of every site. Here only its own pages are answered: `flows.origins`.
 """
 
@@ -17,14 +20,20 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC
 from threading import Thread
 from typing import Any
 
 from prefect.cli import app
 from prefect.server.api import server
+from prefect.server.database import provide_database_interface
 from prefect.server.database.configurations import AioSqliteConfiguration
+from prefect.server.events import triggers
+from prefect.types import DateTime
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from flows import UNTIL_STDIN_CLOSES
+from flows import UNTIL_STDIN_CLOSES, crashes
 from flows.origins import guarded
 
 GRACE = 5.0
@@ -41,6 +50,27 @@ async def immediate(self: AioSqliteConfiguration, session: Any, with_for_update:
 
 
 AioSqliteConfiguration.begin_transaction = immediate  # type: ignore[method-assign]
+
+
+_load = triggers.load_automations
+
+
+async def load_automations(session: AsyncSession) -> None:
+    """Loads the automations, as at the start and after a change of one; gives the runs of these flows time for a sign of life."""
+    database, end = provide_database_interface(), DateTime.now(UTC) + crashes.SILENCE
+    bucket, automation = database.AutomationBucket, database.Automation
+    ours = select(automation.id).where(automation.name == crashes.NAME)
+    await session.execute(
+        update(bucket)
+        .where(bucket.automation_id.in_(ours), bucket.end < end)
+        .values(end=end)
+        .execution_options(synchronize_session=False)
+    )
+    await session.commit()
+    await _load(session)
+
+
+triggers.load_automations = load_automations
 
 
 def _end_with_stdin() -> None:

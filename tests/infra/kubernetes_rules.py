@@ -112,7 +112,9 @@ def _of_container(container: Object, objects: list[Object], texts: str, initial:
         yield "asks for no CPU and memory, or has no limit of memory"
     ports = {p["name"] for p in container.get("ports", [])}
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
-        if (port := container.get(probe, {}).get("httpGet", {}).get("port")) and port not in ports:
+        asked = container.get(probe, {})
+        port = (asked.get("httpGet") or asked.get("tcpSocket") or {}).get("port")
+        if port and port not in ports:
             yield f"{probe} asks port {port!r}, which it has not"
     known: set[str] = set()
     for variable in container.get("env", []):
