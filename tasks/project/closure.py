@@ -34,6 +34,7 @@ PLUMBING = {
     "tasks.core.store": "writes and reads tables whole, and checks every byte",
     "tasks.where": "runs pieces, and ranks of a training, where a block says; no row depends on it",
     "tasks.core.tables": "the plan holds the digests of the tables that a stage writes",
+    "tasks.engines._vllm_server": "the process of a server, whose arguments and requests are made in modules that plans name",
 }
 """Modules that no plan names, each with the reason."""
 
