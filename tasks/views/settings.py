@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from tasks.core.stage import stages
 from tasks.project import recipes
 from tasks.project.params import FILE, Block, load_params
+from tasks.where.here import Here
 
 
 def show_round(root: Path, name: str, console: Console | None = None) -> None:
@@ -27,10 +28,10 @@ def show_round(root: Path, name: str, console: Console | None = None) -> None:
 
 
 def _title(block: Block) -> str:
-    if block.is_base:
-        return f"{block.name}: a base"
-    parts = [f"parent {block.parent}", f"base {block.base}", f"recipe {block.recipe}"]
-    return f"{block.name}: " + ", ".join([*parts, *([f"anchor {block.anchor}"] if block.anchor else [])])
+    parts = ["a base"] if block.is_base else [f"parent {block.parent}", f"base {block.base}", f"recipe {block.recipe}"]
+    parts += [f"anchor {block.anchor}"] if block.anchor else []
+    parts += [] if isinstance(block.where, Here) else [f"where {block.where.strategy_name()}"]
+    return f"{block.name}: " + ", ".join(parts)
 
 
 def values(block: Block) -> Iterator[tuple[str, Any, str]]:
