@@ -60,10 +60,10 @@ class Pointer(BaseModel):
 
 
 class ObjectPath:
-    """An object as readers see a file. Its size and times are asked for once."""
+    """An object as readers see a file, and the folder whose pointer names it. Its size and times are asked for once."""
 
-    def __init__(self, place: Place, name: str) -> None:
-        self.place, self.object = place, name
+    def __init__(self, place: Place, name: str, folder: Path | None = None) -> None:
+        self.place, self.object, self.folder = place, name, folder
         self._entry: Entry | Literal[False] | None = False
 
     def __str__(self) -> str:
@@ -252,15 +252,15 @@ def paths(pointer: Pointer, folder: Path, output: Output) -> list[StoredPath]:
             f"{folder / POINTER} {CHANGED}: it is of another version than its manifest; restore both with "
             "`dvc checkout --force`, or run the stage again"
         )
-    return objects_of(pointer.model_copy(update={"parts": output.parts}))
+    return objects_of(pointer.model_copy(update={"parts": output.parts}), folder)
 
 
-def objects_of(pointer: Pointer | None) -> list[StoredPath]:
+def objects_of(pointer: Pointer | None, folder: Path) -> list[StoredPath]:
     """The parts that a pointer names."""
     if pointer is None:
         return []
     place = objects.place(pointer.url)
-    return [ObjectPath(place, object_name(part)) for part in pointer.parts]
+    return [ObjectPath(place, object_name(part), folder) for part in pointer.parts]
 
 
 # Readers

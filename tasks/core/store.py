@@ -165,13 +165,13 @@ def paths(place: Path, output: Output) -> list[StoredPath]:
 
 def damage(path: StoredPath, part: Part, digest: str | None) -> str | None:
     """What is wrong with a part's file, whose sha256 is `digest`, and how it is mended; None where nothing is."""
-    mend = RESTORE if isinstance(path, Path) else REWRITE
+    what, mend = (str(path), RESTORE) if isinstance(path, Path) else (f"{path}, a part of {path.folder},", REWRITE)
     if not path.is_file():
-        return f"{path} is missing; {mend}"
+        return f"{what} is missing; {mend}"
     if (size := path.stat().st_size) != part.bytes:
-        return f"{path} has {size:,} bytes, its manifest says {part.bytes:,}; {mend}"
+        return f"{what} has {size:,} bytes, its manifest says {part.bytes:,}; {mend}"
     if digest != part.sha256:
-        return f"{path} {CHANGED} (its sha256 differs from the manifest's); {mend}"
+        return f"{what} {CHANGED} (its sha256 differs from the manifest's); {mend}"
     return None
 
 

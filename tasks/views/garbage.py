@@ -22,6 +22,7 @@ def lines(garbage: Garbage) -> Iterator[str]:
     total = sum(entry.bytes for entry in garbage.unnamed)
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), reverse=True))
     yield f"Nothing names {kinds}, {_size(total)} in all{_of(garbage.rounds)}:"
+    yield "(What others have not pushed, or this clone has not fetched, is not seen: `git fetch --all` first.)"
     for entry in garbage.unnamed[:SHOWN]:
         yield f"  {entry.name}  {_size(entry.bytes)}"
     if (more := len(garbage.unnamed) - SHOWN) > 0:

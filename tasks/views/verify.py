@@ -171,7 +171,7 @@ def _paths(place: Path) -> Iterator[StoredPath]:
         yield from (Path(folder) / f for f in sorted(files) if f not in IGNORED)
         if pointers.POINTER in files:
             with suppress(StoreError):  # it is a finding of its own
-                yield from pointers.objects_of(pointers.read(Path(folder)))
+                yield from pointers.objects_of(pointers.read(Path(folder)), Path(folder))
 
 
 def _digests(path: StoredPath, locked: bool) -> Digests | None:
