@@ -6,6 +6,7 @@ before Prefect is imported (0.5 s instead of 1.5 s in a subprocess). The plan is
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -214,6 +215,12 @@ def _repo(root: Path) -> Iterator[Any]:
         raise Busy(busy(str(error))) from error
     except DvcException as error:
         raise FlywheelError(f"DVC cannot tell what is stale: {error}; {_fix(error)}") from error
+    except FileNotFoundError as error:
+        if error.filename is None or not os.path.islink(error.filename):
+            raise
+        raise FlywheelError(
+            f"{error.filename} is a link to nothing; remove it, and `dvc checkout --force` or `dvc pull` brings back what was there"
+        ) from error
     finally:
         logger.setLevel(level)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import projects
 import pytest
 
+from tasks.core.errors import FlywheelError
 from tasks.project import graph, lockfile, status_cache
 from tasks.project.params import load_params
 
@@ -121,6 +122,15 @@ def test_a_stage_with_other_results_than_dvc_knows_runs_as_ever(made):
     """Its entry is whole, so DVC decides: a plot that somebody edited is not taken for the stage's."""
     (made / "data/round=r2/plots/levels.csv").write_text("level\n")
     assert ask(made) == {"evaluate@r2"}
+
+
+@pytest.mark.parametrize("name", ["model", "judgments/part-00000.parquet"])
+def test_a_link_to_nothing_is_named(made, name):
+    place = made / "data/round=r1" / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    place.symlink_to(made / "nowhere")
+    with pytest.raises(FlywheelError, match=rf"{place} is a link to nothing; remove it, and `dvc checkout"):
+        ask(made)
 
 
 # Readers and writers
@@ -259,8 +269,6 @@ def test_what_is_remembered_never_hides_what_dvc_calls_stale(settled, tmp_path, 
 
 def outcome(root):
     """What is stale, or why that cannot be told."""
-    from tasks.core.errors import FlywheelError
-
     try:
         return ask(root)
     except FlywheelError as error:
