@@ -1,7 +1,8 @@
 """What the commands cost that a person waits for, in projects of 10, 50 and 200 complete rounds.
 
     python benchmarks/rounds.py                [--rounds 10 --rounds 50 --rounds 200] [--only sql]
-    python benchmarks/rounds.py make FOLDER 50 [--prompts 12]       leaves such a project there, for other measurements
+    python benchmarks/rounds.py make FOLDER 50 [--prompts 12]       leaves such a project there
+    python benchmarks/rounds.py --project FOLDER --rounds 50        measures in it, with the code that lies there
 
 Each project is made of the code as it is here. Its base and first round run with the engine that answers by rule; the others
 are that round's tables under other names, written and committed as stages do it, each with its own plan, so that nothing
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -185,12 +186,12 @@ def measure_params(place: Path, what: str) -> None:
     add(f"params validated, {what}", f"{median(times):.2f} s", "0.5 s", median(times) / 0.5, 1)
 
 
-def measure_record(place: Path, what: str) -> None:
-    """Rows of the first `record` of all rounds but the last, and of the one that finds the last one new."""
-    last = sorted(place.glob("data/round=*"), key=lambda folder: folder.stat().st_mtime)[-1]
-    away = place / "away"
+def measure_record(place: Path, rounds: int, what: str) -> None:
+    """Rows of the first `record` of all rounds but the last, unless it was made, and of the one that finds the last one new."""
+    last, away, recorded = place / f"data/round=r{rounds}", place / "away", place / "mlflow.db"
     last.rename(away)
-    measure(f"flywheel record, first, {what}", ["flywheel", "record"], place, None, runs=1)
+    if not recorded.exists():
+        measure(f"flywheel record, first, {what}", ["flywheel", "record"], place, None, runs=1)
     away.rename(last)
     measure(f"flywheel record of one new round, {what}", ["flywheel", "record"], place, None, runs=1)
     measure(f"flywheel record, nothing new, {what}", ["flywheel", "record"], place, None)
@@ -208,12 +209,13 @@ def main(
     rounds: Annotated[list[int] | None, typer.Option("--rounds")] = None,
     only: Annotated[str, typer.Option("--only", help="A part of the names of the commands.")] = "",
     prompts: Annotated[int, typer.Option("--prompts", help="Problems of each round.")] = 12,
+    project: Annotated[Path | None, typer.Option("--project", help="A project that `make` left, of --rounds.")] = None,
 ) -> None:
     """Measures all commands in projects of each number of rounds."""
     if context.invoked_subcommand:
         return
     for count in rounds or SIZES:
-        with made(count, prompts) as place:
+        with nullcontext(project.resolve()) if project else made(count, prompts) as place:
             what = f"{count} rounds"
             for name, (command, goals) in COMMANDS.items():
                 if only in name:
@@ -222,7 +224,7 @@ def main(
             if only in "params validated":
                 measure_params(place, what)
             if only in "flywheel record":
-                measure_record(place, what)
+                measure_record(place, count, what)
 
 
 if __name__ == "__main__":
