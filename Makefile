@@ -6,7 +6,7 @@ PEER := .venv-distilabel
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH VIRTUAL_ENV
 
-.PHONY: demo test torture lint lock bench bench-gpu vllm-cpu vllm-gpu test-vllm
+.PHONY: demo test torture lint lock bench bench-gpu ray vllm-cpu vllm-gpu test-vllm
 
 demo: $(VENV)/ready
 	@python -m flows.demo
@@ -17,6 +17,14 @@ test: $(VENV)/ready
 # Every try of every fault in docs/reliability.md; the tests make a tenth of them.
 torture: $(VENV)/ready
 	@FLYWHEEL_TORTURE=1 pytest -m torture --timeout 1200
+
+ray: $(VENV)/ray
+
+# With the driver for MLflow on Postgres.
+$(VENV)/ray: infra/ray.lock $(VENV)/ready
+	@echo "Adding Ray (half a minute, about 0.3 GB) …"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/requirements.lock -r infra/ray.lock
+	@touch $@
 
 vllm-cpu vllm-gpu: vllm-%: $(VENV)/vllm-%
 
