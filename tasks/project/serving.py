@@ -23,6 +23,7 @@ from tasks.engines import Engine, _served
 from tasks.project import strays
 from tasks.project.execute import model_folder
 from tasks.project.freshness import is_result_of_plan
+from tasks.project.params import load_params
 
 STAGES = ("prompts", "generate", "judge", "critique")
 """Stages between which a round's engine stays up."""
@@ -42,8 +43,11 @@ def served_plans(root: Path, name: str) -> list[Plan]:
     Raises:
         StoreError: where there is no plan.
     """
-    plans = [Plan.read(root, name, stage) for stage in STAGES]
-    return [plan for plan in plans if plan.engine is not None]
+    return [plan for plan in _plans(root, name) if plan.engine is not None and "parent_model" in plan.reads]
+
+
+def _plans(root: Path, name: str) -> list[Plan]:
+    return [Plan.read(root, name, stage) for stage in STAGES]
 
 
 def engine_of(root: Path, plan: Plan) -> Engine:
@@ -65,13 +69,10 @@ def problem(root: Path, name: str) -> str | None:
         )
     if problems := engine.problems():
         return "; ".join(problems)
-    others = {
-        k
-        for p in plans
-        for k, owner in p.ancestors.items()
-        if f"{k}_model" in p.reads and owner != p.ancestors["parent"]
-    }
-    loaded = {n for plan in plans for n, m in plan.models.items() if load("engines", m["engine"]["strategy"]).loads}
+    parent, stages = plans[0].ancestors["parent"], _plans(root, name)
+    opened = {kind: owner for plan in stages for kind, owner in plan.ancestors.items() if f"{kind}_model" in plan.reads}
+    others = {owner for owner in opened.values() if owner != parent}
+    loaded = {n for plan in stages for n, m in plan.models.items() if load("engines", m["engine"]["strategy"]).loads}
     if devices.devices() and (beside := sorted(others | loaded)):
         return f"stages of {name} load {', '.join(beside)} beside the parent, for which the server would leave no room"
     return None
@@ -96,9 +97,12 @@ def serve(root: Path, name: str, tell: Callable[[str], None]) -> None:
     """Keeps a server up for the stages of a round, until they are made or something else ends it (see the module).
 
     Raises:
+        UnknownName: for a round that params.yaml does not have.
         FlywheelError: where none can answer them, or one is up already.
         EngineError: where it does not start, or dies.
     """
+    if load_params(root).block(name).is_base:
+        raise FlywheelError(f"{name} is a base, whose model answers the rounds that start from it; name one of those")
     if why := problem(root, name):
         raise FlywheelError(why)
     plans = served_plans(root, name)

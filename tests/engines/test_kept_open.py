@@ -18,7 +18,7 @@ import pytest
 
 from tasks.core import models, store
 from tasks.core.cache import RequestCache
-from tasks.core.errors import Busy, EngineError, FlywheelError, ModelRefused
+from tasks.core.errors import Busy, EngineError, FlywheelError, ModelRefused, UnknownName
 from tasks.engines import Request, Sampling, _served
 from tasks.engines import _vllm_server as server_file
 from tasks.engines import vllm as vllm_file
@@ -342,8 +342,10 @@ def _opened():
 
 
 def test_a_round_of_another_engine_and_one_that_is_unknown_have_no_server(project, monkeypatch):
-    with pytest.raises(FlywheelError, match="no plan of prompts@r9"):
+    with pytest.raises(UnknownName, match="'r9'.*r1"):
         serving.serve(Path(), "r9", print)
+    with pytest.raises(FlywheelError, match="r0 is a base"):
+        serving.serve(Path(), "r0", print)
     assert serving.stop(Path(), "r9") == []
     monkeypatch.setattr(serving, "engine_of", lambda *_: Transformers())
     with pytest.raises(FlywheelError, match="the engine of r1 is transformers"):
