@@ -28,6 +28,8 @@ from tasks.where._crew import Crew, packed, variables
 IN_FLIGHT = 2
 """Pieces that a worker has at most: the next one waits at the worker, so that none waits for the driver."""
 HERE, LOOPBACK = "127.0.0.1", ("127.0.0.1", "localhost")
+ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable that says, set to 0, that there is no cluster of several machines."""
 CONNECT = 5.0
 """Seconds that the head of a cluster has to answer."""
 GRACE = 60.0
@@ -80,11 +82,10 @@ class Ray(Placement):
 def _joined(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster. One that is started for this ends with it."""
     head = _head(address)
-    if head and head.rpartition(":")[0] in LOOPBACK:
-        os.environ.setdefault(
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-        )  # else Ray looks for it at the machine's address
+    if head is None or head.rpartition(":")[0] in LOOPBACK:
+        os.environ.setdefault(ONLY_HERE, "0")  # else Ray takes the machine's own address where 127.0.0.1 is asked for
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes more than Ray's 30
     try:
         import ray
     except ImportError as error:
@@ -94,10 +95,20 @@ def _joined(address: str) -> Iterator[Any]:
         ) from error
     alone = {"_node_ip_address": HERE, "include_dashboard": False, "object_store_memory": OBJECTS}
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({"address": head} if head else alone))
+        _init(ray, {"address": head} if head else alone)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _init(ray: Any, how: dict[str, Any]) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+    except Exception as error:  # Ray raises plain ones
+        what = f"join the cluster at {how['address']}" if "address" in how else "start a cluster on this machine"
+        raise EngineError(
+            f"where: Ray cannot {what}: {error}; try again, or set where.strategy to processes"
+        ) from error
 
 
 def _head(address: str) -> str | None:

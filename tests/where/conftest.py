@@ -13,7 +13,7 @@ from tasks.project.execute import run_stage
 
 RECIPE = projects.SMALL | {
     "judge": {"reward": "self_consistency", "self_consistency": {}, "logprob": {}, "self_judge": {"likeliest": 2}},
-    "filter": {"threshold": {"min_reward": 0.4, "per_level": 3 * driving.many_prompts() // 10}},
+    "filter": {"threshold": {"min_reward": 0.4, "per_level": 3 * driving.SOME // 10}},
 }
 """With a judge that asks a model, and a filter that compares prompts."""
 
@@ -28,7 +28,7 @@ def many(tmp_path_factory, apart) -> Path:
         plan.write(root)
         for name, stage in (("r0", "base"), ("r1", "prompts")):
             run_stage(root, name, stage)
-    driving.fill(root, driving.many_prompts())
+    driving.fill(root, driving.SOME)
     return root
 
 
@@ -37,7 +37,7 @@ def round_one(many, tmp_path, monkeypatch) -> Path:
     """A copy, as the working directory, whose stages are cut into small pieces."""
     for name in ("MAX_PROMPTS", "MAX_REQUESTS", "MAX_ROWS", "IDS_PER_PIECE"):
         monkeypatch.setattr(f"tasks.project.pieces.{name}", getattr(driving.pieces, name))
-    driving.small_pieces()
+    driving.small_pieces(many)
     root = tmp_path / "project"
     shutil.copytree(many, root, symlinks=True)
     monkeypatch.chdir(root)

@@ -16,14 +16,14 @@ from tasks.core import frames, store, tables
 from tasks.project import execute, pieces, plan
 from tasks.where import _crew, here
 
-ALL = "FLYWHEEL_TORTURE"
-"""The variable that asks for all tries of a fault."""
 LOG = "handed.txt"
+SOME = 3_000
+"""Prompts of an ordinary try."""
 
 
-def small_pieces() -> None:
+def small_pieces(root: Path) -> None:
     """Cuts the tables into a dozen pieces. They go to workers as they are, so only the driver has to be told."""
-    most = many_prompts() // 12
+    most = (store.manifests(root, "r1")["prompts"].outputs["prompts"].rows or 0) // 12
     pieces.MAX_PROMPTS, pieces.MAX_REQUESTS, pieces.MAX_ROWS, pieces.IDS_PER_PIECE = (most, 4 * most, 5 * most, 16)
 
 
@@ -60,11 +60,6 @@ def made(root: Path, stage: str) -> tuple[str, list[str]]:
     return output.digest, store.scan(root, "r1", name)[0].select("id").collect()["id"].to_list()
 
 
-def many_prompts() -> int:
-    """Prompts of a round in which machines are lost."""
-    return 200_000 if os.environ.get(ALL) else 3_000
-
-
 def forget(root: Path) -> None:
     """Forgets what was handed out."""
     (root / LOG).unlink(missing_ok=True)
@@ -91,7 +86,7 @@ def main(root: Path, stage: str) -> None:
 
     _crew.Crew.next = lambda self, worker: written(crews(self, worker))
     here.Here.run = one_by_one
-    small_pieces()
+    small_pieces(root)
     execute.run_stage(root, "r1", stage)
 
 
