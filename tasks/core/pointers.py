@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, Literal
@@ -266,11 +267,13 @@ def objects_of(pointer: Pointer | None, folder: Path) -> list[StoredPath]:
 # Readers
 
 
-def scan(files: Sequence[StoredPath]) -> pl.LazyFrame:
-    """The rows of Parquet files, in a folder or a bucket."""
-    if any(isinstance(file, ObjectPath) for file in files):
-        return pl.scan_parquet([str(file) for file in files], glob=False, storage_options=objects.options())
-    return pl.scan_parquet(files, glob=False)
+def scan(files: Sequence[StoredPath], **how: Any) -> pl.LazyFrame:
+    """The rows of Parquet files, in a folder or a bucket; `how` are options of polars' `scan_parquet`."""
+    found = []  # polars reads files of one kind at a time
+    for in_bucket, some in groupby(files, lambda file: isinstance(file, ObjectPath)):
+        options = {"storage_options": objects.options()} if in_bucket else {}
+        found.append(pl.scan_parquet([str(file) for file in some], glob=False, **options, **how))
+    return found[0] if len(found) == 1 else pl.concat(found, how="diagonal_relaxed")
 
 
 def attach(con: duckdb.DuckDBPyConnection, files: Iterable[StoredPath]) -> None:

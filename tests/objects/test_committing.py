@@ -350,3 +350,17 @@ def test_a_table_of_many_parts_is_queried_by_all_threads(project, monkeypatch):
         assert found["id"].to_pylist() == ids
     assert read(root) == ids
     assert len(store.scan(root, "r1", "filtered")[0].filter(pl.col("id") == "0007").collect()) == 1
+
+
+def test_a_scan_goes_over_folders_and_buckets(project, monkeypatch):
+    """As a report does over all rounds, in their order."""
+    one, two, three = project("one"), project("two"), project("three")
+    run(one, "a")
+    run(two, "b", plan=Plan(round="r1", stage="filter", seed=2))
+    monkeypatch.delenv("DATA_URL")
+    run(three, "c")
+    files = [
+        path for root in (one, three, two) for path in store.paths(root / TABLE, store.find(root, "r1", "filtered")[1])
+    ]
+    found = pointers.scan(files, include_file_paths="file").select("id", "file").collect()
+    assert found.rows() == [(i, str(path)) for i, path in zip("acb", files, strict=True)]
