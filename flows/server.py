@@ -56,7 +56,9 @@ _load = triggers.load_automations
 
 
 async def load_automations(session: AsyncSession) -> None:
-    """Loads the automations, as at the start and after a change of one; gives the runs of these flows time for a sign of life."""
+    """Loads the automations when the server starts. Runs of these flows have until `crashes.SILENCE` later to send a sign of life,
+    and their late ones, which come in a moment and each end the time of the one before, are not judged meanwhile.
+    """
     database, end = provide_database_interface(), DateTime.now(UTC) + crashes.SILENCE
     bucket, automation = database.AutomationBucket, database.Automation
     ours = select(automation.id).where(automation.name == crashes.NAME)
@@ -67,7 +69,10 @@ async def load_automations(session: AsyncSession) -> None:
         .execution_options(synchronize_session=False)
     )
     await session.commit()
+    triggers.load_automations = _load  # later loads follow a change of an automation
     await _load(session)
+    waiting = (t for t in triggers.triggers.values() if t.automation.name == crashes.NAME)
+    triggers.next_proactive_runs.update({trigger.id: end for trigger in waiting})
 
 
 triggers.load_automations = load_automations
