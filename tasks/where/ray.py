@@ -30,6 +30,8 @@ IN_FLIGHT = 2
 HERE, LOOPBACK = "127.0.0.1", ("127.0.0.1", "localhost")
 ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's variable that says, set to 0, that there is no cluster of several machines."""
+TRIES = 3
+"""Attempts to join or start a cluster."""
 CONNECT = 5.0
 """Seconds that the head of a cluster has to answer."""
 GRACE = 60.0
@@ -85,7 +87,6 @@ def _joined(address: str) -> Iterator[Any]:
     if head is None or head.rpartition(":")[0] in LOOPBACK:
         os.environ.setdefault(ONLY_HERE, "0")  # else Ray takes the machine's own address where 127.0.0.1 is asked for
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes more than Ray's 30
     try:
         import ray
     except ImportError as error:
@@ -102,13 +103,19 @@ def _joined(address: str) -> Iterator[Any]:
 
 
 def _init(ray: Any, how: dict[str, Any]) -> None:
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
-    except Exception as error:  # Ray raises plain ones
-        what = f"join the cluster at {how['address']}" if "address" in how else "start a cluster on this machine"
-        raise EngineError(
-            f"where: Ray cannot {what}: {error}; try again, or set where.strategy to processes"
-        ) from error
+    for tries_left in reversed(range(TRIES)):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **how)
+            return
+        except Exception as error:  # Ray raises plain ones, such as where a busy machine takes more than 30 s
+            ray.shutdown()
+            if not tries_left:
+                what = (
+                    f"join the cluster at {how['address']}" if "address" in how else "start a cluster on this machine"
+                )
+                raise EngineError(
+                    f"where: Ray cannot {what}: {error}; try again, or take strategy: processes"
+                ) from error
 
 
 def _head(address: str) -> str | None:
