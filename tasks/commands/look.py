@@ -1,12 +1,13 @@
 """Commands that only read."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from tasks.commands import ROOT
+from tasks.commands import GARBAGE, ROOT
 
 app = typer.Typer()
 
@@ -40,6 +41,7 @@ def sql(
     ] = None,
 ) -> None:
     """Query the tables of all rounds with SQL (DuckDB)."""
+    gc.set_threshold(*GARBAGE)
     from tasks.core.errors import FlywheelError
     from tasks.views import catalog
 
@@ -124,10 +126,14 @@ def report(
         ),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--all", help="Show every round, not only bases, the ones in force and the newest 16.")
+        bool,
+        typer.Option(
+            "--all", help="Show every round, not only bases, the ones in force and the newest 16; in the page, too."
+        ),
     ] = False,
 ) -> None:
     """The table of the rounds: accuracy by level, judges, rows, tokens, seconds."""
+    gc.set_threshold(*GARBAGE)
     if html:
         from tasks.views import page
 

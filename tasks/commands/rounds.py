@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tasks.commands import ROOT, Name, Settings
+from tasks.commands import GARBAGE, ROOT, Name, Settings
 
 app = typer.Typer()
 round_app = typer.Typer(no_args_is_help=True, help="Add, show, list and remove rounds of params.yaml.")
@@ -17,9 +17,6 @@ app.add_typer(round_app, name="round")
 app.add_typer(base_app, name="base")
 app.add_typer(recipe_app, name="recipe")
 
-GARBAGE = 100_000, 50, 1000
-"""Of a stage's garbage collector: importing transformers makes millions of objects and no garbage, and collecting took a
-quarter of the start-up."""
 ALLOCATOR = {"_RJEM_MALLOC_CONF": f"narenas:{os.cpu_count() or 1},muzzy_decay_ms:0"}
 """jemalloc options, set before polars is imported. By default there are four arenas per core, and freed memory is returned
 late; with these, a stage's peak memory is a sixth lower, at the same speed (benchmarks/chain.py)."""
@@ -151,6 +148,7 @@ def round_show(name: Name) -> None:
 @round_app.command("list")
 def round_list() -> None:
     """The bases and rounds as a tree, with the state of each."""
+    gc.set_threshold(*GARBAGE)
     from tasks.views.report import show_tree
 
     show_tree(ROOT)

@@ -1,10 +1,11 @@
 """Commands about the servers beside the project."""
 
+import gc
 from typing import Annotated
 
 import typer
 
-from tasks.commands import ROOT
+from tasks.commands import GARBAGE, ROOT, one_word
 
 app = typer.Typer()
 
@@ -13,11 +14,15 @@ app = typer.Typer()
 def record(
     rounds: Annotated[
         list[str] | None,
-        typer.Argument(help="Bases and rounds that are looked for in MLflow again, as after a run was deleted there."),
+        typer.Argument(
+            help="Bases and rounds that are looked for in MLflow again, as after a run was deleted there.",
+            callback=one_word,
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where MLflow does not answer.")] = False,
 ) -> None:
     """Update MLflow from the manifests; records each result once. What MLflow missed while it was down is caught up."""
+    gc.set_threshold(*GARBAGE)
     from tasks.views.record import record as update
 
     typer.echo(update(ROOT, strict=strict, again=rounds or []))

@@ -9,6 +9,8 @@ import polars as pl
 
 from tasks.core import pointers, remembered, store
 from tasks.core.champion import Election
+from tasks.core.frames import frame
+from tasks.core.tables import TABLES
 from tasks.project.champion import decision, model_digest
 from tasks.project.costs import Costs, Prices, of
 from tasks.project.freshness import absent_files, stale_stages
@@ -17,6 +19,8 @@ from tasks.project.plan import Plans
 from tasks.views._labels import by_round
 
 UNKNOWN = "–"
+FILE = "file"
+"""Column with the file of a row."""
 
 
 @dataclass(frozen=True)
@@ -176,14 +180,17 @@ def _rows(
     outputs = ((n, m.outputs[table]) for n, made in manifests.items() for m in made.values() if table in m.outputs)
     found = [(name, store.round_folder(root, name) / table, output) for name, output in outputs]
     remembered.verify(root, [(place, output) for _, place, output in found])
-    scans = [
-        pointers.scan(store.paths(place, output)).select(pl.lit(name).alias("round"), pl.all())
-        for name, place, output in found
-    ]
+    rounds = {path: name for name, place, output in found for path in store.paths(place, output)}
+    if not rounds:
+        return {}
+    schema = frame(TABLES[table]).collect_schema()  # the table of an older round may lack a column
+    every = pointers.scan(
+        [*rounds], schema=schema, missing_columns="insert", extra_columns="ignore", include_file_paths=FILE
+    )
+    names_by_file = {str(path): name for path, name in rounds.items()}
     rows: dict[str, list[dict[str, Any]]] = {}
-    every = pl.concat(scans, how="diagonal_relaxed") if scans else pl.LazyFrame()
-    for row in (every if where is None or not scans else every.filter(where)).collect().iter_rows(named=True):
-        rows.setdefault(row["round"], []).append(row)
+    for row in every.filter(True if where is None else where).collect().iter_rows(named=True):
+        rows.setdefault(names_by_file[row[FILE]], []).append(row)
     return rows
 
 
