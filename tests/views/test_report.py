@@ -330,7 +330,7 @@ def test_plans_are_made_once_and_only_tables_that_are_shown_are_read(of_many, mo
     monkeypatch.setattr(pl, "scan_parquet", lambda files, **kw: read.extend(files) or scan(files, **kw))
     printed(of_many, 120)
     assert len(made) == 2
-    assert {store.round_of(path) for path in read} == {"r0", "r2", *(f"r{n}" for n in range(4, 20))}
+    assert {store.round_of(Path(path)) for path in read} == {"r0", "r2", *(f"r{n}" for n in range(4, 20))}
 
 
 def test_a_table_of_a_round_that_is_not_shown_is_checked_too(many, tmp_path, monkeypatch):
