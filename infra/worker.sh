@@ -8,6 +8,7 @@ if [ -n "${RAY_HEAD:-}" ]; then
         ray start --address "$RAY_HEAD" --num-cpus 0 --num-gpus 0 --disable-usage-stats --block || true
         sleep 5
     done &
+    export RAY_ADDRESS="$RAY_HEAD"    # else a stage that finds no cluster starts one here
 fi
 python -m flows.deploy
 exec prefect worker start --pool flywheel --type process
