@@ -150,6 +150,13 @@ def test_a_run_with_all_of_it_learns(parent, tmp_path):
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
 
+def test_nobody_is_told_of_a_training(parent, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *what, **more: told.append(what))
+    Step(parent, tmp_path, rows({}))
+    assert not told
+
+
 def test_replayed_rows_are_spaced(parent, tmp_path):
     strategy = SFT(**FAST, replay_interval=2)
     table = ROWS.with_columns(source=pl.when(pl.col("id") < "t16").then(pl.lit("replay")))

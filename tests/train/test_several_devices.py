@@ -28,6 +28,7 @@ GENTLE = FAST | {"epochs": 1, "muon_lr": 1e-4, "adamw_lr": 1e-4}
 """Rates at which rounding errors do not grow from step to step."""
 
 
+FULL = pytest.mark.skipif(torture.ALL not in os.environ, reason="takes minutes; `make torture` runs it")
 UNEVEN = 37
 """Rows of which the last step has 5 of 8, which blank ones fill up."""
 
@@ -68,7 +69,7 @@ def test_shares_of_the_weights_give_the_loss_of_whole_ones(parent, tmp_path, in_
 @pytest.mark.torture(
     "`kill -9` of one of two ranks that train together", "from the last whole checkpoint to the same bytes"
 )
-@pytest.mark.parametrize("sharded", [False, True], ids=["copies", "shares"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=FULL)], ids=["copies", "shares"])
 def test_a_killed_rank_goes_on_from_the_checkpoint_to_the_same_bytes(parent, tmp_path, tries, sharded):
     strategy = SFT(**FAST | {"adamw_lr": 1e-4}, sharded=sharded)
     calm = train_on_two(strategy, case_of(parent, tmp_path / "calm"))
@@ -85,7 +86,7 @@ def whole(case):
     return list((case.work / "sft").glob(f"checkpoint-*/{WHOLE}"))
 
 
-@pytest.mark.skipif(torture.ALL not in os.environ, reason="five processes import torch")
+@FULL
 @pytest.mark.torture(
     "`kill -9` of a rank that `accelerate launch` started", "all ranks start again by themselves and end"
 )
@@ -191,7 +192,7 @@ def test_weights_kept_in_bfloat16_are_stored_as_their_start_is(parent, tmp_path)
     assert stored_dtype(tmp_path / "model") == stored_dtype(parent) == torch.float32
 
 
-@pytest.mark.skipif(torture.ALL not in os.environ, reason="it starts a cluster")
+@FULL
 @pytest.mark.torture("`kill -9` of a rank on a Ray cluster", "all ranks start again by themselves and end")
 def test_ranks_on_a_cluster_start_again_by_themselves(parent, tmp_path):
     strategy, case = SFT(**FAST), case_of(parent, tmp_path / "ray")
