@@ -42,6 +42,8 @@ class Builder:
     """Name → (parent, base), also of invalid blocks, so that their descendants are validated too."""
     known: Callable[[str], list[str]] = field(default_factory=lambda: cache(names))
     """The strategies of a stage, listed once: half of the time of 200 rounds went into listing folders."""
+    read: dict[str, recipes.Recipe | recipes.Phase] = field(default_factory=dict)
+    """Recipes that were read, which lists their folder, too."""
 
     def base(self, name: str) -> Block | None:
         """A base with its exam."""
@@ -168,7 +170,7 @@ class Builder:
 
     def _read_recipe(self, name: str, path: str) -> recipes.Recipe | recipes.Phase | None:
         try:
-            return recipes.part(self.root, name)
+            return self.read.get(name) or self.read.setdefault(name, recipes.part(self.root, name))
         except UnknownName as error:
             self.problems.add(path, str(error).partition(": ")[2])
         except ParamsError:

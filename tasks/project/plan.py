@@ -29,9 +29,9 @@ Plans = dict[tuple[str, str], Plan]
 
 def plans(root: Path, pipeline: Pipeline) -> Plans:
     """The plan of every stage. Each module is looked up once for all of them."""
-    modules = Modules(root)
+    modules, tables = Modules(root), {name: table_digest(table) for name, table in TABLES.items()}
     every = {
-        (block.name, stage.name): plan(root, pipeline, block, stage, modules)
+        (block.name, stage.name): plan(root, pipeline, block, stage, modules, tables)
         for block in pipeline.blocks.values()
         for stage in stages_of(block)
     }
@@ -39,8 +39,17 @@ def plans(root: Path, pipeline: Pipeline) -> Plans:
     return every
 
 
-def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modules | None = None) -> Plan:
-    """The plan of a stage of a base or round. `code` has what was looked up of the modules for other stages."""
+def plan(
+    root: Path,
+    pipeline: Pipeline,
+    block: Block,
+    stage: Stage,
+    code: Modules | None = None,
+    tables: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of a stage of a base or round. `code` has what was looked up of the modules for other stages, `tables` the digests
+    of the definitions of tables.
+    """
     settings, needed = block.stages[stage.name], needed_inputs(pipeline, block, stage)
     judges = pipeline.judges_of(block) if "judges" in stage.context else {}
     strategies = [*settings.members.values(), *judges.values()]
@@ -75,7 +84,7 @@ def plan(root: Path, pipeline: Pipeline, block: Block, stage: Stage, code: Modul
         },
         code=(code or Modules(root)).closure(modules),
         files=dict(_files(root, block, stage, judges)),
-        tables={t.name: table_digest(t) for t in stage_tables(stage)},
+        tables={t.name: tables[t.name] if tables else table_digest(t) for t in stage_tables(stage)},
     )
 
 
