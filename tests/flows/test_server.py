@@ -61,6 +61,23 @@ def test_leases_of_limits_outlive_the_server(tmp_path):
     assert done.stdout.strip() == str(tmp_path / "concurrency_leases")
 
 
+def test_leases_that_are_renewed_at_once_are_all_renewed(tmp_path):
+    """Prefect's own store loses some: they expire while their runs go on, which ends these."""
+    from datetime import timedelta
+    from uuid import uuid4
+
+    from flows.leases import ConcurrencyLeaseStorage
+
+    async def expired() -> list:
+        storage = ConcurrencyLeaseStorage(tmp_path)
+        made = await asyncio.gather(*(storage.create_lease([uuid4()], timedelta(seconds=-1)) for _ in range(8)))
+        assert len(await storage.read_expired_lease_ids()) == 8
+        assert all(await asyncio.gather(*(storage.renew_lease(lease.id, timedelta(minutes=5)) for lease in made)))
+        return await storage.read_expired_lease_ids()
+
+    assert asyncio.run(expired()) == []
+
+
 def test_a_server_that_was_away_gives_runs_time_for_a_sign_of_life(tmp_path, monkeypatch):
     """Of these flows' automation alone; another one's windows stay as they were."""
     from datetime import UTC, datetime, timedelta
