@@ -103,7 +103,7 @@ def test_what_not_every_round_has_may_be_none():
 
 
 def test_every_stage_is_named_as_its_folder_and_has_strategies():
-    rooms = {"commands", "domains", "engines", "core", "project", "training", "views"}
+    rooms = {"commands", "domains", "engines", "core", "project", "training", "views", "where"}
     folders = {p.parent.name for p in (projects.HERE / "tasks").glob("*/__init__.py")} - rooms
     assert set(stages()) == folders
     assert all(names(s) for s in stages())
