@@ -29,7 +29,7 @@ def test_an_unknown_name_is_told_with_the_nearest(package, name, words):
         load(package, name)
 
 
-@pytest.mark.parametrize("package", [*stages(), "domains", "engines"])
+@pytest.mark.parametrize("package", [*stages(), "domains", "engines", "where"])
 def test_every_plug_in_loads_and_says_what_it_is(package):
     for name in names(package):
         plugin = load(package, name)
