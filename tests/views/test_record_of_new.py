@@ -2,7 +2,10 @@
 
 import functools
 import inspect
+import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 
 import pytest
 import synthetic
@@ -22,17 +25,33 @@ CHAMPION = {"get_registered_model", "set_registered_model_alias"}
 """Calls that depend on whether it is champion."""
 
 
+def _patch(patch, root):
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    patch.setenv(PROJECT, str(root))
+    patch.setattr(record, "load_params", lambda root: PLAN)
+    patch.setattr(champions, "plans", synthetic.plans)
+    patch.setattr(_runs, "figures", lambda *_: [])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A project of which the base and a round were recorded. Not to be changed: `root` is a copy."""
+    root = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        _patch(patch, root)
+        for name in ("r0", "r1"):
+            synthetic.make(root, PLAN, name)
+            record.record(root)
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+    return root
+
+
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A project of which the base and two rounds were recorded."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv(PROJECT, str(tmp_path))
-    monkeypatch.setattr(record, "load_params", lambda root: PLAN)
-    monkeypatch.setattr(champions, "plans", synthetic.plans)
-    monkeypatch.setattr(_runs, "figures", lambda *_: [])
-    for name in ("r0", "r1"):
-        synthetic.make(tmp_path, PLAN, name)
-        record.record(tmp_path)
+def root(recorded, tmp_path, monkeypatch):
+    """A copy of it."""
+    _patch(monkeypatch, tmp_path)
+    shutil.copytree(recorded, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db-*"))
     return tmp_path
 
 
