@@ -24,7 +24,8 @@ TEMPLATE = (
 LONGEST = (
     "test_readme", "test_prefect", "test_preferences", "test_sft", "test_supervised", "test_through_dvc", "test_replaying",
     "test_execute", "test_services", "test_bisect", "test_why_not", "test_campaign", "test_killed_runs", "test_dpo_family",
-    "test_staleness", "test_docs", "test_graph", "test_adapters",
+    "test_cluster", "test_where", "test_bucket_rounds", "test_several_devices", "test_kept_open", "test_staleness", "test_docs",
+    "test_graph", "test_adapters",
 )  # fmt: skip
 """Files that take half of the time. A worker gets whole files: begun first, none of these is what the others wait for."""
 
