@@ -78,7 +78,9 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
         for out, output in manifest.outputs.items():
             (store.scan if output.kind == "table" else store.folder)(root, name, out)
             place = store.round_folder(root, name) / out
-            own = {place / part.file for part in output.parts} if not pointers.read(place) else {place / pointers.POINTER}
+            own = (
+                {place / part.file for part in output.parts} if not pointers.read(place) else {place / pointers.POINTER}
+            )
             if own != {p for p in place.rglob("*") if p.is_file()}:
                 return False
         if any(store.sha256(store.round_folder(root, name) / plot) != sha for plot, sha in manifest.plots.items()):

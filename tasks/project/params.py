@@ -113,7 +113,9 @@ def validate(content: dict[str, Any], root: Path = Path()) -> Pipeline:
     for name in order:
         if block := builder.base(name) if name in bases else builder.round(name, blocks):
             blocks[name] = block
-    pipeline = Pipeline(campaign, blocks, roster, builder.default_judges(), prices, _data(content.get("data"), problems))
+    pipeline = Pipeline(
+        campaign, blocks, roster, builder.default_judges(), prices, _data(content.get("data"), problems)
+    )
     check(pipeline, problems)
     problems.raise_all()
     return pipeline
