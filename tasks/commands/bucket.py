@@ -32,6 +32,6 @@ def collect_garbage(
     if not found.unnamed:
         return
     if yes:
-        typer.echo(f"{garbage.delete(found)} objects were deleted.")
+        typer.echo(f"{garbage.delete(ROOT, found)} objects were deleted.")
     else:
         typer.echo("Nothing was deleted; `flywheel gc --yes` deletes this.")

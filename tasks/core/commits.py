@@ -190,6 +190,14 @@ def fetch(place: Place, commit: Commit, new: Path) -> Manifest | None:
     return manifest
 
 
+def renew(place: Place, commit: Commit, new: Path) -> None:
+    """Puts the manifest of a commit that was fetched into `new` again: `flywheel gc` keeps what was taken within the last day as
+    it does what was made then, for nobody has pushed it yet.
+    """
+    path = f"manifests/{commit.stage}.json"
+    place.put_file(f"{FILES}{commit.files[path]}", new / path)
+
+
 class _Damaged(StoreError):
     """An object that is not what was put."""
 

@@ -293,7 +293,8 @@ class Draft:
             if commits.identity(here.plan, here.inputs) == commits.identity(plan, inputs):
                 return None
         manifest = commit and commits.fetch(self.bucket, commit, self.new)
-        if manifest is not None:
+        if commit is not None and manifest is not None:
+            commits.renew(self.bucket, commit, self.new)
             print(commits.said(self.bucket, commit), flush=True)
             self._publish()
         return manifest

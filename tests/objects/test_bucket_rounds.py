@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import projects
 import pytest
@@ -164,10 +163,10 @@ def test_a_clone_runs_nothing(made, tmp_path, monkeypatch, capfd):
 @pytest.fixture
 def later(monkeypatch):
     """Makes it two days later for the collector."""
-    now = garbage.time.time
+    now = garbage._now
 
     def pass_days():
-        monkeypatch.setattr(garbage, "time", SimpleNamespace(time=lambda: now() + DAYS))
+        monkeypatch.setattr(garbage, "_now", lambda place: now(place) + DAYS)
 
     return pass_days
 
@@ -220,14 +219,13 @@ def test_what_nothing_names_goes_when_it_is_old_and_asked_for(made, own_bucket, 
     assert "nothing to delete" in command("gc")
 
 
-def test_what_was_put_again_meanwhile_stays(bucket, later):
+def test_what_was_put_again_meanwhile_stays(bucket, tmp_path):
     bucket.put_once("parts/aa/x", b"x")
     [entry] = bucket.entries("parts/")
-    found = garbage.Garbage(bucket, 0, 0, [entry], 0)
-    assert garbage.delete(found) == 0
-    later()
-    assert garbage.delete(found) == 1
-    assert garbage.delete(found) == 0
+    before = objects.Entry(entry.name, entry.bytes, entry.modified - DAYS, entry.tag)
+    assert garbage.delete(tmp_path, garbage.Garbage(bucket, 0, 0, [before], 0)) == 0
+    assert garbage.delete(tmp_path, garbage.Garbage(bucket, 0, 0, [entry], 0)) == 1
+    assert garbage.delete(tmp_path, garbage.Garbage(bucket, 0, 0, [entry], 0)) == 0
 
 
 def test_a_listing_that_lags_loses_nothing(made, own_bucket, monkeypatch, later, faults, client):
@@ -239,7 +237,7 @@ def test_a_listing_that_lags_loses_nothing(made, own_bucket, monkeypatch, later,
     later()
     found = garbage.find(made, own_bucket)
     assert [e.name for e in found.unnamed] == ["parts/00/old"]
-    assert garbage.delete(found) == 0
+    assert garbage.delete(made, found) == 0
     faults.well()
     assert catalog.query(made, "select count(*) as n from responses")["n"][0].as_py() == 24
 
@@ -249,7 +247,7 @@ def test_a_stage_at_work_keeps_its_parts(made, own_bucket, later, monkeypatch):
     name = pointers.object_name(store.Part(**part))
     own_bucket.put_once(name, b"x")
     own_bucket.put_once("receipts/r1-judge-abc/rows/000000.json", json.dumps({"piece": 0, "parts": [part]}).encode())
-    monkeypatch.setattr(garbage, "DAY", 0.0)  # as if it were a day ago
+    monkeypatch.setattr(garbage, "DAY", -1.0)  # as if it were a day ago
     names = {e.name for e in garbage.find(made, own_bucket).unnamed}
     assert {name, "receipts/r1-judge-abc/rows/000000.json"} <= names
     monkeypatch.undo()
