@@ -24,6 +24,8 @@ class Crew(Generic[W]):
         self.has: dict[W, deque[int]] = {}
         self._in_flight = in_flight
         self._deaths = Counter[int]()
+        self._early = Counter[W]()
+        """Deaths of a worker since it was last given a piece."""
         self._lost: EngineError | None = None
 
     def next(self, worker: W) -> list[int]:
@@ -31,19 +33,27 @@ class Crew(Generic[W]):
         has = self.has.setdefault(worker, deque())
         given = [self.waiting.popleft() for _ in range(min(self._in_flight - len(has), len(self.waiting)))]
         has.extend(given)
+        if given:
+            self._early[worker] = 0
         return given
 
     def done(self, worker: W, piece: int) -> None:
         """A worker has done one of its pieces."""
         self.has[worker].remove(piece)
 
-    def died(self, worker: W, how: str) -> None:
-        """A worker died: others get its pieces. It was at the first of them.
+    def died(self, worker: W, how: str) -> bool:
+        """A worker died: others get its pieces. It was at the first of them. Whether it is to be started again: not one that has
+        died `DEATHS` times before it could be given a piece.
 
         Raises:
             FlywheelError: when a piece has taken `DEATHS` workers with it.
         """
         pieces = self.has.pop(worker, deque())
+        self._early[worker] += not pieces
+        if self._early[worker] >= DEATHS:
+            why = f"where: a worker died {DEATHS} times before it began ({how}); are the project and its packages on all machines?"
+            self.lost(worker, EngineError(why))
+            return False
         for piece in list(pieces)[:1]:
             self._deaths[piece] += 1
             if self._deaths[piece] >= DEATHS:
@@ -52,6 +62,7 @@ class Crew(Generic[W]):
                     "of them to a machine. What is done is kept: run the stage again"
                 )
         self.waiting.extendleft(reversed(pieces))
+        return True
 
     def lost(self, worker: W, error: EngineError) -> None:
         """A worker's engine is lost for good, so it ended: others get its pieces."""

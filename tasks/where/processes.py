@@ -49,8 +49,11 @@ class Processes(Placement):
                         crew.done(n, value)
                         yield value
                     elif kind == "died":
-                        crew.died(n, value)
-                        workers[n] = _Worker(job, variables(job, cpus) | gpus[n])
+                        if crew.died(n, value):
+                            workers[n] = _Worker(job, variables(job, cpus) | gpus[n])
+                        else:
+                            workers.pop(n).end()
+                            crew.check(len(workers))
                     elif isinstance(error := pickle.loads(value), EngineError):
                         crew.lost(n, error)
                         workers.pop(n).end()
@@ -131,13 +134,19 @@ def _serve(asked: Connection, job: bytes) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with pickle.loads(job).open() as work:
-            while True:
-                work(piece := asked.recv())
+            for piece in iter(lambda: _next(asked), None):
+                work(piece)
                 asked.send(("done", piece))
-    except EOFError:
-        return
     except Exception as error:
         asked.send(("failed", packed(error)))
+
+
+def _next(asked: Connection) -> int | None:
+    """The next piece; None when there is nobody any more to give one."""
+    try:
+        return int(asked.recv())
+    except (EOFError, ConnectionResetError):
+        return None
 
 
 def _end_with_parent() -> None:

@@ -173,6 +173,12 @@ def _words(needs: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount)
 
 
+def _how(error: Exception) -> str:
+    """How an actor died, in a line: of an error that it raised while it was made, that error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "creation task" in lines[0] else 0]
+
+
 class _Actors:
     """The actors of a stage, and what each is at."""
 
@@ -218,10 +224,15 @@ class _Actors:
         n, piece = self._asked.pop(answer)
         try:
             failure = self._ray.get(answer)
-        except self._ray.exceptions.RayActorError as error:
+        except (
+            self._ray.exceptions.RayError
+        ) as error:  # of an actor or its node, or that Ray ended it where memory was short
             self._forget(n)
-            self._crew.died(n, str(error).strip().splitlines()[0])
-            self._greet(n)
+            if self._crew.died(n, _how(error)):
+                self._greet(n)
+            else:
+                self._ray.kill(self._actors.pop(n))
+                self._crew.check(len(self._actors))
             return
         if piece is None:
             self._ready.add(n)

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import driving
 import projects
@@ -13,7 +14,11 @@ import pytest
 from test_where import drive, handed, wait_for_receipts
 
 from tasks.core import store
+from tasks.core.errors import EngineError
 from tasks.project import execute
+from tasks.where import Needs
+from tasks.where._crew import Crew
+from tasks.where.ray import Ray, _Actors
 
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # nothing listens at the machine's own address
 pytest.importorskip("ray", reason="Ray is not installed: pip install -c infra/requirements.lock 'flywheel[ray]'")
@@ -167,6 +172,40 @@ def test_compared_prompts_are_compared_on_a_cluster_too(cluster, round_one):
         process = drive(round_one, stage)
         assert process.wait() == 0, process.stderr.read()
         assert driving.made(round_one, stage) == whole[stage]
+
+
+class Unreadable:
+    """A job that machines cannot read, as where the project is not installed there."""
+
+    needs = Needs()
+
+    def __reduce__(self):
+        return exec, ("import no_such_project",)
+
+
+def test_machines_without_the_project_are_told_of(cluster):
+    with pytest.raises(EngineError, match="no_such_project"):
+        list(Ray(address=cluster.address, count=2).run(Unreadable(), [0, 1]))
+
+
+@pytest.mark.parametrize("kind", ["OutOfMemoryError", "NodeDiedError"])
+def test_a_worker_that_ray_ended_for_another_reason_is_started_again(kind):
+    from ray import exceptions
+
+    greeted = []
+    actors = object.__new__(_Actors)
+    actors._ray = SimpleNamespace(exceptions=exceptions, get=lambda _: _raise(kind))
+    actors._crew, actors._ready, actors._greet = Crew([4], 2), {0}, greeted.append
+    assert actors._crew.next(0) == [4]
+    actors._asked = {"answer": (0, 4)}
+    assert list(actors._take("answer")) == []
+    assert (greeted, list(actors._crew.waiting), actors._ready) == ([0], [4], set())
+
+
+def _raise(kind):
+    from ray import exceptions
+
+    raise getattr(exceptions, kind)("short of memory")
 
 
 def test_a_cluster_that_is_not_there_is_named(round_one):

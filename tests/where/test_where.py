@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,9 @@ from tasks.engines.transformers import Transformers
 from tasks.engines.vllm import Vllm
 from tasks.project import driver, execute, pieces, plan
 from tasks.project.params import load_params
+from tasks.where import Needs
 from tasks.where._crew import DEATHS, Crew
+from tasks.where.processes import Processes
 
 STAGES = ("generate", "judge", "filter", "critique", "pair")
 """Of these `critique` sees all rows at once, wherever the others run."""
@@ -204,6 +207,36 @@ def test_a_piece_that_kills_every_worker_is_given_up():
         for worker in range(DEATHS):
             assert crew.next(worker)[0] == 7
             crew.died(worker, "signal 9")
+
+
+def test_workers_that_die_before_they_begin_are_not_started_for_ever():
+    crew = Crew[int]([1], in_flight=1)
+    for _ in range(3):  # the other has died so often only while it was at a piece, or after that
+        assert crew.died("a", "signal 9")
+    assert crew.next("a") == [1]
+    assert crew.died("a", "signal 9")
+    assert [crew.died("b", "no module") for _ in range(DEATHS)] == [True] * (DEATHS - 1) + [False]
+    crew.check(1)
+    with pytest.raises(EngineError, match=r"before it began \(no module\)"):
+        crew.check(0)
+
+
+class CutOff:
+    """A job whose pieces meet a file that is cut off."""
+
+    needs = Needs()
+
+    @contextmanager
+    def open(self):
+        def work(piece):
+            raise EOFError("the file is cut off")
+
+        yield work
+
+
+def test_an_end_of_file_within_a_piece_is_no_end_of_the_worker():
+    with pytest.raises(EOFError, match="the file is cut off"):
+        list(Processes(count=1).run(CutOff(), [0]))
 
 
 def test_workers_have_what_their_engine_needs():
