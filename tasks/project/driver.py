@@ -1,11 +1,13 @@
 """Drives the pieces of a stage: which are to be done, where, and what they come to together.
 
 The stage's own process is the driver. It reads no rows but the summaries of a first pass. Receipts are found by the digests of
-plan, inputs and pieces, so a driver that was killed starts again and skips what is done.
+plan, inputs and pieces, the versions of libraries and the names under which servers have the weights, so a driver that was killed
+starts again and skips what is done.
 """
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,9 +55,11 @@ class Driver:
 
     def __init__(
         self, root: Path, stage: Stage, plan: Plan, digests: Mapping[str, str], bounds: Sequence[pieces.Piece],
-        where: Placement, bucket: Place | None, models: Models,
+        where: Placement, bucket: Place | None, models: Models, versions: Mapping[str, str],
     ) -> None:  # fmt: skip
-        identity = content_id(plan.digest, json.dumps([digests, bounds], sort_keys=True))
+        served = {name: getattr(models.engine(name), "served", {}) for name in models.names}
+        told = json.dumps([digests, bounds, versions, served], sort_keys=True)
+        identity = content_id(plan.digest, told)
         self.stage, self._where, self._in_bucket = stage, where, bucket is not None
         self.done: Done
         self.place = bucket or objects.place(root.absolute() / FOLDER)
@@ -90,7 +94,8 @@ class Driver:
         try:
             link(source, to)
         except FileNotFoundError as error:
-            self.forget(lambda receipt: part.file in {p.file for p in receipt.parts})
+            parts = source.parent
+            self.forget(lambda receipt: not all((parts / p.file).is_file() for p in receipt.parts))
             raise StoreError(f"{source} is gone, though its piece has a receipt; run the stage again") from error
 
     def forget(self, which: Any) -> None:
@@ -103,7 +108,13 @@ class Driver:
     def clear(self) -> None:
         """Deletes what is not needed once the result is committed: parts in a bucket are the result's own."""
         if not self._in_bucket:
-            shutil.rmtree(self.place.address(self._job.scratch))
+            scratch = Path(self.place.address(self._job.scratch))
+            for receipts in (SECOND, FIRST):  # before what they name, for a kill in between
+                shutil.rmtree(scratch / receipts, ignore_errors=True)
+            stage = re.compile(rf"{re.escape(scratch.name.rpartition('-')[0])}-[0-9a-f]+")
+            for folder in scratch.parent.iterdir():  # of other plans and inputs of this stage, too
+                if stage.fullmatch(folder.name):
+                    shutil.rmtree(folder, ignore_errors=True)
             return
         for name in self.place.names(f"{self._job.scratch}/"):
             self.place.delete(name)

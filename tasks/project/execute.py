@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from tasks.core import devices, pointers, store
 from tasks.core.cache import JOURNAL
-from tasks.core.errors import EngineError, StoreError, UnknownName
+from tasks.core.errors import EngineError, FlywheelError, StoreError, UnknownName
 from tasks.core.frames import frame
 from tasks.core.ids import content_id
 from tasks.core.plan import TRANSPORT, Plan, read_transport
@@ -65,7 +65,9 @@ def run_stage(root: Path, name: str, stage_name: str) -> store.Manifest:
             read = partial(_unread if bounds else _read, root)
             arguments = _arguments(root, stage, plan, inputs, draft, digests, models, read)
             driver = (
-                Driver(root, stage, plan, digests, bounds, _where(root, plan), draft.bucket, models) if bounds else None
+                Driver(root, stage, plan, digests, bounds, _where(root, plan), draft.bucket, models, _versions())
+                if bounds
+                else None
             )
             result = _in_pieces(driver, arguments) if driver else _as_result(stage, _call(stage, arguments))
             run_seconds, model_seconds = time.perf_counter() - clock, models.spent()
@@ -342,12 +344,13 @@ def _write(root: Path, owner: str, stage: Stage, draft: store.Draft, result: Res
 
 
 def _check_models(models: Models, driver: Driver | None) -> None:
-    """Raises EngineError where too many requests failed; the pieces that had some are done again in another try."""
+    """Raises FlywheelError where too many requests failed; the pieces that had some are done again in another try."""
     try:
         models.check()
-    except EngineError:
+    except FlywheelError as error:
         if driver:
-            driver.forget(lambda receipt: receipt.failed)
+            count = "failed" if isinstance(error, EngineError) else "permanent"
+            driver.forget(lambda receipt: any(meter[count] for meter in receipt.meters.values()))
         raise
 
 

@@ -54,11 +54,6 @@ class Receipt(BaseModel):
     by: str = ""
     """The machine and the process."""
 
-    @property
-    def failed(self) -> bool:
-        """Whether some of its requests may succeed in another try."""
-        return any(meter["failed"] for meter in self.meters.values())
-
 
 def receipt_name(scratch: str, kind: str, piece: int) -> str:
     """The name of a receipt in the place of a stage's pieces."""
@@ -122,7 +117,7 @@ class _Worker:
         with self._journal(number):
             done = self._summaries(number) if self._job.kind == FIRST else self._rows(number)
             meters = _since(before, self._models.meters)
-            _check_engine(number, meters)
+            _check_engines(number, meters, self._models)
             gpus = {name: seconds - held.get(name, 0.0) for name, seconds in devices.held_until_now().items()}
             gpus = {name: seconds for name, seconds in gpus.items() if seconds > 0}
             kinds = dict(zip(gpus, devices.kinds(gpus), strict=True))
@@ -231,11 +226,12 @@ def _since(before: Mapping[str, Mapping[str, Any]], meters: Mapping[str, Meter])
     }
 
 
-def _check_engine(number: int, meters: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises EngineError where a model answered none of a piece's requests: its engine is lost."""
+def _check_engines(number: int, meters: Mapping[str, Mapping[str, Any]], models: Models) -> None:
+    """Raises EngineError where a model answered none of a piece's requests: its engine is lost, unless all may fail."""
     for name, meter in meters.items():
         possible = meter["requests"] - meter["permanent"]
-        if possible >= MIN_REQUESTS and meter["failed"] == possible:
+        may_fail = models.engine(name).max_error_share >= 1
+        if possible >= MIN_REQUESTS and meter["failed"] == possible and not may_fail:
             raise EngineError(
                 f"model {name}: all {possible} requests of piece {number} failed; the last error: {meter['last_error']}. Fix "
                 "the engine and run the stage again; what was answered is kept"
