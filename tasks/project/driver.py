@@ -116,8 +116,8 @@ class Driver:
                 if stage.fullmatch(folder.name):
                     shutil.rmtree(folder, ignore_errors=True)
             return
-        for name in self.place.names(f"{self._job.scratch}/"):
-            self.place.delete(name)
+        for name in sorted(self.place.names(f"{self._job.scratch}/"), key=lambda name: not name.endswith(".json")):
+            self.place.delete(name)  # receipts first here, too
 
     def _receipts(self, job: PieceJob) -> list[Receipt]:
         """The receipts of all pieces, in their order, once each has one."""

@@ -8,7 +8,7 @@ import driving
 import projects
 import pytest
 
-from tasks.core import store
+from tasks.core import objects, store
 from tasks.core.errors import FlywheelError, StoreError
 from tasks.core.plan import Plan
 from tasks.engines import fake
@@ -101,6 +101,21 @@ def test_a_kill_while_pieces_are_cleared_does_no_harm(round_one, monkeypatch):
     execute.run_stage(round_one, "r1", "generate")  # as DVC does, which saw no end of it
     assert driving.made(round_one, "generate") == made
     assert not folders(round_one)
+
+
+def test_receipts_in_a_bucket_go_before_what_they_name(round_one, tmp_path, monkeypatch):
+    stage, planned = execute._stage("generate"), Plan.read(round_one, "r1", "generate")
+    place = objects.place(tmp_path / "bucket")
+    models = SimpleNamespace(names=["parent"], engine=lambda _: fake.Fake())
+    made = driver.Driver(round_one, stage, planned, {}, [(None, None)], Here(), place, models, {})
+    files = ("000000-0.parquet", "000000.json", "000001-0.parquet")
+    names = [f"{made._job.scratch}/summaries/{name}" for name in files]
+    gone = []
+    for name in names:
+        place.put_once(name, b"")
+    monkeypatch.setattr(place, "delete", gone.append)
+    made.clear()
+    assert gone == [names[1], names[0], names[2]]
 
 
 def test_parts_that_are_gone_are_all_made_again_in_the_next_try(round_one, monkeypatch):
