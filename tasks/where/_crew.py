@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import traceback
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
@@ -81,7 +82,11 @@ class Crew(Generic[W]):
 
 
 def packed(error: Exception) -> bytes:
-    """An error for another process: itself, or what it says where it cannot be pickled."""
+    """An error for another process: itself, or what it says where it cannot be pickled. One that nobody expected says where it was
+    raised.
+    """
+    if not isinstance(error, FlywheelError):
+        error.add_note("in a worker: " + "".join(traceback.format_exception(error)).rstrip())
     try:
         pickle.loads(data := pickle.dumps(error))
     except Exception:  # whatever an error's own constructor raises

@@ -235,8 +235,9 @@ class CutOff:
 
 
 def test_an_end_of_file_within_a_piece_is_no_end_of_the_worker():
-    with pytest.raises(EOFError, match="the file is cut off"):
+    with pytest.raises(EOFError, match="the file is cut off") as error:
         list(Processes(count=1).run(CutOff(), [0]))
+    assert 'test_where.py", line' in error.value.__notes__[0]  # where it was raised
 
 
 def test_workers_have_what_their_engine_needs():
