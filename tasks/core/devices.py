@@ -89,6 +89,11 @@ def _waiting(name: str) -> Path:
     return Path(tempfile.gettempdir(), f"flywheel-{name}.waiting")
 
 
+def holds_any() -> bool:
+    """Whether this process has a GPU now."""
+    return bool(_since)
+
+
 def held() -> dict[str, float]:
     """Seconds for which this process has held each GPU by its name; waiting for another process does not count."""
     return dict(_held)

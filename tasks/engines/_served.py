@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.core import models
-from tasks.core.devices import shared
+from tasks.core.devices import holds_any, shared
 from tasks.core.errors import EngineError, ModelRefused
 from tasks.engines._vllm_core import Call, Gone, Output
 
@@ -153,9 +153,13 @@ def _is_same(folder: str, model: Path) -> bool:
 
 
 def _when_ready(folder: Path, record: Record) -> Record | None:
-    """The record once its server has started; None when it ends before that."""
+    """The record once its server has started; None when it ends before that, and for a process that has a GPU: the server may be
+    waiting for that one.
+    """
     told = False
     while not record.url:
+        if holds_any():
+            return None
         if not told:
             print(f"waiting for the server of {record.round} to start (flywheel serve)", file=sys.stderr, flush=True)
             told = True

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.core import models, store
+from tasks.core import devices, models, store
 from tasks.core.cache import RequestCache
 from tasks.core.errors import Busy, EngineError, FlywheelError, ModelRefused, UnknownName
 from tasks.engines import Request, Sampling, _served
@@ -341,6 +341,14 @@ def test_it_makes_room_where_another_process_waits_for_its_gpu(project, tmp_path
 def _opened():
     folder = Path("data/round=r0/model")
     return Vllm(dtype="float32", context=256), folder, models.digest(folder)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_has_a_gpu_waits_for_no_server_that_may_want_it(tmp_path, monkeypatch):
+    me = psutil.Process()
+    _served.Record("r1", str(tmp_path / "model"), me.pid, me.create_time()).write(tmp_path)
+    monkeypatch.setitem(devices._since, "GPU-1", 0.0)
+    assert _served.find(tmp_path, Vllm(), tmp_path / "model", "a digest") is None
 
 
 def test_a_round_of_another_engine_and_one_that_is_unknown_have_no_server(project, monkeypatch):
