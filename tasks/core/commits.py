@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
 
@@ -97,7 +98,9 @@ def _read(place: Place, asked: str, version: int) -> Commit | None:
 
 def creates_once(place: Place) -> bool:
     """Whether the store refuses to create an object that is there."""
-    return not (place.put_once(PROBE, b"flywheel\n") and place.put_once(PROBE, b"flywheel\n"))
+    return not all(
+        place.put_once(PROBE, uuid4().bytes) for _ in range(2)
+    )  # else a repeated attempt takes it for its own
 
 
 def require_conditional_puts(place: Place) -> None:
@@ -125,7 +128,7 @@ def put(place: Place, new: Path, manifest: Manifest, version: int) -> Manifest:
     )
     while not place.put_once(_name(asked, version), commit.model_dump_json(indent=1).encode()):
         theirs = new.with_name("theirs")
-        if (winner := _read(place, asked, version)) and (taken := fetch(place, winner, theirs)):
+        if (winner := _read(place, asked, version)) and (taken := fetch(place, winner, asked, theirs)):
             shutil.rmtree(new)
             theirs.rename(new)
             print(said(place, winner, " first,"), flush=True)
@@ -165,24 +168,26 @@ def _at_once(call, items: Iterable) -> None:  # type: ignore[no-untyped-def, typ
 # Fetching
 
 
-def fetch(place: Place, commit: Commit, new: Path) -> Manifest | None:
+def fetch(place: Place, commit: Commit, asked: str, new: Path) -> Manifest | None:
     """Writes what was committed into `new`: small files, pointers of tables, the files of folders. None where something of it
-    is missing or not what was written; `new` is empty then.
+    is missing, not what was written or not what was asked for, or has a name that leads out of `new`, which is empty then.
     """
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     try:
         for path, md5 in commit.files.items():
-            _write_file(place, f"{FILES}{md5}", new / path, "md5", md5)
+            _write_file(place, f"{FILES}{md5}", _below(new, path), "md5", md5)
         manifest = read_manifest(new / "manifests" / f"{commit.stage}.json")
+        if identity(manifest.plan, manifest.inputs) != asked:
+            raise _Damaged(f"{place.url}: the commit of {asked} is of another plan or other inputs")
         for name, output in manifest.outputs.items():
-            (new / name).mkdir()
+            _below(new, name).mkdir()
             if output.kind == "table":
                 pointers.write(new / name, place, output)
                 _check_parts(new, name, output)
             else:
                 for part in output.parts:
-                    _write_file(place, pointers.object_name(part), new / name / part.file, "sha256", part.sha256)
+                    _write_file(place, pointers.object_name(part), _below(new, name, part.file), "sha256", part.sha256)
     except (Absent, FileNotFoundError, _Damaged):
         shutil.rmtree(new)
         new.mkdir()
@@ -200,6 +205,12 @@ def renew(place: Place, commit: Commit, new: Path) -> None:
 
 class _Damaged(StoreError):
     """An object that is not what was put."""
+
+
+def _below(new: Path, *names: str) -> Path:
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+        raise _Damaged(f"{'/'.join(names)!r} is no name of a file of a result")
+    return new.joinpath(*names)
 
 
 def _write_file(place: Place, name: str, path: Path, kind: str, digest: str) -> None:

@@ -29,7 +29,7 @@ import polars as pl
 from pydantic import BaseModel, ValidationError
 
 from tasks.core import objects
-from tasks.core.errors import StoreError
+from tasks.core.errors import StoreError, masked
 from tasks.core.manifest import Output, Part
 from tasks.core.objects import Absent, Entry, Place
 
@@ -201,7 +201,7 @@ def bucket(root: Path) -> Place | None:
     """
     url = configured(root)
     if url is not None and not url.startswith(objects.SCHEME):
-        raise StoreError(f"{DATA_URL}={url}: name a bucket, such as s3://bucket/prefix, or unset it")
+        raise StoreError(f"{DATA_URL}={masked(url)}: name a bucket, such as s3://bucket/prefix, or unset it")
     return None if url is None else objects.place(url)
 
 

@@ -286,13 +286,14 @@ class Draft:
         if self.bucket is None:
             return None
         commits.require_conditional_puts(self.bucket)
-        self.version, commit = commits.latest(self.bucket, commits.identity(plan, inputs))
+        asked = commits.identity(plan, inputs)
+        self.version, commit = commits.latest(self.bucket, asked)
         kept = self.place / "manifests" / f"{self.stage}.json"
         with suppress(StoreError, FileNotFoundError):
             here = read_manifest(kept)
-            if commits.identity(here.plan, here.inputs) == commits.identity(plan, inputs):
+            if commits.identity(here.plan, here.inputs) == asked:
                 return None
-        manifest = commit and commits.fetch(self.bucket, commit, self.new)
+        manifest = commit and commits.fetch(self.bucket, commit, asked, self.new)
         if commit is not None and manifest is not None:
             commits.renew(self.bucket, commit, self.new)
             print(commits.said(self.bucket, commit), flush=True)

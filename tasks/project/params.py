@@ -18,7 +18,7 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap
 
-from tasks.core.errors import ParamsError, StoreError, suggest
+from tasks.core.errors import ParamsError, StoreError, masked, suggest
 from tasks.core.objects import SCHEME, place
 from tasks.core.stage import ANCESTORS
 from tasks.project.blocks import (
@@ -126,7 +126,7 @@ def _data(url: Any, problems: Problems) -> str | None:
     try:
         if url is None or (isinstance(url, str) and url.startswith(SCHEME) and place(url)):
             return url
-        problems.add("data", f"must be a bucket, such as s3://bucket/prefix, not {url!r}; leave it out for this folder")
+        problems.add("data", f"must be a bucket, such as s3://bucket/prefix, not {masked(repr(url))}; leave it out for this folder")
     except StoreError as error:
         problems.add("data", str(error))
     return None

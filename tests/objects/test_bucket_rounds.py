@@ -310,8 +310,11 @@ def test_the_doctor_probes_the_bucket(made, own_bucket, monkeypatch, faults):
     assert findings(made)[0][0] == "broken"
 
 
-@pytest.mark.parametrize("value", ["gs://x/y", "data/here", 3, "s3://me:secret@bucket/x", "s3://"])
+@pytest.mark.parametrize(
+    "value", ["gs://x/y", "data/here", 3, "s3://me:secret@bucket/x", "https://me:secret@host/x", "s3://"]
+)
 def test_params_that_name_no_bucket(made, value):
     projects.rewrite(made, lambda content: content.update(data=value))
-    with pytest.raises(FlywheelError, match=r"data: "):
+    with pytest.raises(FlywheelError, match=r"data: ") as error:
         load_params(made)
+    assert "secret" not in str(error.value)

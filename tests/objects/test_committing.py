@@ -1,5 +1,6 @@
 """A stage's result in a bucket: one commit wins, a put that fails leaves the old version, and what is there is taken."""
 
+import hashlib
 import json
 from threading import Barrier, Thread
 
@@ -203,6 +204,56 @@ def test_a_store_that_replaces_objects_is_refused_before_anything_is_made(projec
     assert run(root, "a")[1]
 
 
+def test_a_store_that_is_busy_is_not_taken_for_one_that_replaces_objects(faults, bucket):
+    assert commits.creates_once(bucket)
+    puts_of_probe = []
+
+    def fault(environ):  # each first attempt fails
+        puts_of_probe.append(environ["PATH_INFO"])
+        return "503" if len(puts_of_probe) % 2 else None
+
+    faults.fault = fault
+    assert commits.creates_once(bucket)
+
+
+@pytest.mark.parametrize(
+    ("file", "part"),
+    [("../../../../../out", None), (None, "../../../../../../out"), ("{tmp}/out", None), (None, "{tmp}/out")],
+)
+def test_a_commit_writes_nothing_outside_of_its_place(project, bucket, tmp_path, file, part):
+    file, part = (name and name.format(tmp=tmp_path) for name in (file, part))
+    made, _ = run(project("one"), "a")
+    name = f"{commits.COMMITS}{commits.identity(PLAN, {})}-0.json"
+    commit = commits.Commit.model_validate_json(bucket.read(name))
+    weights = made.outputs["model"].parts[0]
+    if part:
+        made.outputs["model"].parts[0] = weights.model_copy(update={"file": part})
+        put(bucket, commit.files, "manifests/filter.json", made.text.encode())
+    else:
+        put(bucket, commit.files, file, b"w")
+    bucket.delete(name)
+    bucket.put_once(name, commit.model_dump_json().encode())
+    assert run(project("two"), "b")[1], "it is made again"
+    assert not list(tmp_path.rglob("out"))
+
+
+def test_a_commit_of_another_plan_is_not_taken(project, bucket):
+    """Somebody copied it, or it was put under a wrong name."""
+    other = Plan(round="r1", stage="filter", seed=7)
+    run(project("one"), "a", plan=other)
+    there, here = (f"{commits.COMMITS}{commits.identity(plan, {})}-0.json" for plan in (other, PLAN))
+    bucket.put_once(here, bucket.read(there))
+    root = project("two")
+    assert run(root, "b")[1]
+    assert read(root) == ["b"]
+
+
+def put(bucket, files, path, content):
+    """Names a small file in a commit."""
+    files[path] = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    bucket.put_once(f"{commits.FILES}{files[path]}", content)
+
+
 @pytest.mark.parametrize("lost", ["part", "manifest", "weights"])
 def test_a_commit_that_lost_something_is_made_again(project, bucket, lost):
     one, two = project("one"), project("two")
@@ -296,6 +347,9 @@ def test_what_is_no_bucket_is_refused(project, monkeypatch):
     monkeypatch.setenv("DATA_URL", "/tmp/somewhere")
     with pytest.raises(StoreError, match="DATA_URL=/tmp/somewhere: name a bucket"):
         run(project(), "a")
+    monkeypatch.setenv("DATA_URL", "https://me:secret@example.org/data")
+    with pytest.raises(StoreError, match="DATA_URL=https://example.org/data: name a bucket"):
+        run(project("other"), "a")
 
 
 def test_scratch_projects_keep_to_themselves(project, faults):

@@ -119,6 +119,21 @@ def test_a_large_object_whose_piece_cannot_be_put_is_not_there(bucket, faults, c
     assert not client.list_multipart_uploads(Bucket=name).get("Uploads")
 
 
+def test_a_large_object_whose_last_answer_was_lost_is_there(bucket, faults, tmp_path, monkeypatch):
+    monkeypatch.setattr(objects, "CHUNK", 5 * 2**20)
+    (tmp_path / "file").write_bytes(bytes(6 * 2**20))
+    kinds = ["404", "lost"]  # it is done, and a store that forgets uploads knows none of this id then
+
+    def fault(environ):
+        completes = environ["REQUEST_METHOD"] == "POST" and "uploadId=" in environ["QUERY_STRING"]
+        return kinds.pop() if completes and kinds else None
+
+    faults.fault = fault
+    bucket.put_file("parts/x", tmp_path / "file")
+    assert not kinds
+    assert bucket.entry("parts/x").bytes == 6 * 2**20
+
+
 def test_a_store_that_does_not_know_conditions_is_named(bucket, faults):
     faults.fault = puts("501")
     with pytest.raises(StoreError, match="flywheel doctor"):
