@@ -127,7 +127,9 @@ def serve(root: Path, name: str, tell: Callable[[str], None]) -> None:
             tell(
                 f"{server.record.url} answers the stages of {name} until {plans[-1].stage}@{name} is made; Ctrl-C ends it"
             )
-            tell(_until_over(root, plans, server, held))
+            over = _until_over(root, plans, server, held)
+            record.remove(folder(root))  # before the server ends: a stage that starts now loads the model itself
+            tell(over)
 
 
 def _until_over(root: Path, plans: list[Plan], server: "_served.Server", gpus: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -341,6 +342,21 @@ def test_it_makes_room_where_another_process_waits_for_its_gpu(project, tmp_path
 def _opened():
     folder = Path("data/round=r0/model")
     return Vllm(dtype="float32", context=256), folder, models.digest(folder)
+
+
+def test_no_stage_finds_a_server_that_is_about_to_end(project, monkeypatch):
+    found = []
+
+    @contextmanager
+    def started(engine, folder, digest, *_):
+        record = _served.Record("this stage", str(folder), 0, 0.0, url="http://127.0.0.1:9/v1", digest=digest)
+        yield SimpleNamespace(record=record)
+        found.append(_served.records(serving.folder(Path())))
+
+    monkeypatch.setattr(_served, "started", started)
+    monkeypatch.setattr(serving, "_until_over", lambda *_: found.append(serving.is_up(Path(), "r1")) or "made")
+    serving.serve(Path(), "r1", print)
+    assert found == [True, []]
 
 
 @pytest.mark.timeout(60)
