@@ -63,7 +63,7 @@ def extent(groups: Sequence[RowGroup]) -> tuple[str | None, str | None]:
     firsts, lasts = [g.first for g in groups if g.rows], [g.last for g in groups if g.rows]
     if not firsts or None in firsts:
         return None, None
-    return min(f for f in firsts if f), max(k for k in lasts if k)
+    return min(f for f in firsts if f is not None), max(k for k in lasts if k is not None)
 
 
 def write_parts(to: Path, table: Table, frames: Iterable[Frame]) -> None:

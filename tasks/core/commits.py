@@ -146,7 +146,7 @@ def _put_parts(place: Place, new: Path, manifest: Manifest) -> None:
     parts = {
         pointers.object_name(part): new / name / part.file
         for name, output in manifest.outputs.items()
-        if not (new / name / pointers.POINTER).is_file()  # whose parts were put by workers
+        if output.kind == "folder" or not (new / name / pointers.POINTER).is_file()  # whose parts workers put
         for part in output.parts
     }
     _at_once(lambda item: place.put_file(*item), parts.items())
@@ -184,7 +184,7 @@ def fetch(place: Place, commit: Commit, asked: str, new: Path) -> Manifest | Non
             _below(new, name).mkdir()
             if output.kind == "table":
                 pointers.write(new / name, place, output)
-                _check_parts(new, name, output)
+                check_parts(new, name, output)
             else:
                 for part in output.parts:
                     _write_file(place, pointers.object_name(part), _below(new, name, part.file), "sha256", part.sha256)
@@ -227,8 +227,12 @@ def _write_file(place: Place, name: str, path: Path, kind: str, digest: str) -> 
         raise _Damaged(f"{place.address(name)} is not what was written")
 
 
-def _check_parts(new: Path, name: str, output: Output) -> None:
-    """Whether all parts are there with the sizes they had, and none was found to be changed when it was read."""
+def check_parts(new: Path, name: str, output: Output) -> None:
+    """Refuses a table in `new` of which a part is missing, or has another size, or was found to be changed when it was read.
+
+    Raises:
+        StoreError: naming the first.
+    """
     from tasks.core import remembered
 
     root = new.parents[4]

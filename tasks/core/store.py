@@ -156,7 +156,7 @@ def paths(place: Path, output: Output) -> list[StoredPath]:
     Raises:
         StoreError: for a part that lies out of that folder, and for a pointer that is not the manifest's.
     """
-    if pointer := pointers.read(place):
+    if output.kind == "table" and (pointer := pointers.read(place)):
         return pointers.paths(pointer, place, output)
     if odd := [p.file for p in output.parts if p.file.startswith("/") or ".." in p.file.split("/")]:
         raise StoreError(f"{place}: its manifest names the file {odd[0]!r}, which is not below it; {RESTORE}")
@@ -321,6 +321,7 @@ class Draft:
         to = self.new / table.name
         if self.bucket is not None:
             pointers.write(to, self.bucket, given.output)
+            commits.check_parts(self.new, table.name, given.output)  # workers may have put them days ago
         for part in given.output.parts if self.bucket is None else ():
             given.bring(part, to / part.file)
         self.outputs[table.name] = given.output

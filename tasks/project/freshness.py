@@ -79,7 +79,9 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
             (store.scan if output.kind == "table" else store.folder)(root, name, out)
             place = store.round_folder(root, name) / out
             own = (
-                {place / part.file for part in output.parts} if not pointers.read(place) else {place / pointers.POINTER}
+                {place / part.file for part in output.parts}
+                if output.kind == "folder" or not pointers.read(place)
+                else {place / pointers.POINTER}
             )
             if own != {p for p in place.rglob("*") if p.is_file()}:
                 return False

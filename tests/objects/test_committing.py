@@ -315,6 +315,50 @@ def test_a_part_that_changed_or_is_gone_is_named_and_put_again(project, bucket, 
     assert verifying.verify(root, ["r1"], None).findings == []
 
 
+def test_parts_of_workers_that_are_gone_are_not_committed(project, bucket):
+    """Workers put them, and something deleted one before the driver came to its end."""
+    root = project()
+    given = run(project("other"), "a")[0].outputs["filtered"]
+    name = pointers.object_name(given.parts[0])
+    content = bucket.read(name)
+    bucket.delete(name)
+
+    def take():
+        with store.writing(root, "r1", "filter") as draft:
+            draft.table(filtered, store.Checked(given, pytest.fail))
+
+    with pytest.raises(StoreError, match=f"{name}.* is missing"):
+        take()
+    bucket.put_once(name, content)
+    take()
+
+
+def test_a_folder_may_have_a_file_of_any_name(project, bucket):
+    """One that is named as the pointers of tables are, too."""
+    roots = [project("one"), project("two")]
+    for root in roots:
+        with store.writing(root, "r1", "filter") as draft:
+            if draft.restored(PLAN, {}):
+                continue
+            (draft.folder("model") / pointers.POINTER).write_text("[]")
+            draft.describe_folder("model")
+            draft.commit(
+                store.Manifest(
+                    round="r1", stage="filter", plan=PLAN, outputs=draft.outputs, inputs={}, versions={}, metrics={},
+                    tokens={}, seconds={}, started="", finished="",
+                )
+            )  # fmt: skip
+    for root in roots:
+        assert (store.folder(root, "r1", "model")[0] / pointers.POINTER).read_text() == "[]"
+    assert bucket.read(pointers.object_name(store.find(roots[1], "r1", "model")[1].parts[0])) == b"[]"
+
+
+def test_the_extent_of_a_part_has_the_empty_id():
+    groups = [_parts.RowGroup(1, 1, "", ""), _parts.RowGroup(2, 1, "a", "b")]
+    assert _parts.extent(groups) == ("", "b")
+    assert _parts.extent(groups[:1]) == ("", "")
+
+
 def test_a_pointer_of_another_version_is_refused(project):
     root = project()
     run(root, "a")
