@@ -54,7 +54,7 @@ def make_usable(path: Path) -> None:
 def commit_fast() -> None:
     """Lets SQLite wait for the disk at checkpoints and not at each of the hundred commits a round. A kill loses nothing. A
     power failure may lose the last commits; then the experiment has not the mark of what is remembered, and the next record
-    makes them again.
+    makes them again. A database without a write-ahead log, which somebody else made, could be damaged then, and waits as ever.
     """
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -64,7 +64,7 @@ def commit_fast() -> None:
 
 
 def _wait_at_checkpoints(connection: Any, _: Any) -> None:
-    if isinstance(connection, sqlite3.Connection):
+    if isinstance(connection, sqlite3.Connection) and connection.execute("pragma journal_mode").fetchone()[0] == "wal":
         connection.execute("pragma synchronous = normal")
 
 
