@@ -13,7 +13,7 @@ from tasks.core.errors import FlywheelError, StoreError
 from tasks.core.plan import Plan
 from tasks.engines import fake
 from tasks.engines.openai import Openai
-from tasks.project import driver, execute, plan
+from tasks.project import driver, execute, plan, worker
 from tasks.where.here import Here
 
 
@@ -149,3 +149,18 @@ def test_requests_that_cannot_succeed_are_asked_again_once_they_can(round_one, m
 def _refused(self, requests):
     refusal = fake.Completion("", 0, 9, "error", error="longer than the context", permanent=True)
     yield from ((n, refusal) for n in range(len(requests)))
+
+
+def test_the_seconds_of_a_first_pass_count(round_one, monkeypatch):
+    for stage in ("generate", "judge"):
+        execute.run_stage(round_one, "r1", stage)
+    made, summaries = [], worker._Worker._summaries
+
+    def slow(self, number):
+        made.append(number)
+        return summaries(self, number).model_copy(update={"seconds": {"run": 1000.0}})
+
+    monkeypatch.setattr(worker._Worker, "_summaries", slow)
+    seconds = execute.run_stage(round_one, "r1", "filter").seconds
+    assert len(made) > 4
+    assert 1000 * len(made) < seconds["run"] < 1000 * (len(made) + 1)
