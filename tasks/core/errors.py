@@ -86,5 +86,5 @@ def printable(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A text with users and passwords removed from its URIs."""
-    return re.sub(r"//[^/\s]*@", "//", text)
+    """A text with users and passwords removed from its URIs. A secret key may have slashes; what looks like a port is none."""
+    return re.sub(r"//(?:[^/\s]*|[^/\s@]*:(?!\d+(?:/|\s|$))[^\s@]*)@", "//", text)

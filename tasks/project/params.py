@@ -126,7 +126,10 @@ def _data(url: Any, problems: Problems) -> str | None:
     try:
         if url is None or (isinstance(url, str) and url.startswith(SCHEME) and place(url)):
             return url
-        problems.add("data", f"must be a bucket, such as s3://bucket/prefix, not {masked(repr(url))}; leave it out for this folder")
+        problems.add(
+            "data",
+            f"must be a bucket, such as s3://bucket/prefix, not {masked(repr(url))}; leave it out for this folder",
+        )
     except StoreError as error:
         problems.add("data", str(error))
     return None

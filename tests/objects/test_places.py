@@ -59,7 +59,15 @@ def test_names_stay_in_their_place(where, name):
 
 
 @pytest.mark.parametrize(
-    "url", ["gs://bucket/x", "s3://", "s3://me:secret@bucket/x", "s3://bucket/x?versionId=1", "s3://[x"]
+    "url",
+    [
+        "gs://bucket/x",
+        "s3://",
+        "s3://me:secret@bucket/x",
+        "s3://me:my/secret/key@bucket/x",
+        "s3://bucket/x?versionId=1",
+        "s3://[x",
+    ],
 )
 def test_addresses_that_are_none(url):
     with pytest.raises(StoreError, match="s3://bucket/prefix") as error:
