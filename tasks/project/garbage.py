@@ -222,7 +222,9 @@ def _trees(root: Path) -> Iterator[Path]:
     ]
     for place in dict.fromkeys([root.resolve(), *(p.resolve() for p in places)]):
         yield place
-        yield from (p for p in (place / ".dvc/tmp/exps").glob("*") if p.is_dir())
+        experiments = place / ".dvc/tmp/exps"  # of a queue; those of `dvc exp run --temp` lie one folder deeper
+        clones = (p / prefix for kind in ("*", "standalone/*") for p in experiments.glob(kind))
+        yield from (p for p in clones if p.is_dir())
 
 
 def _stored_manifests(root: Path) -> Iterator[tuple[Manifest, list[str]]]:

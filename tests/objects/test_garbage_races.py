@@ -102,6 +102,25 @@ def test_what_is_staged_or_in_another_worktree_is_kept(root, bucket, aged):
     assert not (other | staged) & unnamed(root, bucket)
 
 
+@pytest.mark.parametrize("where", ["tmpabc", "standalone/tmpabc"])
+@pytest.mark.parametrize("below", ["", "project"])
+def test_an_experiment_at_work_keeps_its_parts(root, bucket, aged, where, below):
+    """DVC runs it in a clone of the repository below .dvc, for days maybe."""
+    project = root / below
+    made = project / ".dvc/tmp/exps" / where / below
+    made.mkdir(parents=True)
+    (project / "dvc.lock").touch()
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "start")
+    run(made, "a")
+    elsewhere = root.parent / "elsewhere"
+    made.joinpath("data").rename(elsewhere)
+    aged()
+    assert unnamed(project, bucket)
+    elsewhere.rename(made / "data")
+    assert not unnamed(project, bucket)
+
+
 @pytest.mark.parametrize("broken", ["owner", "object"])
 def test_a_git_that_fails_deletes_nothing(root, bucket, aged, monkeypatch, broken):
     revise(root, 1)

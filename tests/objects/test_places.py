@@ -75,6 +75,21 @@ def test_addresses_that_are_none(url):
     assert "secret" not in str(error.value)
 
 
+def test_listings_of_many_pages_are_whole(bucket, monkeypatch):
+    names = [f"parts/{n:02}" for n in range(7)]
+    for name in names:
+        bucket.put_once(name, b"")
+    retried = type(bucket)._retried
+
+    def of_three(place, operation, name, **arguments):  # a page has a thousand else
+        assert operation == "list_objects_v2"
+        return retried(place, operation, name, MaxKeys=3, **arguments)
+
+    monkeypatch.setattr(type(bucket), "_retried", of_three)
+    assert bucket.names() == names
+    assert bucket.names("parts/0") == names
+
+
 # What a store may answer
 
 
