@@ -12,7 +12,7 @@ SHOWN = 10
 def lines(garbage: Garbage) -> Iterator[str]:
     """What is kept, and what would be deleted."""
     kept = f"{garbage.place.url}: {garbage.kept:,} objects are named by a working tree or one of {garbage.revisions} versions of dvc.lock"
-    yield f"{kept}; {garbage.young:,} that nothing names are younger than a day and stay"
+    yield f"{kept}; {garbage.young:,} that nothing names were made or taken within the last day and stay"
     if garbage.elsewhere:
         yield f"{garbage.elsewhere} manifests of older revisions are neither here nor in DVC's cache: their parts were never here"
     if not garbage.unnamed:
