@@ -100,7 +100,8 @@ def read_curve(folder: Path) -> pl.DataFrame:
     """The curve that the first rank left, or the error of whichever raised one."""
     if (folder / ERROR).is_file():
         told = json.loads((folder / ERROR).read_text())
-        raise getattr(errors, told["kind"], FlywheelError)(told["text"])
+        kind = getattr(errors, told["kind"], FlywheelError)
+        raise kind.__new__(kind, told["text"])  # as it was raised: some make their text of other arguments
     if not (folder / CURVE).is_file():
         raise FlywheelError(f"train: a rank died, and no try again helped: {_end_of_log(folder)}")
     return pl.read_ipc(folder / CURVE)

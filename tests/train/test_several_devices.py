@@ -1,5 +1,6 @@
 """Training on two devices: the loss is that of one, a killed rank changes nothing, and what cannot be is refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import torture
 from ranked import case_of, train_on_two
 from runs import FAST, PAIRS, ROWS, contents, largest_difference, train, values
 
+from tasks.core import errors
 from tasks.core.errors import Diverged, FlywheelError, ParamsError
 from tasks.train import _devices as module
-from tasks.train._devices import CASE, check_devices, on_devices, read_curve, write_case
+from tasks.train._devices import CASE, ERROR, check_devices, on_devices, read_curve, write_case
 from tasks.train.dpo import DPO
 from tasks.train.nft import NFT
 from tasks.train.sft import SFT
@@ -212,3 +214,10 @@ def workers():
 
     found = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or ())]
     return sorted(p.pid for p in found)
+
+
+def test_what_a_rank_raised_is_raised_whatever_its_kind(tmp_path):
+    for kind in ("UnknownName", "Diverged", "NoKind"):
+        (tmp_path / ERROR).write_text(json.dumps({"kind": kind, "text": "there is no train 'x'"}))
+        with pytest.raises(getattr(errors, kind, FlywheelError), match="there is no train 'x'"):
+            read_curve(tmp_path)
