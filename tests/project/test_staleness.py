@@ -26,7 +26,7 @@ from tasks.project.params import load_params, stages_of
 from tasks.project.pipeline import address
 
 pytestmark = pytest.mark.xdist_group("campaign")
-ROOMS = ("tasks/project/", "tasks/views/", "flows/", "tasks/commands/", "tasks/__main__.py")
+ROOMS = ("tasks/project/", "tasks/views/", "flows/", "tasks/commands/", "tasks/where/", "tasks/__main__.py")
 """What runs stages and shows what they made, and is imported by none."""
 EXAM = ("evaluate-base@r0", "evaluate@r1", "evaluate@r2")
 
