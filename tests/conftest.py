@@ -46,6 +46,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """Lets the interpreter take itself apart: DuckDB's binding reports what is left as leaks."""
+    gc.unfreeze()
+
+
 def pytest_terminal_summary(terminalreporter):
     """Prints the rows of the fault matrix that were tried."""
     done = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])

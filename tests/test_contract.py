@@ -28,6 +28,7 @@ from tasks.engines import Completion, Engine
 from tasks.engines.fake import GARBAGE, Fake
 from tasks.judge.self_judge import SelfJudge
 from tasks.project import execute
+from tasks.where.here import Here
 
 # A round: p1 has right, wrong, failed, unjudged and unreadable answers; p2 was turned away; p3 has only failures; p4 no answers.
 
@@ -244,7 +245,7 @@ class Trial:
             place.mkdir()
             self.models = self._models(engine or Fake.scripted(babble), place)
             context = {"members": {self.name: self.strategy()}, "strategy": self.strategy(), "options": self.options(),
-                       "judges": {"self_judge": SelfJudge()}, "models": self.models, "domain": domain or Arithmetic(), "seed": 1, "work": place}  # fmt: skip
+                       "judges": {"self_judge": SelfJudge()}, "models": self.models, "domain": domain or Arithmetic(), "seed": 1, "work": place, "where": Here()}  # fmt: skip
             arguments = {k: v for k, v in context.items() if k in self.stage.context}
             arguments |= {f: draft.folder(f) for f in self.stage.folders}
             arguments |= {i.argument: self.input(i, rows) for i in self.stage.inputs if not i.opened}
