@@ -1,6 +1,5 @@
 """Fixtures that several folders of tests share."""
 
-import gc
 import os
 import shutil
 import sys
@@ -38,17 +37,6 @@ def pytest_collection_modifyitems(items):
         item.user_properties += torture.marks(item)
         if item.get_closest_marker("needs_shared") and not SHARED.is_dir():
             item.add_marker(absent)
-
-
-def pytest_collection_finish():
-    """Keeps the garbage collector from going through everything that was imported, again at the end of every training."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_sessionfinish():
-    """Lets the interpreter take itself apart: DuckDB's binding reports what is left as leaks."""
-    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,5 @@
 """A store that speaks S3, on this machine."""
 
-import uuid
-
 import boto3
 import faulty_store
 import pytest
@@ -46,17 +44,10 @@ def client(server, keys):
     return boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
 
 
-def new_bucket(client) -> str:
-    """The URL of a prefix in a new bucket."""
-    name = f"flywheel-{uuid.uuid4().hex[:12]}"
-    client.create_bucket(Bucket=name)
-    return f"s3://{name}/data"
-
-
 @pytest.fixture
 def url(client) -> str:
     """The URL of a prefix in a bucket of this test."""
-    return new_bucket(client)
+    return faulty_store.new_bucket(client)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ moto looks whether an object is there and writes it then, so requests that chang
 
 import re
 import socket
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from threading import Lock, Thread
@@ -113,3 +114,10 @@ def puts(kind: str, what: str = "", times: int = 1) -> Fault:
         return kind
 
     return fault
+
+
+def new_bucket(client) -> str:
+    """The URL of a prefix in a new bucket."""
+    name = f"flywheel-{uuid.uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    return f"s3://{name}/data"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import projects
 import pytest
-from conftest import new_bucket
+from faulty_store import new_bucket
 from typer.testing import CliRunner
 
 from tasks.__main__ import app
