@@ -91,8 +91,8 @@ def _joined(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise FlywheelError(
-            "where.strategy is ray, and Ray is not installed: `pip install -c infra/requirements.lock 'flywheel[ray]'`, "
-            "here and on every machine of the cluster; or set where.strategy to processes"
+            "where.strategy is ray, and Ray is not installed: `make ray` (`pip install -c infra/requirements.lock "
+            "'flywheel[ray]'`), here and on every machine of the cluster; or set where.strategy to processes"
         ) from error
     alone = {"_node_ip_address": HERE, "include_dashboard": False, "object_store_memory": OBJECTS}
     try:
