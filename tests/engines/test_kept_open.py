@@ -134,10 +134,13 @@ def project(made, tmp_path, monkeypatch):
     """The project as the working directory, in which nothing of r1 is made."""
     monkeypatch.chdir(made)
     monkeypatch.setenv("PYTHONPATH", f"{made / '.stand-in'}:{made}")
+    monkeypatch.syspath_prepend(made / ".stand-in")  # for what this process asks of vLLM, too
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     yield made
     serving.stop(Path())
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
     for place in ("data/round=r1", "data/cache"):
         shutil.rmtree(made / place, ignore_errors=True)
 
