@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import typer
 from rich.box import MARKDOWN
@@ -52,11 +53,12 @@ READS = {
     "filter": ("prompts", "responses", "judgments"),
     "pair": ("prompts", "responses", "judgments", "filtered"),
 }
-OVERVIEWS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "filter.top_fraction": (TopFraction(), ()),
-    "filter.threshold.per_level": (Threshold(per_level=1_000), ("level",)),
-}
-"""Members that look at all prompts first, each with the columns that its summary has beside a candidate's."""
+OVERVIEWS = {"filter.top_fraction": TopFraction(), "filter.threshold.per_level": Threshold(per_level=1_000)}
+"""Members that look at all prompts first."""
+SUMMARY = 2**18
+"""Candidates in the summary of a piece."""
+COMPARED = 32_000_000
+"""Candidates that these members are measured with."""
 MOST = 1.0
 """GB that the driver may hold."""
 PART = ROWS_PER_GROUP * GROUPS_PER_PART
@@ -81,8 +83,9 @@ class Constants:
     """Of each part: `memory` where it is made and `known` where it is read, `json` in bytes; `fold` and `read` in seconds."""
     receipt: dict[str, float]
     """Of each piece: `memory` in bytes, and `write` and `read` in seconds."""
-    overview: dict[str, float]
-    """Bytes of the driver for each response, by member."""
+    overview: dict[str, dict[str, float]]
+    """By member, what its look at all candidates costs the driver: `memory` in bytes at `COMPARED` of them, `growth` in bytes for
+    each one more, `seconds` for each."""
     md5: float
     """Bytes that one process hashes in a second."""
 
@@ -148,8 +151,9 @@ def measure(responses: int, text: int) -> Constants:
     receipt["memory"] = (many["memory"] - few["memory"]) / 6_000 - 2 * part["memory"]
     overview = {}
     for name in OVERVIEWS:
-        less, more = (child("overview", name, str(n))["memory"] for n in (250_000, 1_000_000))
-        overview[name] = (more - less) / 750_000
+        less, more = (child("overview", name, str(n)) for n in (COMPARED // 4, COMPARED))
+        growth = (more["memory"] - less["memory"]) / (COMPARED - COMPARED // 4)
+        overview[name] = {"memory": more["memory"], "growth": max(0.0, growth), "seconds": more["seconds"] / COMPARED}
     return Constants(
         bytes={name: sum(p.bytes for p in o.parts) / o.rows for name, o in found.items() if o.rows},
         share={name: o.rows / responses for name, o in found.items() if o.rows},
@@ -232,14 +236,22 @@ def receipt(number: int, each: int) -> Receipt:
 
 def overview(name: str, candidates: str) -> dict[str, float]:
     """What a member's overview of so many candidates costs the process that folds the summaries."""
-    (strategy, more), count = OVERVIEWS[name], int(candidates)
-    base = resident(most=False)
-    text = pl.int_range(count, eager=True).cast(pl.String).str.zfill(16)
-    score = pl.int_range(count, eager=True).cast(pl.Float64) / count
-    summary = pl.DataFrame({"prompt_id": text, "id": text + "1", "score": score, "tie_break": -score})
-    summary = summary.with_columns(pl.lit(3, pl.Int32).alias(column) for column in more)
-    strategy.fold(summary)
-    return {"memory": resident() - base}
+    strategy, count, rng = OVERVIEWS[name], int(candidates), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for first in range(0, count, SUMMARY):
+            rows = min(SUMMARY, count - first)
+            ids = pl.int_range(first, first + rows, eager=True).cast(pl.String).str.zfill(16)
+            score = rng.integers(1, SAMPLES + 1, rows) / SAMPLES  # as votes are: many are equal
+            columns = {
+                "level": rng.integers(2, 9, rows, dtype=np.int32),
+                "score": score,
+                "tie_break": -rng.random(rows),
+                "id": ids,
+            }
+            pl.DataFrame(columns).write_parquet(f"{folder}/{first:012d}.parquet")
+        base, clock = resident(most=False), time.perf_counter()
+        strategy.fold(pl.scan_parquet(f"{folder}/*.parquet"))
+        return {"memory": resident() - base, "seconds": time.perf_counter() - clock}
 
 
 # The model
@@ -296,8 +308,12 @@ def breaks(found: Constants, workers: int) -> list[tuple[float, str]]:
         (size(lambda c: c.driver > MOST, s), f"{s}: the driver holds {MOST:g} GB of parts and receipts") for s in STAGES
     ]
     limits += [
-        ((MOST * 1e9 - found.base) / per_row, f"{name}: its overview of all prompts is {MOST:g} GB in the driver")
-        for name, per_row in found.overview.items()
+        (
+            COMPARED + (MOST * 1e9 - found.base - own["memory"]) / own["growth"],
+            f"{name}: its look at all candidates is {MOST:g} GB",
+        )
+        for name, own in found.overview.items()
+        if own["growth"]
     ]
     limits += [(size(lambda c: c.pieces > 1e6, s), f"{s}: a million receipts in one folder") for s in ("judge",)]
     return sorted(limits)
@@ -322,8 +338,11 @@ def show(found: Constants, workers: int, responses: int) -> None:
     constants.add_row("a part in memory", memory)
     receipt = f"{found.receipt['memory']:,.0f} bytes in memory, written in {1e3 * found.receipt['write']:.2f} ms"
     constants.add_row("a receipt", f"{receipt}, read in {1e3 * found.receipt['read']:.2f} ms")
-    for name, size in found.overview.items():
-        constants.add_row(f"{name}: driver memory a million candidates", f"{size:,.0f} MB")
+    for name, own in found.overview.items():
+        seconds = f"{1e6 * own['seconds']:.2f} s a million candidates, {SIZES[-1] * own['seconds'] / 60:.0f} minutes for {SIZES[-1]:,}"
+        constants.add_row(
+            f"{name}: the driver's look at all", f"{own['memory'] / 1e6:,.0f} MB at {COMPARED:,}; {seconds}"
+        )
     constants.add_row("DVC's hash of local files", f"{found.md5 / 1e6:,.0f} MB/s, one process")
     console.print(constants)
     columns = (

@@ -89,18 +89,18 @@ class Strategy(Plugin):
         return False
 
     def summary(self, case: Any) -> "pl.LazyFrame":
-        """First pass: what of a piece decides about others. Few and narrow rows, for all pieces' are in memory at once."""
+        """First pass: what of a piece decides about others: narrow rows, for whoever folds them reads all pieces'."""
         raise NotImplementedError
 
-    def fold(self, summaries: "pl.DataFrame") -> "pl.DataFrame":
-        """The overview of all prompts from the summaries of all pieces. It must not depend on how the rows were cut into
-        pieces. Of one with a `prompt_id` a piece gets its own prompts' rows alone.
+    def fold(self, summaries: "pl.LazyFrame") -> "pl.DataFrame":
+        """The overview of all prompts from the summaries of all pieces, which may be more than memory holds. It must not depend
+        on how the rows were cut into pieces. Of one with a `prompt_id` a piece gets its own prompts' rows alone.
         """
         raise NotImplementedError
 
     def overview(self, case: Any) -> "pl.DataFrame":
         """The overview that the case brings along; without one it is made from the case, which then has all prompts."""
-        return self.fold(self.summary(case).collect()) if case.overview is None else case.overview
+        return self.fold(self.summary(case).collect().lazy()) if case.overview is None else case.overview
 
 
 @dataclass(frozen=True)

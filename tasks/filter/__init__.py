@@ -22,6 +22,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from tasks.core import tables
 from tasks.core.roster import Models
 from tasks.core.stage import ONLY, Opens, Overviews, Strategy, stage
+from tasks.filter._cutoff import better_first
 from tasks.filter._paths import path
 
 NO_MARGIN = pl.lit(None, pl.Float64)
@@ -170,16 +171,10 @@ def drop_duplicates(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def candidates(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """Of the rows that no rule dropped, what orders them: the summary of a filter that compares prompts."""
-    return rows.filter(pl.col("reason").is_null()).select("prompt_id", "id", "score", "tie_break")
+    """Of the rows that no rule dropped, their level and what orders them: the summary of a filter that compares prompts."""
+    return rows.filter(pl.col("reason").is_null()).select("level", "score", "tie_break", "id")
 
 
 def with_overview(rows: pl.LazyFrame, overview: pl.DataFrame) -> pl.LazyFrame:
     """The rows with what an overview says of their ids; their order stays."""
     return rows.join(overview.lazy().drop("prompt_id"), on="id", how="left", maintain_order="left")
-
-
-def better_first(rows: pl.LazyFrame, *, within: str | None = None) -> pl.LazyFrame:
-    """Sorted by reward, then tie break, both highest first, then id; where `within` names a column, by that first."""
-    by, down = ["score", "tie_break", "id"], [True, True, False]
-    return rows.sort(*([within] if within else []), *by, descending=[False] * bool(within) + down, nulls_last=True)

@@ -51,10 +51,11 @@ class Representation(Filtering):
         missing = table.filter(reason="no_vector").select("prompt_id", "id")
         return pl.concat([rows.select("prompt_id", "id", vector), missing], how="diagonal").lazy()
 
-    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+    def fold(self, summaries: pl.LazyFrame) -> pl.DataFrame:
         """Which candidates are kept (null without a vector), and their distances."""
-        chosen = self._chosen(summaries.drop_nulls("vector").sort("id"))
-        return summaries.select("prompt_id", "id").join(chosen, on="id", how="left")
+        rows = summaries.collect()
+        chosen = self._chosen(rows.drop_nulls("vector").sort("id"))
+        return rows.select("prompt_id", "id").join(chosen, on="id", how="left")
 
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin of a kept row is its distance to the nearest one kept before it, null for the first; that of one

@@ -3,7 +3,8 @@
 import polars as pl
 from pydantic import PositiveInt
 
-from tasks.filter import FilterCase, Filtering, better_first, candidates, drop, with_overview
+from tasks.filter import FilterCase, Filtering, candidates, drop
+from tasks.filter._cutoff import cutoffs, in_room
 
 
 class Threshold(Filtering):
@@ -29,22 +30,21 @@ class Threshold(Filtering):
         return self.per_level is not None
 
     def summary(self, case: FilterCase) -> pl.LazyFrame:
-        """Every candidate, with its level."""
-        levels = case.prompts.select("level", prompt_id="id")
-        return candidates(self._best(case)).join(levels, on="prompt_id", how="left")
+        """Every candidate."""
+        return candidates(self._with_levels(self._best(case), case))
 
-    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
-        """The candidates beyond the limit of their level, and by how many places."""
-        place = pl.int_range(1, pl.len() + 1).over("level")
-        ranked = better_first(summaries.lazy()).select("prompt_id", "id", beyond=place - self.per_level)
-        return ranked.filter(pl.col("beyond") > 0).collect()
+    def fold(self, summaries: pl.LazyFrame) -> pl.DataFrame:
+        """The last candidate of each level that is within its limit."""
+        return cutoffs(summaries, pl.lit(self.per_level))
 
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
-        """A kept row's margin is its distance to `min_reward`; a dropped one's, by how much it missed its rule."""
+        """A kept row's margin is its distance to `min_reward`; that of one beyond the limit of its level, to the reward of the
+        last one kept there; that of others, by how much they missed their rule.
+        """
         rows = self._best(case)
         if self.per_level is not None:
-            rows = with_overview(rows, self.overview(case))
-            rows = drop(rows, {"level": (pl.col("beyond").is_not_null(), pl.col("beyond"))})
+            rows = in_room(self._with_levels(rows, case), self.overview(case))
+            rows = drop(rows, {"level": (~pl.col("in_room"), pl.col("last") - pl.col("score"))})
         margin = pl.when(pl.col("reason").is_null()).then(pl.col("score") - self.min_reward).otherwise("margin")
         return rows.with_columns(margin=margin)
 
@@ -52,3 +52,7 @@ class Threshold(Filtering):
         """The rows of which each prompt's best are not dropped."""
         score = pl.col("score")
         return self.best(drop(self.usable(case), {"score": (score < self.min_reward, self.min_reward - score)}))
+
+    def _with_levels(self, rows: pl.LazyFrame, case: FilterCase) -> pl.LazyFrame:
+        levels = case.prompts.select("level", prompt_id="id")
+        return rows.join(levels, on="prompt_id", how="left", maintain_order="left")

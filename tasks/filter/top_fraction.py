@@ -3,7 +3,8 @@
 import polars as pl
 from pydantic import Field
 
-from tasks.filter import ROUNDING, FilterCase, Filtering, better_first, candidates, drop, with_overview
+from tasks.filter import ROUNDING, FilterCase, Filtering, candidates, drop
+from tasks.filter._cutoff import cutoffs, in_room
 
 
 class TopFraction(Filtering):
@@ -20,18 +21,20 @@ class TopFraction(Filtering):
 
     def summary(self, case: FilterCase) -> pl.LazyFrame:
         """Every candidate."""
-        return candidates(self.best(self.usable(case)))
+        return candidates(self._best(case))
 
-    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
-        """Whether each candidate is `in_room`, and the reward of the last one that is."""
-        ordered = better_first(summaries.lazy()).collect()
-        room = max(1, int(len(ordered) * self.fraction + ROUNDING))
-        in_room, last = pl.int_range(pl.len()) < room, pl.lit(ordered["score"].head(room).min(), pl.Float64)
-        return ordered.select("prompt_id", "id", in_room=in_room, last=last)
+    def fold(self, summaries: pl.LazyFrame) -> pl.DataFrame:
+        """The last candidate that is kept."""
+        share = (pl.col("rows") * self.fraction + ROUNDING).floor()
+        return cutoffs(summaries, pl.max_horizontal(share, 1))
 
     def __call__(self, case: FilterCase) -> pl.LazyFrame:
         """The margin is the distance to the reward of the last response kept."""
-        rows = with_overview(self.best(self.usable(case)), self.overview(case))
+        rows = in_room(self._best(case), self.overview(case))
         score, last = pl.col("score"), pl.col("last")
         rows = drop(rows, {"score": (~pl.col("in_room"), last - score)})
         return rows.with_columns(margin=pl.when(pl.col("reason").is_null()).then(score - last).otherwise("margin"))
+
+    def _best(self, case: FilterCase) -> pl.LazyFrame:
+        """The rows of which each prompt's best are not dropped, all of one level."""
+        return self.best(self.usable(case)).with_columns(level=pl.lit(0, pl.Int32))

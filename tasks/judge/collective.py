@@ -34,10 +34,10 @@ class Collective(Judging):
         shares = counts.agg(share=pl.col("count").max() / pl.col("count").sum())
         return shares.group_by("voter", "share").len("prompts")
 
-    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+    def fold(self, summaries: pl.LazyFrame) -> pl.DataFrame:
         """`consistency` of each `voter`."""
         shares = pl.col("share").repeat_by("prompts").explode().sort()  # float sums depend on the order
-        return summaries.group_by("voter").agg(consistency=shares.mean().round(DIGITS))
+        return summaries.group_by("voter").agg(consistency=shares.mean().round(DIGITS)).collect()
 
     def __call__(self, case: JudgeCase) -> pl.LazyFrame:
         """Scores in [0, 1]; a response without an answer is an error. Verdicts as of a vote."""

@@ -47,9 +47,9 @@ class Consistency(BestWorst):
         """The smoothing of each prompt."""
         return self.smoothing(case).lazy()
 
-    def fold(self, summaries: pl.DataFrame) -> pl.DataFrame:
+    def fold(self, summaries: pl.LazyFrame) -> pl.DataFrame:
         """The mean smoothing of all prompts."""
-        return summaries.rechunk().sort("prompt_id").select(pl.col("smoothing").mean())
+        return summaries.collect().rechunk().sort("prompt_id").select(pl.col("smoothing").mean())
 
     def __call__(self, case: PairCase) -> pl.LazyFrame:
         """The pairs of `best_worst` with `smoothing`."""

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from pydantic import ValidationError
 
-from tasks.core import cache, objects, store
+from tasks.core import cache, objects, pointers, store
 from tasks.core.errors import StoreError
 from tasks.core.ids import content_id
 from tasks.core.objects import Absent, Place
 from tasks.core.plan import Plan
+from tasks.core.pointers import ObjectPath
 from tasks.core.roster import Meter, Models
 from tasks.core.stage import Stage, Strategy
 from tasks.core.store import Output, Part
@@ -156,8 +156,9 @@ class Driver:
     def _fold(self, strategies: Mapping[str, Strategy], receipts: Sequence[Receipt]) -> None:
         """Folds the summaries of all pieces into an overview by member, which the second pass reads."""
         for n, (name, strategy) in enumerate(strategies.items()):
-            frames = [pl.read_parquet(io.BytesIO(self.place.read(receipt.summaries[name]))) for receipt in receipts]
-            strategy.fold(pl.concat(frames)).write_parquet(data := io.BytesIO())
+            names = [receipt.summaries[name] for receipt in receipts]
+            files = [ObjectPath(self.place, x) if self._in_bucket else Path(self.place.address(x)) for x in names]
+            strategy.fold(pointers.scan(files)).write_parquet(data := io.BytesIO())
             self.place.put_once(overview_name(self._job.scratch, n), data.getvalue())
 
 

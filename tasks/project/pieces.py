@@ -138,7 +138,7 @@ def overviews(
 ) -> dict[str, pl.DataFrame]:
     """Each member's overview of all pieces, whose summaries come in the order of the pieces."""
     by_piece = list(summaries)
-    return {name: s.fold(pl.concat([piece[name] for piece in by_piece])) for name, s in strategies.items()}
+    return {name: s.fold(pl.concat([piece[name] for piece in by_piece]).lazy()) for name, s in strategies.items()}
 
 
 def rows(stage: Stage, arguments: Mapping[str, Any], piece: Piece, overviews: Overviews = None) -> Any:

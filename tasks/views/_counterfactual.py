@@ -18,7 +18,8 @@ from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
 from tasks.core.plugin import load
 from tasks.core.stage import Strategy, stages
-from tasks.filter import NO_MODELS, better_first
+from tasks.filter import NO_MODELS
+from tasks.filter._cutoff import better_first
 from tasks.project.execute import _models as models_of
 
 DIGITS = 6
@@ -152,21 +153,27 @@ class Filter:
     def _score(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         if hasattr(strategy, "min_reward"):
             return "min_reward", floor(decision["score"]), "or less"
-        rows = strategy.model_copy(update={"fraction": 1.0})(self._case()).filter(pl.col("reason").is_null())
-        ids = better_first(rows).select("id").collect()["id"].to_list()
+        ids = self._candidates(strategy.model_copy(update={"fraction": 1.0}))["id"].to_list()
         share = (ids.index(decision["id"]) + 1) / len(ids)
         return "fraction", min(1.0, math.ceil(share * 10**DIGITS) / 10**DIGITS), "or more"
 
-    def _case(self) -> Any:
+    def _candidates(self, strategy: Any) -> pl.DataFrame:
+        """What a strategy that keeps all candidates keeps, better ones first."""
         from tasks.filter import FilterCase
 
-        return FilterCase(**{name: rows.lazy() for name, rows in self.tables.items()})
+        case = FilterCase(**{name: rows.lazy() for name, rows in self.tables.items()})
+        return better_first(strategy(case).filter(pl.col("reason").is_null())).collect()
 
     def _rank(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         return "per_prompt", strategy.per_prompt + int(decision["margin"]), "or more"
 
     def _level(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
-        return "per_level", strategy.per_level + int(decision["margin"]), "or more"
+        levels = self.tables["prompts"].select("level", prompt_id="id")
+        rows = self._candidates(strategy.model_copy(update={"per_level": None})).join(
+            levels, on="prompt_id", maintain_order="left"
+        )
+        own = rows.filter(pl.col("level").eq_missing(rows.filter(id=decision["id"])["level"][0]))
+        return "per_level", own["id"].to_list().index(decision["id"]) + 1, "or more"
 
     def _process(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         return "per_prompt", strategy.per_prompt + 1, "or more"

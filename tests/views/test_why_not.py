@@ -82,13 +82,23 @@ def test_a_duplicate_is_kept_by_no_parameter(mixed: Path) -> None:
     assert answer.note == "no parameter would have kept it: rule duplicate"
 
 
+def place_in_level(root: Path, row: dict[str, Any]) -> int:
+    """The place of a response among its level's that were kept or dropped for their level's limit."""
+    levels = dict(store.read(root, "r1", "prompts").select("id", "level").iter_rows())
+    likely = dict(store.read(root, "r1", "responses").select("id", "mean_logprob").iter_rows())
+    rows = store.read(root, "r1", "filtered").filter(pl.col("kept") | (pl.col("reason") == "level")).to_dicts()
+    own = [r for r in rows if levels[r["prompt_id"]] == levels[row["prompt_id"]]]
+    own.sort(key=lambda r: (-r["score"], -likely[r["id"]], r["id"]))
+    return [r["id"] for r in own].index(row["id"]) + 1 if row["reason"] == "level" else 0
+
+
 @pytest.mark.parametrize(
     ("values", "reason", "expected"),
     [
         ({"min_tokens": 20}, "short", "filter.threshold.min_tokens: {tokens} or less"),
         ({"max_tokens": 20}, "long", "filter.threshold.max_tokens: {tokens} or more"),
         ({"require": {"verifier": 1.0}}, "judge/verifier", "filter.threshold.require: {{'verifier': 0.0}} or less"),
-        ({"per_level": 1}, "level", "filter.threshold.per_level: {level} or more"),
+        ({"per_level": 1}, "level", "filter.threshold.per_level: {place} or more"),
     ],
 )
 def test_the_other_rules_of_a_threshold(copied: Path, values: dict[str, Any], reason: str, expected: str) -> None:
@@ -96,7 +106,7 @@ def test_the_other_rules_of_a_threshold(copied: Path, values: dict[str, Any], re
     tokens = store.read(copied, "r1", "responses").row(by_predicate=pl.col("id") == row["id"], named=True)["tokens"]
     answer = ask(copied, row["id"])[0]
     assert answer.rule == reason
-    assert answer.changes[0] == expected.format(tokens=tokens, level=1 + int(row["margin"] or 0))
+    assert answer.changes[0] == expected.format(tokens=tokens, place=place_in_level(copied, row))
     if answer.note.startswith("no parameter"):
         assert answer.note.endswith("duplicate")
     else:
