@@ -1,8 +1,9 @@
-"""What grows with a round in the stages that ask a model: train, prompts and evaluate, with a model that answers at once.
+"""What grows with a round in train, prompts and evaluate, with a model that answers at once, and in near-duplicates.
 
     python benchmarks/growth.py train      [--rows 400000]     rows of training, until the second step of the stage
     python benchmarks/growth.py pool       [--problems 16000]  problems that a pool's author writes
     python benchmarks/growth.py evaluate   [--items 14000]     held-out problems, answered greedily
+    python benchmarks/growth.py near       [--texts 1000000]   texts of 40 words, a tenth of them near another, in pieces
 
 Each is done with a quarter of that many, and with all, in a process of its own: seconds of the processor and the most memory
 of each, and the ratio of seconds an item, which is 1 where the time is linear.
@@ -33,6 +34,7 @@ from tasks.train.sft import SFT
 HERE = Path(__file__).resolve().parents[1]
 BASE = HERE / "data" / "base"
 DOMAIN = Arithmetic()
+PIECE = 2**14
 MOST = 2.0
 """GiB."""
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -90,6 +92,41 @@ def evaluate(items: int = 14_000, once: Once = False) -> None:
     strategy = Answers(splits=("heldout",), greedy=items, sampled=items, samples=1, ks=(1,))
     models = Models({"model": Source(Fake(answers={"": "Day 1: 12+5=17\nAnswer: 17"}), lambda: BASE)})
     return measured(lambda: strategy(EvaluateCase(models, DOMAIN, 0)))
+
+
+@app.command()
+def near(texts: int = 1_000_000, once: Once = False) -> None:
+    """The sketches of all texts, piece by piece as workers make them, and then what the driver makes of them."""
+    if not once:
+        return compare("near", texts, "--texts")
+    from random import Random
+
+    from tasks.judge import _minhash
+
+    rng, words = Random(0), [f"w{n}" for n in range(20_000)]
+
+    def drawn(first: int) -> pl.DataFrame:
+        rows: list[list[str]] = []
+        for _ in range(min(PIECE, texts - first)):
+            again = rows and rng.random() < 0.1
+            rows.append([*rng.choice(rows)[:39], rng.choice(words)] if again else rng.choices(words, k=40))
+        ids = [f"{n:016x}" for n in range(first, first + len(rows))]
+        return pl.DataFrame({"id": ids, "prompt_id": ids, "text": [" ".join(row) for row in rows]})
+
+    with tempfile.TemporaryDirectory(prefix="flywheel-") as name:
+
+        def work() -> None:
+            clock = sum(os.times()[:2])
+            for first in range(0, texts, PIECE):
+                _minhash.sketch(drawn(first), 5).write_parquet(f"{name}/{first:012}.parquet")
+            sketched = sum(os.times()[:2]) - clock
+            found = _minhash.near(pl.scan_parquet(f"{name}/*.parquet"), 5, 0.8)
+            folded = sum(os.times()[:2]) - clock - sketched
+            typer.echo(
+                f"{texts:,}: {sketched:.1f} s to sketch, {folded:.1f} s to fold; {len(found):,} are near", err=True
+            )
+
+        return measured(work)
 
 
 @app.command(hidden=True)

@@ -18,7 +18,8 @@ CHARACTERS = 4
 
 
 def cutoffs(rows: pl.LazyFrame, room: pl.Expr) -> pl.DataFrame:
-    """`level`, `score`, `tie_break` and `id` of each level's last row in room; its last of all, where all are.
+    """`level`, and as `last`, `last_tie_break` and `last_id` the score, tie break and id of its last row in room; of its last row,
+    where all are.
 
     `rows` are read several times, a batch at a time. `room` is calculated from `rows`, the number of rows of a level.
     """
@@ -41,13 +42,12 @@ def cutoffs(rows: pl.LazyFrame, room: pl.Expr) -> pl.DataFrame:
     places = cut.lazy().select("level", "place")
     left = better_first(left.lazy(), within="level").join(places, on="level", nulls_equal=True, maintain_order="left")
     last = left.filter(pl.int_range(1, pl.len() + 1).over("level") == pl.col("place"))
-    return last.select(ORDERED).collect()
+    return last.select("level", last="score", last_tie_break="tie_break", last_id="id").collect()
 
 
 def in_room(rows: pl.LazyFrame, cutoffs: pl.DataFrame) -> pl.LazyFrame:
     """The rows in their order, with `in_room` and `last`, the score of the last one of their level that is in room."""
-    own = cutoffs.lazy().rename({"score": "last", "tie_break": "last_tie_break", "id": "last_id"})
-    rows = rows.join(own, on="level", how="left", nulls_equal=True, maintain_order="left")
+    rows = rows.join(cutoffs.lazy(), on="level", how="left", nulls_equal=True, maintain_order="left")
     score, tie, last, last_tie = (pl.col(name) for name in ("score", "tie_break", "last", "last_tie_break"))
     level_on = score.eq_missing(last)
     above = (score > last) | level_on & ((tie > last_tie) | tie.is_not_null() & last_tie.is_null()).fill_null(False)

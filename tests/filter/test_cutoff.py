@@ -67,4 +67,4 @@ def test_many_equal_rows_are_told_apart_by_their_ids():
     frame = pl.DataFrame({"id": [f"{n:016x}" for n in range(0, 40_000_000, 10_007)]})
     frame = frame.with_columns(level=pl.lit(1, pl.Int32), score=pl.lit(0.75), tie_break=pl.lit(None, pl.Float64))
     lines = cutoffs(frame.select(*SCHEMA).lazy(), pl.lit(1000))
-    assert lines["id"].to_list() == [f"{999 * 10_007:016x}"]
+    assert lines["last_id"].to_list() == [f"{999 * 10_007:016x}"]

@@ -23,12 +23,13 @@ STRATEGIES = {
     "hidden states": ("filter", "representation", {"count": 7, "per_prompt": 2}),
     "novelty": ("filter", "novelty", {"per_prompt": 2}),
     "weights of authors": ("judge", "collective", {}),
+    "near-duplicates": ("judge", "near_duplicates", {"of": "response", "ngram": 1, "min_similarity": 0.5}),
     "own judge": ("judge", "self_judge", {"samples": 2, "temperature": 1.0}),
     "likelihoods": ("judge", "self_aligned", {}),
     "comparisons": ("judge", "win_rate", {}),
     "mean smoothing": ("pair", "consistency", {"judges": ["a", "b"], "averaged": True, "min_margin": 0.01}),
 }
-COMPARED = "limit a level", "share of all", "hidden states", "weights of authors", "mean smoothing"
+COMPARED = "limit a level", "share of all", "hidden states", "weights of authors", "near-duplicates", "mean smoothing"
 """Those that compare prompts."""
 SUMMED = "weights of authors"
 """Whose scores are sums of floats, in an order that polars chooses anew for each table."""

@@ -1,0 +1,110 @@
+"""Near-duplicates among any number of texts: MinHash (Broder 1997), bands of it as buckets, and Jaccard similarity itself.
+
+A text is the set of its runs of words. Of 120 hash functions, the least value of each over that set is equal in two texts with a
+probability that is the sets' Jaccard similarity; texts that agree in one of 20 bands of six such values share a bucket. Those of
+similarity s do so with probability 1 − (1 − s⁶)²⁰: 99.8 % at 0.8, 91 % at 0.7. Only texts that share a bucket are compared, by
+their sets, so that none is wrongly called near.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from tasks.prompts._near import words
+
+BANDS, VALUES = 20, 6
+_random = np.random.default_rng(0)
+FACTORS = _random.integers(2**64, size=(BANDS * VALUES, 1), dtype=np.uint64) | np.uint64(1)
+TERMS = _random.integers(2**64, size=(BANDS * VALUES, 1), dtype=np.uint64)
+AT_ONCE = 2**20
+"""Buckets that are counted, and texts that are compared, at once."""
+BUCKETS = [f"bucket {band}" for band in range(BANDS)]
+NEAR = {"id": pl.String, "prompt_id": pl.String, "twin": pl.String, "similarity": pl.Float64}
+
+
+def runs(text: str, size: int) -> frozenset[int]:
+    """Hashes of the runs of `size` words of a text, lower-cased and without punctuation; all its words where it has fewer."""
+    tokens = words(text)
+    found = {" ".join(tokens[i : i + size]) for i in range(max(1, len(tokens) - size + 1))}
+    return frozenset(_hash(run.encode()) for run in found)
+
+
+def buckets(hashes: frozenset[int]) -> list[int]:
+    """The bucket of each band."""
+    values = np.fromiter(hashes, np.uint64, len(hashes))
+    least = (values * FACTORS + TERMS).min(axis=1).reshape(BANDS, VALUES)  # modulo 2⁶⁴
+    return [_hash(bytes([band]) + row.tobytes()) for band, row in enumerate(least)]
+
+
+def sketch(texts: pl.DataFrame, size: int) -> pl.DataFrame:
+    """`texts` (`id`, `prompt_id`, `text`) with the bucket of each band."""
+    found = np.array([buckets(runs(text, size)) for text in texts["text"]], np.uint64).reshape(-1, BANDS)
+    return texts.with_columns(pl.Series(name, column) for name, column in zip(BUCKETS, found.T, strict=True))
+
+
+def near(sketches: pl.LazyFrame, size: int, min_similarity: float) -> pl.DataFrame:
+    """Each text that is near one that comes before it, by id, and is itself near none before: `twin`, the most similar such one,
+    and their Jaccard `similarity`, at least `min_similarity`. What is near a dropped one alone stays.
+
+    `sketches` are read a column at a time, in parts, so that memory is that of the texts that share a bucket: of these, their
+    buckets' numbers, and the texts themselves of some at a time.
+    """
+    sketches = sketches.with_columns(key=pl.col("id").hash())
+    shared = pl.concat([pl.DataFrame(schema={"key": pl.UInt64, "bucket": pl.UInt64}), *_shared(sketches)])
+    own = shared.group_by("key").agg("bucket").join(_groups(shared), on="key").sort("group")
+    whole = pl.int_range(pl.len()).min().over("group") // AT_ONCE  # no group is in two batches
+    batches = own.with_columns(batch=whole).partition_by("batch", maintain_order=True)
+    return pl.concat([pl.DataFrame(schema=NEAR), *(_compared(sketches, b, size, min_similarity) for b in batches)])
+
+
+def _compared(sketches: pl.LazyFrame, own: pl.DataFrame, size: int, min_similarity: float) -> pl.DataFrame:
+    """The near ones among some texts (`key`, `bucket`, `group`), one group after the other."""
+    copied = [
+        pl.concat_str(name, pl.lit("")).alias(name) for name in ("id", "prompt_id", "text")
+    ]  # not views of all texts
+    texts = sketches.select("key", "id", "prompt_id", "text").join(own.lazy().select("key"), on="key", how="semi")
+    rows = texts.select("key", *copied).collect(engine="streaming").join(own, on="key").sort("group", "id")
+    found, group, kept = [], None, dict[int, list[tuple[str, frozenset[int]]]]()
+    for row in rows.iter_rows(named=True):
+        if row["group"] != group:
+            group, kept = row["group"], {}
+        hashes = runs(row["text"], size)
+        others = {name: other for bucket in row["bucket"] for name, other in kept.get(bucket, ())}
+        alike = [(-len(hashes & other) / len(hashes | other), name) for name, other in others.items()]
+        similarity, twin = min(alike, default=(0.0, ""))
+        if alike and -similarity >= min_similarity:
+            found.append((row["id"], row["prompt_id"], twin, -similarity))
+            continue
+        for bucket in row["bucket"]:
+            kept.setdefault(bucket, []).append((row["id"], hashes))
+    return pl.DataFrame(found, schema=NEAR, orient="row")
+
+
+def _shared(sketches: pl.LazyFrame) -> Iterator[pl.DataFrame]:
+    """`key` and `bucket` of texts that share a bucket with another."""
+    parts = 1 + sketches.select(pl.len()).collect(engine="streaming").item() // AT_ONCE
+    for name in BUCKETS:
+        for part in range(parts):
+            own = sketches.select("key", bucket=name).filter(pl.col("bucket") % parts == part)
+            counts = own.group_by("bucket").len().filter(pl.col("len") > 1).collect(engine="streaming")
+            if len(counts):
+                yield own.join(counts.lazy().select("bucket"), on="bucket", how="semi").collect(engine="streaming")
+
+
+def _groups(shared: pl.DataFrame) -> pl.DataFrame:
+    """`key` and a number of the `group` within which buckets are shared, so that one group is compared after the other."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    keys = shared.select("key").unique().sort("key").with_row_index("number")
+    members = shared.join(keys, on="key").select("number", first=pl.col("number").min().over("bucket"))
+    first, second = members["first"].to_numpy(), members["number"].to_numpy()
+    links = coo_array((np.ones(len(members), bool), (first, second)), shape=(len(keys), len(keys)))
+    groups = connected_components(links, directed=False)[1] if len(keys) else []
+    return keys.select("key", group=pl.Series(groups, dtype=pl.Int64))
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
