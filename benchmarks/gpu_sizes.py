@@ -32,6 +32,8 @@ from tasks.training.lora import Lora
 HERE = Path(__file__).resolve().parents[1]
 WARM = 256
 """Requests before the clock starts."""
+COLD = 2
+"""Steps of training before the clock starts."""
 
 
 @dataclass(frozen=True)
@@ -125,23 +127,41 @@ def _answers(opened: Callable[[], Any], prompts: int) -> dict[str, float]:
     return {"start": loaded - start, "generated": drawn / seconds, "both": (drawn + read) / seconds}
 
 
-_times: list[float] = []
-"""Of the beginning and the end of training, without loading and saving."""
+_clock: dict[str, float] = {}
+"""When the timed steps of a training begin and end, and their tokens."""
 
 
 class Timed(SFT):
-    """SFT that notes when its steps begin and end."""
+    """SFT that times its steps but the first two, in which kernels are compiled; without checkpoints, of 34 GB each for all
+    weights of 8B.
+    """
+
+    def settings_of(self, *args: Any) -> dict[str, Any]:
+        """Without checkpoints."""
+        return super().settings_of(*args) | {"save_strategy": "no"}
 
     def watch(self, trainer: Any, schedule: Any) -> None:
         """Adds the clock."""
         from transformers import TrainerCallback
 
+        from tasks.training.rows import lengths
+
+        def now() -> float:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
         class Clock(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
-                _times.append(time.perf_counter())
+                timed = trainer.train_dataset.select(range(COLD * schedule.step, len(trainer.train_dataset)))
+                _clock["tokens"] = sum(lengths(timed, "input_ids"))
+
+            def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+                if state.global_step == COLD:
+                    _clock["begin"] = now()
 
             def on_train_end(self, *_: Any, **__: Any) -> None:
-                _times.append(time.perf_counter())
+                _clock["end"] = now()
 
         super().watch(trainer, schedule)
         trainer.add_callback(Clock())
@@ -149,20 +169,13 @@ class Timed(SFT):
 
 def trains(place: Path, rows: pl.DataFrame, adapter: bool, **params: Any) -> float:
     """Trained tokens a second: all tokens of the rows, while steps are made."""
-    from transformers import AutoTokenizer
-
-    _times.clear()
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    chats = [p + c for p, c in rows.select("prompt", "completion").iter_rows()]
-    tokens = sum(map(len, tokenizer(tokenizer.apply_chat_template(chats, tokenize=False))["input_ids"]))
     lora = {"adapter": Lora(rank=16, merge=False)} if adapter else {"blend": 1.0}
-    strategy = Timed(epochs=1, batch=64, gradient_checkpointing=True, parameters="bfloat16", **lora, **params)
+    strategy = Timed(epochs=1, batch=64, parameters="bfloat16", muon_lr=None, adamw_lr=1e-5, **lora, **params)
     work, model = place.parent / "work", place.parent / "trained"
     strategy(TrainCase(rows, pl.DataFrame(), place, None, model, work, 0))
     for folder in (work, model):
         shutil.rmtree(folder, ignore_errors=True)
-    begin, end = _times
-    return tokens / (end - begin)
+    return _clock["tokens"] / (_clock["end"] - _clock["begin"])
 
 
 def answering_part(place: Path, prompts: int, cpu: bool, dtype: str, alone: Callable[..., Any]) -> None:
@@ -225,7 +238,7 @@ def training_part(place: Path, rows: pl.DataFrame, cpu: bool, dtype: str, alone:
     model = place / shape.name / "r0"
     alone(random_model, model, shape, device, dtype)
     for adapter, what, goal in ((True, "LoRA", 10_000.0), (False, "all weights, bf16", 6_000.0)):
-        speed = alone(trains, model, rows, adapter, micro_batch=16)
+        speed = alone(trains, model, rows, adapter, micro_batch=64, gradient_checkpointing=not adapter)
         goal_here = None if cpu else goal
         add(f"training, {shape.name}, {what}", f"{speed:,.0f} tokens/s", *_against(speed, goal_here), at_least=True)
     shutil.rmtree(model.parent)

@@ -27,7 +27,7 @@ class DPO(Preferring):
     """Passes over the pairs."""
     batch: PositiveInt = 32
     """Pairs a step; batches hold pairs of like length."""
-    muon_lr: PositiveFloat = 0.0005
+    muon_lr: PositiveFloat | None = 0.0005
     """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors)."""
     adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""

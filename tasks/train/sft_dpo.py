@@ -22,7 +22,7 @@ class SFTThenDPO(Preferring):
     """Pairs a step."""
     dpo_epochs: PositiveInt = 1
     """Passes over the pairs."""
-    dpo_muon_lr: PositiveFloat = 0.0005
+    dpo_muon_lr: PositiveFloat | None = 0.0005
     """Peak learning rate of Muon in the DPO step."""
     dpo_adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW in the DPO step."""

@@ -129,7 +129,7 @@ class Schedule:
 
 
 def optimizers(
-    policy: "nn.Module", muon_lr: float, adamw_lr: float, schedule: Schedule
+    policy: "nn.Module", muon_lr: float | None, adamw_lr: float, schedule: Schedule
 ) -> tuple[MuonAdamW, LambdaLR | None]:
     """What trainers take as `optimizers`; without a scheduler, they make the linear one that `arguments` names."""
     optimizer = MuonAdamW(policy, muon_lr, adamw_lr)
@@ -270,6 +270,9 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch())
     trainer.train(resume_from_checkpoint=_last_whole(Path(trainer.args.output_dir)))
+    # accelerate wraps a model for mixed precision once, and the next trainer's own forward would replace the wrapped one
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    vars(trainer.model).pop("_is_accelerate_prepared", None)
     return [
         {"step": entry["step"], "phase": phase, "name": name, "value": round(float(value), 6)}
         for entry in trainer.state.log_history

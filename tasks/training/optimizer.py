@@ -12,16 +12,20 @@ class MuonAdamW(torch.optim.Optimizer):
     schedulers and trainers see the groups of both. On the embedded model it is far ahead of AdamW alone.
     """
 
-    def __init__(self, model: nn.Module, muon_lr: float, adamw_lr: float, decay: float = 0.0) -> None:
-        """`muon_lr` and `adamw_lr` are the two learning rates, `decay` the weight decay of Muon's matrices."""
+    def __init__(self, model: nn.Module, muon_lr: float | None, adamw_lr: float, decay: float = 0.0) -> None:
+        """`muon_lr` and `adamw_lr` are the two learning rates, `decay` the weight decay of Muon's matrices. Without a `muon_lr`
+        AdamW has all.
+        """
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        hidden = [p for n, p in trained if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-        rest = [p for n, p in trained if not any(p is h for h in hidden)]
+        hidden, rest = list[nn.Parameter](), list[nn.Parameter]()
+        for name, weights in trained:
+            is_hidden = weights.ndim == 2 and "embed" not in name and "lm_head" not in name and muon_lr is not None
+            (hidden if is_hidden else rest).append(weights)
         super().__init__([p for _, p in trained], {"lr": adamw_lr})
         self.parts: list[torch.optim.Optimizer] = []
-        if hidden:
+        if hidden and muon_lr is not None:
             self.parts.append(torch.optim.Muon(hidden, lr=muon_lr, weight_decay=decay))
-        if rest:  # none where an adapter is trained
+        if rest:  # none where Muon trains an adapter
             self.parts.append(torch.optim.AdamW(rest, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0))
         self._share_groups()
 

@@ -118,3 +118,23 @@ def test_the_loss_is_the_same_with_less_memory(parent, tmp_path, in_float32, sav
 def test_with_fewer_rows_than_a_batch_an_epoch_is_a_step(parent, tmp_path):
     curve = train(SFT(**FAST | {"batch": 48}), parent, tmp_path, rows=ROWS.head(5))
     assert len(values(curve)) == 3
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4)], ids=["all weights", "adapter"])
+def test_without_a_rate_of_muon_adamw_steps_on_all(parent, tmp_path, in_float32, adapter):
+    """What is learnt is what Trainer's own AdamW learns."""
+
+    class Plain(SFT):
+        def settings_of(self, work, schedule, steps):
+            own = {"optim": "adamw_torch", "learning_rate": steps.adamw_lr, "adam_beta2": 0.98, "weight_decay": 0.0}
+            return super().settings_of(work, schedule, steps) | own
+
+        def optimizers_of(self, *_):
+            return None, None
+
+    rates = FAST | {"epochs": 2, "muon_lr": None, "adamw_lr": 1e-3, "adapter": adapter}
+    mine = values(train(SFT(**rates), parent, tmp_path / "mine"))
+    its = values(train(Plain(**rates), parent, tmp_path / "its"))
+    assert mine == pytest.approx(its, abs=1e-5)
+    assert mine != pytest.approx(values(train(SFT(**rates | {"muon_lr": 1e-3}), parent, tmp_path / "muon")), abs=1e-3)
+    assert largest_difference(tmp_path / "mine/model", tmp_path / "its/model") < 1e-5

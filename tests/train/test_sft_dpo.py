@@ -120,3 +120,20 @@ def test_a_copy_of_the_start_may_be_the_reference(parent, tmp_path):
     train(strategy, parent, tmp_path / "one", rows=ROWS.clear(), reference=copy)
     train(SFTThenDPO(**QUICK), parent, tmp_path / "two", rows=ROWS.clear())
     assert largest_difference(tmp_path / "one/model", tmp_path / "two/model") < 1e-5
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(rank=4)], ids=["all weights", "adapter"])
+def test_both_steps_compute_in_bfloat16(parent, tmp_path, adapter):
+    """accelerate wraps a model once for mixed precision: of the second trainer nothing may be left out of it."""
+    seen = []
+
+    class Watched(SFTThenDPO):
+        def load(self, case):
+            policy, tokenizer = super().load(case)
+            name, layer = next((n, m) for n, m in policy.named_modules() if n.endswith("down_proj"))
+            layer.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
+            return policy, tokenizer
+
+    curve = train(Watched(**QUICK, adapter=adapter), parent, tmp_path)
+    assert set(curve["phase"]) == {"sft", "dpo"}
+    assert set(seen) == {torch.bfloat16}
