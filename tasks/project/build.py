@@ -148,6 +148,8 @@ class Builder:
                 "cannot be set by a round: all rounds of a base share its exam; write it under bases."
                 f"{raw.get('base')}.{key[0]}, or add another base"
             )
+        if key[0] in ROUND_KEYS and key[0] not in own:
+            return f"is no parameter of a stage: `{key[0]}` stands beside `set`, and not in it"
         if key[0] not in (*own, "engine"):
             return f"there is no stage {key[0]!r}; {suggest(key[0], [*own, 'engine'])}"
         return f"must be a block of parameters, not {value!r}" if key == ("engine",) and value != {} else None

@@ -29,6 +29,7 @@ WRONG = {
     "defaults/recip=x": ("defaults.recip", "'recipe'"),
     "defaults/recipe=smal": ("defaults.recipe", "'small'"),
     "rounds/r1/set={judge.critic: {strategy: logprob}}": ("rounds.r1.set.judge.critic", "choose another"),
+    "rounds/r1/set={where.strategy: processes}": ("rounds.r1.set.where.strategy", "beside `set`"),
     "rounds/r1/anchor=": ("rounds.r1.anchor", "null"),
     "models={big: {engine: {strategy: openai}}}": ("models.big", "engine.model"),
     "bases/r0/gate/errors={strategy: improves}": ("bases.r0.gate.errors", "choose another"),
