@@ -18,8 +18,10 @@ BANDS, VALUES = 20, 6
 _random = np.random.default_rng(0)
 FACTORS = _random.integers(2**64, size=(BANDS * VALUES, 1), dtype=np.uint64) | np.uint64(1)
 TERMS = _random.integers(2**64, size=(BANDS * VALUES, 1), dtype=np.uint64)
-AT_ONCE = 2**20
-"""Buckets that are counted, and texts that are compared, at once."""
+COUNTED = 2**21
+"""Buckets that are counted at once."""
+COMPARED = 2**17
+"""Texts that are compared at once."""
 BUCKETS = [f"bucket {band}" for band in range(BANDS)]
 NEAR = {"id": pl.String, "prompt_id": pl.String, "twin": pl.String, "similarity": pl.Float64}
 
@@ -53,10 +55,14 @@ def near(sketches: pl.LazyFrame, size: int, min_similarity: float) -> pl.DataFra
     """
     sketches = sketches.with_columns(key=pl.col("id").hash())
     shared = pl.concat([pl.DataFrame(schema={"key": pl.UInt64, "bucket": pl.UInt64}), *_shared(sketches)])
-    own = shared.group_by("key").agg("bucket").join(_groups(shared), on="key").sort("group")
-    whole = pl.int_range(pl.len()).min().over("group") // AT_ONCE  # no group is in two batches
-    batches = own.with_columns(batch=whole).partition_by("batch", maintain_order=True)
-    return pl.concat([pl.DataFrame(schema=NEAR), *(_compared(sketches, b, size, min_similarity) for b in batches)])
+    groups = _groups(shared).sort("group").with_row_index("row")
+    whole = pl.col("row").min().over("group") // COMPARED  # no group is in two batches
+    batches = groups.select("key", "group", batch=whole).partition_by("batch", maintain_order=True)
+    owns = (
+        batch.join(shared.join(batch, on="key", how="semi").group_by("key").agg("bucket"), on="key")
+        for batch in batches
+    )
+    return pl.concat([pl.DataFrame(schema=NEAR), *(_compared(sketches, own, size, min_similarity) for own in owns)])
 
 
 def _compared(sketches: pl.LazyFrame, own: pl.DataFrame, size: int, min_similarity: float) -> pl.DataFrame:
@@ -84,7 +90,7 @@ def _compared(sketches: pl.LazyFrame, own: pl.DataFrame, size: int, min_similari
 
 def _shared(sketches: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """`key` and `bucket` of texts that share a bucket with another."""
-    parts = 1 + sketches.select(pl.len()).collect(engine="streaming").item() // AT_ONCE
+    parts = 1 + sketches.select(pl.len()).collect(engine="streaming").item() // COUNTED
     for name in BUCKETS:
         for part in range(parts):
             own = sketches.select("key", bucket=name).filter(pl.col("bucket") % parts == part)

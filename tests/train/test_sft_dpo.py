@@ -130,7 +130,7 @@ def test_both_steps_compute_in_bfloat16(parent, tmp_path, adapter):
     class Watched(SFTThenDPO):
         def load(self, case):
             policy, tokenizer = super().load(case)
-            name, layer = next((n, m) for n, m in policy.named_modules() if n.endswith("down_proj"))
+            layer = next(m for n, m in policy.named_modules() if n.endswith("down_proj"))
             layer.register_forward_hook(lambda module, given, made: seen.append(made.dtype))
             return policy, tokenizer
 
