@@ -54,15 +54,18 @@ def near(sketches: pl.LazyFrame, size: int, min_similarity: float) -> pl.DataFra
     buckets' numbers, and the texts themselves of some at a time.
     """
     sketches = sketches.with_columns(key=pl.col("id").hash())
-    shared = pl.concat([pl.DataFrame(schema={"key": pl.UInt64, "bucket": pl.UInt64}), *_shared(sketches)])
+    shared = list(_shared(sketches))
+    if not shared:
+        return pl.DataFrame(schema=NEAR)
     groups = _groups(shared).sort("group").with_row_index("row")
     whole = pl.col("row").min().over("group") // COMPARED  # no group is in two batches
     batches = groups.select("key", "group", batch=whole).partition_by("batch", maintain_order=True)
-    owns = (
-        batch.join(shared.join(batch, on="key", how="semi").group_by("key").agg("bucket"), on="key")
-        for batch in batches
-    )
-    return pl.concat([pl.DataFrame(schema=NEAR), *(_compared(sketches, own, size, min_similarity) for own in owns)])
+
+    def own(batch: pl.DataFrame) -> pl.DataFrame:
+        buckets = pl.concat([frame.join(batch, on="key", how="semi") for frame in shared])
+        return batch.join(buckets.group_by("key").agg("bucket"), on="key")
+
+    return pl.concat([_compared(sketches, own(batch), size, min_similarity) for batch in batches])
 
 
 def _compared(sketches: pl.LazyFrame, own: pl.DataFrame, size: int, min_similarity: float) -> pl.DataFrame:
@@ -99,17 +102,19 @@ def _shared(sketches: pl.LazyFrame) -> Iterator[pl.DataFrame]:
                 yield own.join(counts.lazy().select("bucket"), on="bucket", how="semi").collect(engine="streaming")
 
 
-def _groups(shared: pl.DataFrame) -> pl.DataFrame:
+def _groups(shared: list[pl.DataFrame]) -> pl.DataFrame:
     """`key` and a number of the `group` within which buckets are shared, so that one group is compared after the other."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    keys = shared.select("key").unique().sort("key").with_row_index("number")
-    members = shared.join(keys, on="key").select("number", first=pl.col("number").min().over("bucket"))
-    first, second = members["first"].to_numpy(), members["number"].to_numpy()
-    links = coo_array((np.ones(len(members), bool), (first, second)), shape=(len(keys), len(keys)))
-    groups = connected_components(links, directed=False)[1] if len(keys) else []
-    return keys.select("key", group=pl.Series(groups, dtype=pl.Int64))
+    keys = pl.concat([frame.select("key").unique() for frame in shared]).unique().sort("key")
+    numbers, groups = keys.with_row_index("number"), np.arange(len(keys))
+    for frame in shared:  # one after the other: links of all would be most of the memory
+        members = frame.join(numbers, on="key").select("number", first=pl.col("number").min().over("bucket"))
+        ends = groups[members["number"].to_numpy()], groups[members["first"].to_numpy()]
+        links = coo_array((np.ones(len(members), bool), ends), shape=(groups.max() + 1,) * 2)
+        groups = connected_components(links, directed=False)[1][groups]
+    return keys.with_columns(group=pl.Series(groups, dtype=pl.Int64))
 
 
 def _hash(content: bytes) -> int:
