@@ -132,7 +132,7 @@ _clock: dict[str, float] = {}
 
 
 class Timed(SFT):
-    """SFT that times its steps but the first two, in which kernels are compiled; without checkpoints, of 34 GB each for all
+    """SFT that times its steps but the first two (if there are more), in which kernels are compiled; without checkpoints, of 34 GB each for all
     weights of 8B.
     """
 
@@ -146,6 +146,8 @@ class Timed(SFT):
 
         from tasks.training.rows import lengths
 
+        cold = min(COLD, schedule.steps - 1)
+
         def now() -> float:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -153,11 +155,12 @@ class Timed(SFT):
 
         class Clock(TrainerCallback):
             def on_train_begin(self, *_: Any, **__: Any) -> None:
-                timed = trainer.train_dataset.select(range(COLD * schedule.step, len(trainer.train_dataset)))
+                timed = trainer.train_dataset.select(range(cold * schedule.step, len(trainer.train_dataset)))
                 _clock["tokens"] = sum(lengths(timed, "input_ids"))
+                _clock["begin"] = now()
 
             def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-                if state.global_step == COLD:
+                if state.global_step == cold:
                     _clock["begin"] = now()
 
             def on_train_end(self, *_: Any, **__: Any) -> None:

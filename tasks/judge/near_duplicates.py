@@ -14,12 +14,14 @@ class NearDuplicates(Judging):
     word 5-grams of at least 0.8, as Lee et al. (2022, arXiv:2107.06499) remove from training data. With
     `require: {near_duplicates: 1}` a filter drops the others, whatever its reward.
 
-    Candidates are found by MinHash (Broder 1997) in 20 bands of 6 values, as datatrove does, over any number of prompts;
-    each is compared by its 5-grams, so none is dropped wrongly. Two texts of similarity s become candidates with
-    probability 1 − (1 − s⁶)²⁰: 99.8 % at 0.8.
+    Candidates are found by MinHash (Broder 1997) in bands, as in datatrove, over any number of prompts; each is compared by
+    its 5-grams, so none is dropped wrongly. Two texts of similarity s become candidates with probability 1 − (1 − s⁶)²⁰:
+    99.8 % at 0.8. Where more than a thousand texts that stay share a band, as the fillings of one template do, later ones
+    are compared with some of them only. Grams are of words in lower case, signs and ideographs; blanks do not count.
 
-    Our reading of which of them stays: the first by id, and each later one that is near none that stays. The paper drops
-    all but one of a connected group, also where its ends are not alike, and confirms by edit similarity.
+    Our reading of which of them stays: the first by id, whatever its reward, and each later one that is near none that
+    stays. The paper drops all but one of a connected group, also where its ends are not alike, and confirms by edit
+    similarity.
     """
 
     of: Literal["problem", "response"] = "problem"
@@ -27,7 +29,7 @@ class NearDuplicates(Judging):
     min_similarity: float = Field(0.8, gt=0, le=1)
     """Least Jaccard similarity of near-duplicates. Below 0.7, bands miss more than a tenth of them."""
     ngram: PositiveInt = 5
-    """Words in a run; a text of fewer words is one run."""
+    """Tokens in a run; a text of fewer is one run."""
 
     def needs_overview(self) -> bool:
         """Always: all texts of the round are compared."""
@@ -53,7 +55,7 @@ class NearDuplicates(Judging):
         rows = case.with_problems().join(found, left_on=key, right_on="id", how="left")
         stays, there = pl.col("twin").is_null(), pl.col(self.of).is_not_null()
         near = pl.format(
-            "near {}: {} of the runs of {} words", "twin", pl.col("similarity").round(3), pl.lit(self.ngram)
+            "near {}: {} of the runs of {} tokens", "twin", pl.col("similarity").round(3), pl.lit(self.ngram)
         )
         return rows.select(
             "prompt_id",

@@ -28,7 +28,7 @@ class DPO(Preferring):
     batch: PositiveInt = 32
     """Pairs a step; batches hold pairs of like length."""
     muon_lr: PositiveFloat | None = 0.0005
-    """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors)."""
+    """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors); null trains them by AdamW, too."""
     adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     chosen: float = Field(0.0, ge=0)

@@ -30,7 +30,7 @@ class NFT(FineTuning):
     epochs: PositiveInt = 1
     """Passes over the rows."""
     muon_lr: PositiveFloat | None = 0.0005
-    """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors)."""
+    """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors); null trains them by AdamW, too."""
     adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     emphasis: Literal["failures", "root"] = "failures"

@@ -23,7 +23,7 @@ class SFTThenDPO(Preferring):
     dpo_epochs: PositiveInt = 1
     """Passes over the pairs."""
     dpo_muon_lr: PositiveFloat | None = 0.0005
-    """Peak learning rate of Muon in the DPO step."""
+    """Peak learning rate of Muon in the DPO step; null leaves all to AdamW."""
     dpo_adamw_lr: PositiveFloat = 0.00005
     """Peak learning rate of AdamW in the DPO step."""
 

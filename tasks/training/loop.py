@@ -271,7 +271,8 @@ def fit(trainer: "Trainer", phase: str) -> list[dict[str, Any]]:
     trainer.add_callback(watch())
     trainer.train(resume_from_checkpoint=_last_whole(Path(trainer.args.output_dir)))
     # accelerate wraps a model for mixed precision once, and the next trainer's own forward would replace the wrapped one
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if original := vars(trainer.model).pop("_original_forward", None):
+        trainer.model.forward = original
     vars(trainer.model).pop("_is_accelerate_prepared", None)
     return [
         {"step": entry["step"], "phase": phase, "name": name, "value": round(float(value), 6)}

@@ -150,10 +150,12 @@ class Filter:
         rest = {name: score for name, score in strategy.require.items() if name != judge}
         return None if rest == strategy.require else ("require", rest, "")
 
-    def _score(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
+    def _score(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str] | None:
         if hasattr(strategy, "min_reward"):
             return "min_reward", floor(decision["score"]), "or less"
         ids = self._candidates(strategy.model_copy(update={"fraction": 1.0}))["id"].to_list()
+        if decision["id"] not in ids:  # by today's code
+            return None
         share = (ids.index(decision["id"]) + 1) / len(ids)
         return "fraction", min(1.0, math.ceil(share * 10**DIGITS) / 10**DIGITS), "or more"
 
@@ -167,13 +169,15 @@ class Filter:
     def _rank(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         return "per_prompt", strategy.per_prompt + int(decision["margin"]), "or more"
 
-    def _level(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
+    def _level(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str] | None:
         levels = self.tables["prompts"].select("level", prompt_id="id")
-        rows = self._candidates(strategy.model_copy(update={"per_level": None})).join(
-            levels, on="prompt_id", maintain_order="left"
-        )
-        own = rows.filter(pl.col("level").eq_missing(rows.filter(id=decision["id"])["level"][0]))
-        return "per_level", own["id"].to_list().index(decision["id"]) + 1, "or more"
+        rows = self._candidates(strategy.model_copy(update={"per_level": None}))
+        rows = rows.join(levels, on="prompt_id", how="left", maintain_order="left")
+        level = rows.filter(id=decision["id"])["level"]
+        if level.is_empty():  # by today's code
+            return None
+        ids = rows.filter(pl.col("level").eq_missing(level[0]))["id"].to_list()
+        return "per_level", ids.index(decision["id"]) + 1, "or more"
 
     def _process(self, strategy: Any, decision: dict[str, Any], judge: str) -> tuple[str, Any, str]:
         return "per_prompt", strategy.per_prompt + 1, "or more"

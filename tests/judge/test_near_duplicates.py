@@ -56,11 +56,21 @@ def jaccard(a: str, b: str, size: int) -> float:
     return len(first & second) / len(first | second)
 
 
+def templates(count: int) -> list[str]:
+    """Fillings of one template, near none other: about half of their runs are equal."""
+    rng = random.Random(4)
+    text = (
+        "A baker at the corner of the old market gets up before the sun does and bakes bread for the whole street. On day {} he sells "
+        "loaves to {} people, at two coins each, and gives what is left to the poor. How much does he earn?"
+    )
+    return [text.format(rng.randrange(10**6), rng.randrange(10**6)) for _ in range(count)]
+
+
 def test_one_of_several_stays():
-    twin = PENS.replace("now", "today")  # 15 runs of 5 words, of which one differs
+    twin = PENS.replace("now", "today")  # of 16 and 17 runs of 5 tokens, 15 are equal
     result = judged({"a": PENS, "b": "Another question", "c": twin.upper() + "?"}, NearDuplicates(), responses=2)
     assert result["a-0"] == result["b-1"] == (1.0, "pass", None, None)
-    assert result["c-0"] == result["c-1"] == (0.0, "fail", "near a: 0.875 of the runs of 5 words", None)
+    assert result["c-0"] == result["c-1"] == (0.0, "fail", "near a: 0.833 of the runs of 5 tokens", None)
     assert result["gone-0"][0] is None
     assert "not in the table of prompts" in result["gone-0"][3]
 
@@ -77,6 +87,37 @@ def test_what_is_near_a_dropped_one_alone_stays():
     texts = [" ".join(t) for t in (first, second, third)]
     assert [round(jaccard(a, b, 1), 3) for a, b in combinations(texts, 2)] == [0.818, 0.667, 0.818]
     assert found(texts, 1, 0.8) == {1: 0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("3 + 4", "3 - 4"),
+        ("What is 2.5?", "What is 2 5?"),
+        ("-5", "5"),
+        ("x < 5", "x > 5"),
+        ("$$", "∫∂"),
+        ("一加二", "一减二"),
+        ("", "?"),
+    ],
+)
+def test_signs_and_ideographs_count(one, other):
+    assert found([one, other], 1, 0.99) == {}
+    assert found([one, f" {one.upper()} "], 1, 1) == {1: 0}
+
+
+def test_fillings_of_a_template_are_compared_with_some_of_each_other(monkeypatch):
+    monkeypatch.setattr(_minhash, "CROWD", 20)
+    monkeypatch.setattr(_minhash, "CANDIDATES", 5)
+    compared, similarities = [], _minhash._similarities
+    monkeypatch.setattr(
+        _minhash, "_similarities", lambda own, others: compared.append(len(others)) or similarities(own, others)
+    )
+    texts = templates(300)
+    twins = found([*texts, texts[7] + " Say it."], 5, 0.9)
+    assert twins.get(300) in (7, None)
+    assert set(twins) <= {300}
+    assert max(compared) == 5
 
 
 @given(st.lists(st.text("ab c", max_size=12), max_size=25), st.integers(1, 3), st.floats(0.3, 1))

@@ -366,3 +366,23 @@ def test_what_is_printed_fits_the_terminal(mixed: Path, width: int) -> None:
     assert lines[0].rstrip() == f"responses r1 {row['id']}  dropped by filter: rank"
     assert max(map(len, lines)) <= width
     assert "  kept with     filter.threshold.per_prompt: 2 or more" in [line.rstrip() for line in lines]
+
+
+def test_a_response_without_its_prompt_has_no_level(copied: Path) -> None:
+    prompts = store.read(copied, "r1", "prompts").sort("id")
+    manifest = store.manifests(copied, "r1")["prompts"]
+    with store.writing(copied, "r1", "prompts") as draft:
+        draft.table(TABLES["prompts"], prompts[::2])
+        draft.commit(manifest.model_copy(update={"outputs": draft.outputs}))
+    dropped = refiltered(copied, threshold={"per_level": 1, "min_reward": 0.0})
+    orphan = first(dropped.filter(~pl.col("prompt_id").is_in(prompts[::2]["id"].implode())), "level")
+    [change] = ask(copied, orphan["id"])[0].changes[:1]
+    assert change.startswith("filter.threshold.per_level: ")
+
+
+def test_a_decision_of_another_code_is_not_tried(copied: Path) -> None:
+    dropped = refiltered(copied, threshold={"per_level": 1, "min_reward": 0.0})
+    row = first(dropped, "rank") | {"reason": "level"}
+    filter = Filter(copied, "r1", row["prompt_id"])
+    assert filter.trial(row).reason.startswith("not tried")
+    assert filter.known_change(row) is None
