@@ -264,6 +264,8 @@ class Checked:
     output: Output
     bring: Callable[[Part, Path], None]
     """Puts a part into a file of the project; parts in a bucket stay there."""
+    lost: Callable[[], None] = lambda: None
+    """Is called where parts are gone, so that the next try makes them again."""
 
 
 class Draft:
@@ -321,7 +323,11 @@ class Draft:
         to = self.new / table.name
         if self.bucket is not None:
             pointers.write(to, self.bucket, given.output)
-            commits.check_parts(self.new, table.name, given.output)  # workers may have put them days ago
+            try:
+                commits.check_parts(self.new, table.name, given.output)  # workers may have put them days ago
+            except StoreError:
+                given.lost()
+                raise
         for part in given.output.parts if self.bucket is None else ():
             given.bring(part, to / part.file)
         self.outputs[table.name] = given.output

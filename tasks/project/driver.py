@@ -9,12 +9,11 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -95,16 +94,29 @@ class Driver:
         try:
             link(source, to)
         except FileNotFoundError as error:
-            parts = source.parent
-            self.forget(lambda receipt: not all((parts / p.file).is_file() for p in receipt.parts))
+            self.forget_lost()
             raise StoreError(f"{source} is gone, though its piece has a receipt; run the stage again") from error
 
-    def forget(self, which: Any) -> None:
+    def forget(self, which: Callable[[Receipt], bool], kind: str = SECOND) -> None:
         """Deletes the receipts of pieces that are to be done again."""
-        for number in range(len(self._job.bounds)):
-            receipt = self._receipt(self._job, number)
+        job = replace(self._job, kind=kind)
+        for number in range(len(job.bounds)):
+            receipt = self._receipt(job, number)
             if receipt and which(receipt):
-                self.place.delete(receipt_name(self._job.scratch, SECOND, number))
+                self.place.delete(receipt_name(job.scratch, kind, number))
+
+    def forget_lost(self) -> None:
+        """Deletes the receipts of pieces of which something is gone."""
+        for kind in (FIRST, SECOND):
+            self.forget(lambda r: not all(map(self._is_whole, [*r.summaries.values(), *r.parts])), kind)
+
+    def _is_whole(self, left: Part | str) -> bool:
+        """Whether a part, or a summary by its name, is still where its worker put it."""
+        if isinstance(left, str):
+            return self.place.entry(left) is not None
+        name = pointers.object_name(left) if self._in_bucket else f"{self._job.scratch}/parts/{left.file}"
+        entry = self.place.entry(name)
+        return entry is not None and entry.bytes == left.bytes
 
     def clear(self) -> None:
         """Deletes what is not needed once the result is committed: parts in a bucket are the result's own."""
@@ -158,7 +170,11 @@ class Driver:
         for n, (name, strategy) in enumerate(strategies.items()):
             names = [receipt.summaries[name] for receipt in receipts]
             files = [ObjectPath(self.place, x) if self._in_bucket else Path(self.place.address(x)) for x in names]
-            strategy.fold(pointers.scan(files)).write_parquet(data := io.BytesIO())
+            try:
+                strategy.fold(pointers.scan(files)).write_parquet(data := io.BytesIO())
+            except FileNotFoundError as error:
+                self.forget_lost()
+                raise StoreError(f"{error}, though its piece has a receipt; run the stage again") from error
             self.place.put_once(overview_name(self._job.scratch, n), data.getvalue())
 
 

@@ -305,7 +305,8 @@ def _in_pieces(driver: Driver, arguments: dict[str, Any]) -> Result:
     done = driver.run(pieces.by_member(arguments))
     if models := arguments.get("models"):
         models.meters.update(done.meters)
-    return Result({driver.stage.tables[0].name: store.Checked(done.output, driver.bring)}, warnings=done.warnings)
+    table = store.Checked(done.output, driver.bring, driver.forget_lost)
+    return Result({driver.stage.tables[0].name: table}, warnings=done.warnings)
 
 
 def _call(stage: Stage, arguments: dict[str, Any]) -> Any:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import driving
 import projects
 import pytest
-from test_where import drive, handed, wait_for_receipts
+from driving import drive, handed
+from test_where import wait_for_receipts
 
 from tasks.core import store
 from tasks.core.errors import EngineError

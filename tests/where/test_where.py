@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import driving
 import projects
 import pytest
+from driving import drive, handed
 
 from tasks.core import store, tables
 from tasks.core.errors import EngineError, FlywheelError, ParamsError, StoreError
@@ -29,17 +30,6 @@ from tasks.where.processes import Processes
 
 STAGES = ("generate", "judge", "filter", "critique", "pair")
 """Of these `critique` sees all rows at once, wherever the others run."""
-
-
-def drive(root: Path, stage: str) -> subprocess.Popen:
-    """Starts a driver in a process of its own."""
-    code = [sys.executable, driving.__file__, str(root), stage]
-    path = os.pathsep.join([str(projects.HERE), str(projects.HERE / "tests")])
-    return subprocess.Popen(code, cwd=root, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
-
-
-def handed(root: Path) -> list[int]:
-    return [int(line) for line in (root / driving.LOG).read_text().split()]
 
 
 def wait_for_receipts(root: Path, count: int, process: subprocess.Popen) -> None:

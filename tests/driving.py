@@ -6,10 +6,12 @@ runs a stage of the round r1; each number of a piece that is handed to a worker 
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
+import projects
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString  # HOST:PORT in braces has to be quoted
 
 from tasks.core import frames, store, tables
@@ -19,6 +21,18 @@ from tasks.where import _crew, here
 LOG = "handed.txt"
 SOME = 3_000
 """Prompts of an ordinary try."""
+
+
+def drive(root: Path, stage: str) -> subprocess.Popen:
+    """Starts a driver in a process of its own."""
+    code = [sys.executable, __file__, str(root), stage]
+    path = os.pathsep.join([str(projects.HERE), str(projects.HERE / "tests")])
+    return subprocess.Popen(code, cwd=root, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+
+
+def handed(root: Path) -> list[int]:
+    """Numbers of the pieces that were handed out."""
+    return [int(line) for line in (root / LOG).read_text().split()]
 
 
 def small_pieces(root: Path) -> None:
