@@ -116,13 +116,22 @@ class RequestCache:
             return default
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            assert self._path is not None
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
-            self._connection.execute(f"PRAGMA journal_mode = {'DELETE' if _over_machines else 'WAL'}")
-            self._connection.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing, a power cut the last batch
-            self._connection.execute(TABLE)
+        assert self._path is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + BUSY_TIMEOUT
+        while self._connection is None:
+            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            try:
+                connection.execute(f"PRAGMA journal_mode = {'DELETE' if _over_machines else 'WAL'}")
+                connection.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing, a power cut the last batch
+                connection.execute(TABLE)
+                self._connection = connection
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                # while another process makes or closes the file, SQLite says at once that it is busy, and does not wait
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
         return self._connection
 
     def _set_aside(self, error: Exception) -> None:

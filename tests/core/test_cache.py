@@ -3,6 +3,8 @@ import os
 import signal
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from hypothesis import given
@@ -185,3 +187,19 @@ def test_nothing_is_drawn_into_what_another_draws(tmp_path, monkeypatch, clock, 
     answer(cache, clock, 60, ids)
     cache.close()
     assert capsys.readouterr().err == ""
+
+
+def test_who_opens_it_at_once_waits(tmp_path):
+    """SQLite calls a file busy at once, whatever its time-out, while another makes it or closes it as the last one."""
+    together = Barrier(4)
+
+    def stored(n):
+        for attempt in range(200):
+            together.wait()
+            cache = RequestCache(tmp_path / str(attempt))
+            cache.put({bytes([n]): n})
+            cache.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(stored, range(4)))
+    assert RequestCache(tmp_path / "7").get([bytes([n]) for n in range(4)]) == {bytes([n]): n for n in range(4)}
