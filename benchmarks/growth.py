@@ -4,6 +4,7 @@
     python benchmarks/growth.py pool       [--problems 16000]  problems that a pool's author writes
     python benchmarks/growth.py evaluate   [--items 14000]     held-out problems, answered greedily
     python benchmarks/growth.py near       [--texts 1000000]   texts of 40 words, a tenth of them near another, in pieces
+    python benchmarks/growth.py fillings   [--texts 32000]     the same of one template
 
 Each is done with a quarter of that many, and with all, in a process of its own: seconds of the processor and the most memory
 of each, and the ratio of seconds an item, which is 1 where the time is linear.
@@ -96,29 +97,53 @@ def evaluate(items: int = 14_000, once: Once = False) -> None:
 
 @app.command()
 def near(texts: int = 1_000_000, once: Once = False) -> None:
-    """The sketches of all texts, piece by piece as workers make them, and then what the driver makes of them."""
+    """Texts of 40 words drawn by lot, or of an earlier text but one word."""
     if not once:
         return compare("near", texts, "--texts")
     from random import Random
 
-    from tasks.judge import _minhash
-
     rng, words = Random(0), [f"w{n}" for n in range(20_000)]
 
-    def drawn(first: int) -> pl.DataFrame:
+    def drawn(count: int) -> list[str]:
         rows: list[list[str]] = []
-        for _ in range(min(PIECE, texts - first)):
+        for _ in range(count):
             again = rows and rng.random() < 0.1
             rows.append([*rng.choice(rows)[:39], rng.choice(words)] if again else rng.choices(words, k=40))
-        ids = [f"{n:016x}" for n in range(first, first + len(rows))]
-        return pl.DataFrame({"id": ids, "prompt_id": ids, "text": [" ".join(row) for row in rows]})
+        return [" ".join(row) for row in rows]
+
+    return _duplicates(texts, drawn)
+
+
+@app.command()
+def fillings(texts: int = 32_000, once: Once = False) -> None:
+    """Fillings of one template, which share buckets and are two thirds alike."""
+    if not once:
+        return compare("fillings", texts, "--texts")
+    from random import Random
+
+    rng = Random(0)
+    text = (
+        "A baker at the corner of the old market gets up before the sun does and bakes bread for the whole street. On day {} he "
+        "sells loaves to {} people, at two coins each, and gives what is left to the poor. How much does he earn?"
+    )
+    return _duplicates(
+        texts, lambda count: [text.format(rng.randrange(10**6), rng.randrange(10**6)) for _ in range(count)]
+    )
+
+
+def _duplicates(texts: int, drawn: Callable[[int], list[str]]) -> None:
+    """The sketches of all texts, piece by piece as workers make them, and then what the driver makes of them."""
+    from tasks.judge import _minhash
 
     with tempfile.TemporaryDirectory(prefix="flywheel-") as name:
 
         def work() -> None:
             clock = sum(os.times()[:2])
             for first in range(0, texts, PIECE):
-                _minhash.sketch(drawn(first), 5).write_parquet(f"{name}/{first:012}.parquet")
+                some = drawn(min(PIECE, texts - first))
+                ids = [f"{n:016x}" for n in range(first, first + len(some))]
+                rows = pl.DataFrame({"id": ids, "prompt_id": ids, "text": some})
+                _minhash.sketch(rows, 5).write_parquet(f"{name}/{first:012}.parquet")
             sketched = sum(os.times()[:2]) - clock
             found = _minhash.near(pl.scan_parquet(f"{name}/*.parquet"), 5, 0.8)
             folded = sum(os.times()[:2]) - clock - sketched
@@ -126,7 +151,7 @@ def near(texts: int = 1_000_000, once: Once = False) -> None:
                 f"{texts:,}: {sketched:.1f} s to sketch, {folded:.1f} s to fold; {len(found):,} are near", err=True
             )
 
-        return measured(work)
+        measured(work)
 
 
 @app.command(hidden=True)

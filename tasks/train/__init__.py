@@ -160,7 +160,7 @@ class FineTuning(Training):
     does not hold. AdamW then trains all weights at `adamw_lr`, for torch's Muon cannot step on shares of a matrix."""
     muon_lr: PositiveFloat | None = 0.004
     """Peak learning rate of Muon, on the hidden matrices (with an adapter: on its factors); null trains them by AdamW, too, as
-    is usual for models of billions of parameters: Muon's own work on a step of 8B is that of training on 10,000 tokens."""
+    is usual for models of billions of parameters, where Muon's own work may be most of a step."""
     adamw_lr: PositiveFloat = 0.0005
     """Peak learning rate of AdamW, on embeddings, norms and the head."""
     warmup: float = Field(0.1, ge=0, lt=1)

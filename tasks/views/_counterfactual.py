@@ -18,8 +18,7 @@ from tasks.core.errors import FlywheelError
 from tasks.core.plan import Plan
 from tasks.core.plugin import load
 from tasks.core.stage import Strategy, stages
-from tasks.filter import NO_MODELS
-from tasks.filter._cutoff import better_first
+from tasks.filter import NO_MODELS, better_first
 from tasks.project.execute import _models as models_of
 
 DIGITS = 6

@@ -139,8 +139,9 @@ def project(made, tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
     yield made
     serving.stop(Path())
-    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):  # the real one, which cannot be imported twice, stays
+        if name.split(".")[0] == "vllm" and ".stand-in" in str(module.__file__):
+            del sys.modules[name]
     for place in ("data/round=r1", "data/cache"):
         shutil.rmtree(made / place, ignore_errors=True)
 
