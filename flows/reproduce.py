@@ -70,14 +70,14 @@ def end_with(flow):
         pass
     import psutil
     for ask in (psutil.Process.terminate, psutil.Process.kill):
-        children = psutil.Process().children(recursive=True)
-        for child in children:
+        for child in psutil.Process().children(recursive=True):
             try:
                 ask(child)
             except psutil.NoSuchProcess:
                 pass
-        psutil.wait_procs(children, timeout={GRACE})
-        threading.main_thread().join({GRACE})  # DVC writes its locks, and a file cut off there would block every later run
+        # DVC alone waits for its command, whose exit code is 0 to it where it was waited for here; and it writes its locks,
+        # where a file cut off would block every later run.
+        threading.main_thread().join({GRACE})
     os._exit(1)
 
 if address := sys.stdin.readline().strip():

@@ -71,9 +71,8 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
         manifest = store.manifests(root, name)[stage]
         if manifest.plan != Plan.read(root, name, stage):
             return False
-        needs = {i.argument: i for i in stages()[stage].inputs}
-        for argument, digest in manifest.inputs.items():
-            if store.find(root, _owner(needs[argument], manifest), needs[argument].name)[1].digest != digest:
+        for owner, out, digest in inputs_of(manifest):
+            if store.find(root, owner, out)[1].digest != digest:
                 return False
         for out, output in manifest.outputs.items():
             (store.scan if output.kind == "table" else store.folder)(root, name, out)
@@ -94,6 +93,17 @@ def is_result_of_plan(root: Path, name: str, stage: str) -> bool:
     except (StoreError, KeyError, OSError, ValueError):  # not there, damaged, or of another version of this project
         return False
     return True
+
+
+def inputs_of(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """What a stage read: the base or round that it is of, its name, and its digest.
+
+    Raises:
+        KeyError: of a stage, or an argument of one, that an older version had.
+    """
+    needs = {i.argument: i for i in stages()[manifest.stage].inputs}
+    for argument, digest in manifest.inputs.items():
+        yield _owner(needs[argument], manifest), needs[argument].name, digest
 
 
 def absent_files(root: Path, pipeline: Pipeline) -> dict[str, list[str]]:

@@ -1,7 +1,8 @@
 """Verifies what is stored: every file against the manifest that names it, and against dvc.lock.
 
-Parts in a bucket are read, too. A manifest holds the sha256 of every part, dvc.lock the MD5 of every output. Files are read once, several at a time, and both
-digests are taken of the same bytes; without a dvc.lock only the first.
+Parts in a bucket are read, too. A manifest holds the sha256 of every part, dvc.lock the MD5 of every output. Files are read once,
+several at a time, and both digests are taken of the same bytes; without a dvc.lock only the first. A manifest also holds the plan
+and the inputs that a result was made by, dvc.lock those that DVC takes it to be of.
 """
 
 import hashlib
@@ -24,8 +25,10 @@ from ruamel.yaml import YAML, YAMLError
 from tasks.core import models, pointers, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.objects import SCHEME, Absent
+from tasks.core.plan import FOLDER
 from tasks.core.pointers import ObjectPath, StoredPath
 from tasks.core.stage import stages
+from tasks.project import freshness
 from tasks.views import provenance
 from tasks.views.trace import printer
 
@@ -35,9 +38,11 @@ CHUNK = 1 << 18
 MODEL = "model"
 IGNORED = (".gitignore", ".dvcignore")
 """Files that DVC and git write beside outputs."""
-Kind = Literal["missing", "changed", "extra", "unreadable", "unknown to dvc.lock", "differs from dvc.lock"]
+Kind = Literal[
+    "missing", "changed", "extra", "unreadable", "unknown to dvc.lock", "differs from dvc.lock", "made otherwise"
+]
 Lock = dict[str, dict[str, Any]]
-"""Path of an output → its entry in dvc.lock, with the `address` of its stage."""
+"""Path of an output → its entry in dvc.lock, with the `address` of its stage and the MD5 of each of that one's `deps`."""
 
 
 class Digests(NamedTuple):
@@ -138,7 +143,11 @@ def read_lock(root: Path) -> Lock | None:
         return None
     try:
         locked = (YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {}).get("stages") or {}
-        return {out["path"]: out | {"address": name} for name, stage in locked.items() for out in stage.get("outs", ())}
+        return {
+            out["path"]: out | {"address": name, "deps": {dep["path"]: dep.get("md5") for dep in stage.get("deps", ())}}
+            for name, stage in locked.items()
+            for out in stage.get("outs", ())
+        }
     except (YAMLError, AttributeError, TypeError, KeyError) as error:
         raise StoreError(f"{path}: not a lock of DVC ({type(error).__name__}); `dvc commit` writes it again") from None
 
@@ -216,6 +225,8 @@ def _findings(root: Path, name: str, lock: Lock | None, files: Files) -> list[Fi
     if lock is not None:
         entries = {path.removeprefix(f"{place}/"): e for path, e in lock.items() if path.startswith(f"{place}/")}
         found += [*_against_lock(manifests, entries, files)]
+        with suppress(KeyError):  # stages or inputs of an older version
+            found += [f for m in manifests.values() for f in _made_otherwise(root, m, lock)]
     return [Finding(k, path if path.startswith(SCHEME) else f"{place}/{path}", what) for k, path, what in found]
 
 
@@ -277,6 +288,38 @@ def _against_lock(manifests: dict[str, store.Manifest], entries: Lock, files: Fi
         elif entry.get("hash") == "md5" and _md5(output, own) != entry["md5"]:
             what = "`dvc commit --force {0}` keeps what is here, `dvc checkout --force {0}` restores what the lock has"
             yield Finding("differs from dvc.lock", output, what.format(entry["address"]))
+
+
+def _made_otherwise(root: Path, manifest: store.Manifest, lock: Lock) -> Iterator[Finding]:
+    """A result that DVC takes for that of another plan, or of other inputs, than its manifest says: an older one, which was
+    committed for one that was never made. DVC would not run the stage.
+    """
+    file = f"manifests/{manifest.stage}.json"
+    entry = _as_locked(root, lock, manifest.round, manifest.stage)
+    if entry is None:
+        return
+    fix = f"`dvc repro --force --single-item {entry['address']}` makes it again"
+    plan = entry["deps"].get((FOLDER / manifest.round / f"{manifest.stage}.json").as_posix())
+    if plan and plan != _md5_of(manifest.plan.text.encode()):
+        yield Finding("made otherwise", file, f"dvc.lock has it as the result of another plan; {fix}")
+    for owner, name, digest in freshness.inputs_of(manifest):
+        path = (store.round_folder(root, owner) / name).relative_to(root).as_posix()
+        if path not in lock or entry["deps"].get(path) != lock[path]["md5"]:
+            continue  # DVC knows that it is stale
+        writer = lock[path]["address"].partition("@")[0].removesuffix("-base")
+        if _as_locked(root, lock, owner, writer) and store.find(root, owner, name)[1].digest != digest:
+            yield Finding("made otherwise", file, f"it read other {name} of {owner} than dvc.lock says; {fix}")
+
+
+def _as_locked(root: Path, lock: Lock, name: str, stage: str) -> dict[str, Any] | None:
+    """The entry in dvc.lock of a stage's manifest; None where that is another one."""
+    path = store.round_folder(root, name) / f"manifests/{stage}.json"
+    entry = lock.get(path.relative_to(root).as_posix())
+    return entry if entry and path.is_file() and entry["md5"] == _md5_of(path.read_bytes()) else None
+
+
+def _md5_of(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _md5(output: str, files: Files) -> str:

@@ -18,7 +18,7 @@ from test_services import free_port
 
 from flows import crashes, deploy, services
 from tasks.core import store
-from tasks.project import champion
+from tasks.project import champion, graph
 from tasks.project.params import load_params
 
 pytestmark = [pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]
@@ -204,9 +204,11 @@ def test_a_run_whose_process_is_killed_is_marked_as_crashed(server):
     run = server.start("round/round", round="r2")
     [stage, *_] = wait(stages, bool)
     flow = next(p for p in stage.parents() if "prefect" in " ".join(p.cmdline()) and "worker" not in p.cmdline())
+    address = stage.cmdline()[-1]
     flow.send_signal(signal.SIGKILL)
     server.until(run, "Crashed")
     wait(stages, lambda found: not found)
+    assert address in graph.stale(server.root, "r2")
 
 
 def test_a_run_without_a_sign_of_life_is_marked_as_crashed(server):

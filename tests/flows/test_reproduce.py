@@ -150,9 +150,12 @@ def test_a_flow_that_is_killed_takes_its_stage_along(gate, tmp_path):
         assert flow.poll() is None
         time.sleep(0.05)
     child = psutil.Process(int(Path("child").read_text()))
+    [stage] = (p for p in child.parents() if p.ppid() == flow.pid)
+    locked = Path("dvc.lock").read_text()
     flow.kill()
     flow.wait()
-    gone, alive = psutil.wait_procs([child], timeout=60)
+    gone, alive = psutil.wait_procs([child, stage], timeout=60)
     assert gone and not alive
+    assert Path("dvc.lock").read_text() == locked, "what was there is not taken for the result of the new command"
     gate("exit 0")
     assert run("gate@r2").ran, "its lock is free again"

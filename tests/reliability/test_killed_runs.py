@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from flows import services
 from tasks.__main__ import app
 from tasks.project import strays
-from tasks.views import doctor, record
+from tasks.views import doctor, record, verify
 
 pytestmark = [pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]
 
@@ -75,6 +75,10 @@ def test_a_killed_run_leaves_no_process_and_loses_nothing(made, tries, tmp_path)
         run.wait()
         until(lambda: not of_project(made))
         assert strays.find(made) == []
+        lock = verify.read_lock(made)
+        assert verify.verify(made, verify.stored_rounds(made, lock), lock).findings == [], (
+            "an old result is no new one's"
+        )
     done = subprocess.run(command, cwd=made, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     projects.set_values(calm, "r2", [limit])

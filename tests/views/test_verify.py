@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import polars as pl
+import projects
 import pytest
 from rich.console import Console
 from ruamel.yaml import YAML
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 from tasks.core import store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.tables import TABLES
+from tasks.project import graph
 from tasks.views import provenance
 from tasks.views.verify import read_lock, show, stored_rounds, verify
 
@@ -108,6 +110,25 @@ def test_a_manifest_that_the_lock_does_not_know(made: Path) -> None:
     YAML().dump(lock, made / "dvc.lock")
     unknown = {path for kind, path in found(made) if kind == "unknown to dvc.lock"}
     assert unknown == {"data/round=r2/filtered", "data/round=r2/manifests/filter.json"}
+
+
+def test_an_older_result_that_was_committed_for_one_that_was_never_made(made: Path) -> None:
+    """Of another plan, and of other inputs: to DVC both are up to date."""
+    projects.set_values(made, "r2", ["pair.best_worst.min_reward=0.9"])
+    assert graph.stale(made, "r2")[0] == "pair@r2"
+    with projects.dvc(made) as repo:
+        repo.commit("pair@r2", force=True)
+    assert graph.stale(made, "r2") == []
+    assert found(made) == [("made otherwise", "data/round=r2/manifests/pair.json")]
+    _, text = printed(made)
+    assert "another plan; `dvc repro --force --single-item pair@r2` makes it again" in text
+    with projects.dvc(made) as repo:
+        repo.reproduce("pair@r2", force=True, single_item=True)
+    assert found(made) == []
+    with projects.dvc(made) as repo:
+        repo.commit("collect@r2", force=True)
+    assert found(made) == [("made otherwise", "data/round=r2/manifests/collect.json")]
+    assert "it read other pairs of r2 than dvc.lock says" in printed(made)[1]
 
 
 def test_without_a_lock_manifests_alone_are_compared(made: Path) -> None:
