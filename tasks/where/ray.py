@@ -258,6 +258,10 @@ class _Worker:
 
     def __init__(self, job: bytes, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)  # before the job imports what reads them
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # the node was started in a folder that is gone
+            os.chdir(os.sep)
         self._job, self._open = pickle.loads(job), ExitStack()
         self._work: Work | None = None
         self._lost: bytes | None = None

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -241,3 +241,36 @@ def test_workers_have_what_their_engine_needs():
     assert needs(Transformers(threads=2, device="cuda"), 0) == (2, 1)
     assert needs(Vllm(tensor_parallel=2, data_parallel_size=2), 8) == (1, 4)
     assert needs(Fake(), 8) == (1, 0)
+
+
+IN_NO_FOLDER = """
+import os, pickle, sys
+from tasks.where.ray import _Worker
+from test_where import Elsewhere
+
+os.rmdir(os.getcwd())
+assert _Worker(pickle.dumps(Elsewhere()), {}).work(0) is None
+"""
+
+
+class Elsewhere(CutOff):
+    """A job that is done in the project's folder, as pieces are."""
+
+    @contextmanager
+    def open(self):
+        with chdir(Path(__file__).parent):
+            yield lambda piece: None
+
+
+def test_a_node_that_was_started_in_a_folder_that_is_gone_does_pieces(tmp_path):
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join(map(str, (root, root / "tests", Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "-c", IN_NO_FOLDER],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
