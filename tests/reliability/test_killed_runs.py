@@ -76,9 +76,8 @@ def test_a_killed_run_leaves_no_process_and_loses_nothing(made, tries, tmp_path)
         until(lambda: not of_project(made))
         assert strays.find(made) == []
         lock = verify.read_lock(made)
-        assert verify.verify(made, verify.stored_rounds(made, lock), lock).findings == [], (
-            "an old result is no new one's"
-        )
+        findings = verify.verify(made, verify.stored_rounds(made, lock), lock).findings
+        assert {f.kind for f in findings} <= {"differs from dvc.lock"}, "which runs the stage again"
     done = subprocess.run(command, cwd=made, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     projects.set_values(calm, "r2", [limit])
