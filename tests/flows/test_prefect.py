@@ -22,7 +22,7 @@ from tasks.project import champion, graph
 from tasks.project.params import load_params
 
 pytestmark = [pytest.mark.xdist_group("services"), pytest.mark.timeout(900)]
-PATIENCE = 200
+PATIENCE = 400
 """Seconds after which something that should happen counts as never happening."""
 
 
