@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import crashed
 import projects
 import pytest
 import torture
@@ -39,11 +40,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(absent)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem, report, sched):
+    """Has a test at which a worker died run once more."""
+    crashed.rerun(crashitem, report)
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Prints the rows of the fault matrix that were tried."""
+    """Prints the rows of the fault matrix that were tried, and at what workers died."""
     done = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
     for line in torture.matrix(done):
         terminalreporter.write_line(line)
+    for line in crashed.lines():
+        terminalreporter.write_line(line, yellow=True)
 
 
 @pytest.fixture
