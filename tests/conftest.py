@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem, report, sched):
     """Has a test at which a worker died run once more."""
-    crashed.rerun(crashitem, report)
+    crashed.rerun(crashitem, report, sched)
 
 
 def pytest_terminal_summary(terminalreporter):

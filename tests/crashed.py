@@ -6,14 +6,21 @@ passes in a process of its own. pytest-xdist gives the rest of a lost worker's f
 one. Here that test's first crash is counted as `rerun` and told in the summary; a second one is a failure.
 """
 
+from typing import Any
+
 import pytest
 
 CRASHED: list[str] = []
 """Tests at which a worker died."""
 
 
-def rerun(test: str, report: pytest.TestReport) -> None:
-    """Has a worker's death count as no failure of the test that it was at, the first time."""
+def rerun(test: str, report: pytest.TestReport, scheduler: Any) -> None:
+    """Has a worker's death count as no failure of the test that it was at, the first time. xdist 3.8 also gives the files that
+    the worker had ended to others, which have nothing to do then and wait for ever: these are taken away again.
+    """
+    for file, tests in list(scheduler.workqueue.items()):
+        if all(tests.values()):
+            del scheduler.workqueue[file]
     if test not in CRASHED:
         CRASHED.append(test)
         report.outcome = "rerun"  # type: ignore[assignment]
