@@ -99,6 +99,7 @@ def project(tmp_path_factory, apart) -> Path:
     for name in (
         "tests/conftest.py",
         "tests/torture.py",
+        "tests/crashed.py",
         "tests/projects.py",
         "tests/test_contract.py",
         "pyproject.toml",
