@@ -1,7 +1,7 @@
 """Workers that a native library takes down: their tests run once more.
 
-Of about ten whole runs two lost a worker to a segmentation fault, each in a training and at an innocent line of Python
-(`inspect.signature`), in a process that had run hundreds of tests with torch, Ray, DuckDB, Arrow and Prefect in it. Each file
+Of about ten whole runs two lost a worker to a segmentation fault, each in a training, one of them at an innocent line
+of Python (`inspect.signature`), in a process that had run hundreds of tests with torch, Ray, DuckDB, Arrow and Prefect in it. Each file
 passes in a process of its own. pytest-xdist gives the rest of a lost worker's file, and the test that it was at, to another
 one. Here that test's first crash is counted as `rerun` and told in the summary; a second one is a failure.
 """
@@ -18,9 +18,9 @@ def rerun(test: str, report: pytest.TestReport, scheduler: Any) -> None:
     """Has a worker's death count as no failure of the test that it was at, the first time. xdist 3.8 also gives the files that
     the worker had ended to others, which have nothing to do then and wait for ever: these are taken away again.
     """
-    for file, tests in list(scheduler.workqueue.items()):
-        if all(tests.values()):
-            del scheduler.workqueue[file]
+    queue = getattr(scheduler, "workqueue", {})  # `--dist load` has none, and no files
+    for file in [file for file, tests in queue.items() if all(tests.values())]:
+        del queue[file]
     if test not in CRASHED:
         CRASHED.append(test)
         report.outcome = "rerun"  # type: ignore[assignment]

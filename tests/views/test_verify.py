@@ -122,7 +122,11 @@ def test_an_older_result_that_was_committed_for_one_that_was_never_made(made: Pa
     assert found(made) == [("made otherwise", "data/round=r2/manifests/pair.json")]
     _, text = printed(made)
     assert "another plan; `dvc repro --force --single-item pair@r2` makes it again" in text
+    manifest = made / "data/round=r2/manifests/judge.json"
+    flip(manifest)
+    assert ("unreadable", "data/round=r2/manifests/judge.json") in found(made), "and no error ends the list"
     with projects.dvc(made) as repo:
+        repo.checkout(str(manifest), force=True)
         repo.reproduce("pair@r2", force=True, single_item=True)
     assert found(made) == []
     with projects.dvc(made) as repo:
