@@ -53,6 +53,18 @@ def read(root: Path) -> Entries:
     return entries(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def outs(text: str, within: str = "") -> dict[str, str]:
+    """Path → MD5 of the outputs in a dvc.lock. Of one that is formatted as DVC writes it, only the entries are parsed in which
+    `within` stands.
+    """
+    from ruamel.yaml import YAML
+
+    if known := entries(text):
+        text = HEADER + "".join(entry for entry in known.values() if within in entry)
+    stages = (YAML(typ="safe").load(text) or {}).get("stages") or {}
+    return {o["path"]: o["md5"] for stage in stages.values() for o in stage.get("outs", ()) if "md5" in o}
+
+
 def write(path: Path, now: Entries) -> None:
     """Replaces a dvc.lock by a rename: a kill leaves the old one or the new one."""
     new = path.with_name(f".{path.name}.{os.getpid()}.new")

@@ -7,23 +7,22 @@ touched. Weights are not fetched: their digests are in the manifests.
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from tasks.core import labels, store
 from tasks.core.errors import FlywheelError, StoreError, UnknownName
 from tasks.core.pointers import StoredPath
 from tasks.core.store import Manifest
 from tasks.core.tables import TABLES
+from tasks.project import lockfile
 from tasks.project.params import FILE, SEEDS, Block, load_params
-
-LOCK = "dvc.lock"
+from tasks.views._dvc_addresses import LOCK
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,9 @@ def open_sides(root: Path, old: str, new: str) -> Iterator[tuple[Side, Side]]:
         FlywheelError: when both are the same, a round has no data yet, or a revision or its data cannot be found.
     """
     name = old.partition("@")[0]
+    blocks = cache(lambda: load_params(root).blocks)
     with ExitStack() as stack:
-        sides = [stack.enter_context(_open(root, text)) for text in (old, new)]
+        sides = [stack.enter_context(_open(root, text, blocks)) for text in (old, new)]
         if old == new:
             raise FlywheelError(
                 f"both sides are {old}: name another round, or an older version, as in `flywheel diff {name}@HEAD~1 {name}`"
@@ -75,17 +75,16 @@ def open_sides(root: Path, old: str, new: str) -> Iterator[tuple[Side, Side]]:
 
 
 @contextmanager
-def _open(root: Path, text: str) -> Iterator[Side]:
+def _open(root: Path, text: str, blocks: Callable[[], dict[str, Block]]) -> Iterator[Side]:
     name, at, revision = text.partition("@")
     if at:
         with TemporaryDirectory(prefix="flywheel-diff-") as folder:
             yield _at_revision(root, Path(folder), text, name, revision)
     else:
-        yield _current(root, name)
+        yield _current(root, name, blocks())
 
 
-def _current(root: Path, name: str) -> Side:
-    blocks = load_params(root).blocks
+def _current(root: Path, name: str, blocks: dict[str, Block]) -> Side:
     on_disk = {p.name.removeprefix("round=") for p in (root / "data").glob("round=*")}
     if name not in blocks and name not in on_disk:
         raise UnknownName("round or base", name, {*blocks, *on_disk}, FILE)
@@ -166,13 +165,13 @@ class _Tree:
             raise FlywheelError(
                 f"{self.label}: git has no {LOCK} at that revision, so it does not know the data; commit {LOCK} after a run"
             )
-        with self.files.open(self._path(LOCK), mode="r", encoding="utf-8") as file:
-            stages = YAML(typ="safe").load(file).get("stages", {})
-        outs = {o["path"]: o["md5"] for s in stages.values() for o in s.get("outs", ()) if "md5" in o}
-        rounds = sorted({p.split("/")[1].removeprefix("round=") for p in outs if p.startswith("data/round=")})
-        if name not in rounds:
-            raise UnknownName("round or base", name, rounds, f"{LOCK} at {self.sha[:8]}")
-        return {path: md5 for path, md5 in outs.items() if path.startswith(f"data/round={name}/")}
+        text, folder = self.files.read_text(self._path(LOCK), encoding="utf-8"), f"data/round={name}/"
+        if outs := {path: md5 for path, md5 in lockfile.outs(text, folder).items() if path.startswith(folder)}:
+            return outs
+        rounds = sorted(
+            {p.split("/")[1].removeprefix("round=") for p in lockfile.outs(text) if p.startswith("data/round=")}
+        )
+        raise UnknownName("round or base", name, rounds, f"{LOCK} at {self.sha[:8]}")
 
     def copy_settings(self, folder: Path) -> None:
         """Copies params.yaml, the recipes, the seeds and people's labels, by which settings are explained."""

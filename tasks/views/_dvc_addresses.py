@@ -3,7 +3,9 @@
 from typing import Any
 from urllib.parse import urlencode
 
-LOCK = "dvc.lock"
+from tasks.project import lockfile
+
+LOCK = lockfile.FILE
 PROJECT = "FLYWHEEL_PROJECT"
 """Environment variable that names the project's folder, or the address of its git repository."""
 
@@ -14,13 +16,7 @@ def address(path: str, **query: str | None) -> str:
     return f"dvc:///{path}" + (f"?{urlencode(known)}" if known else "")
 
 
-def outputs(files: Any, folder: str = "/") -> dict[str, str]:
-    """Path → md5 of every output in the dvc.lock of a folder, on a file system of fsspec."""
-    from ruamel.yaml import YAML
-
+def outputs(files: Any, path: str, folder: str = "/") -> dict[str, str]:
+    """Path → MD5 of a path, and of the other outputs of its stages, in the dvc.lock of a folder on a file system of fsspec."""
     lock = f"{folder.rstrip('/')}/{LOCK}"
-    if not files.exists(lock):
-        return {}
-    with files.open(lock, mode="r", encoding="utf-8") as file:
-        stages = (YAML(typ="safe").load(file) or {}).get("stages", {})
-    return {o["path"]: o["md5"] for s in stages.values() for o in s.get("outs", ()) if "md5" in o}
+    return lockfile.outs(files.read_text(lock, encoding="utf-8"), path) if files.exists(lock) else {}

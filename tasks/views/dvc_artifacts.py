@@ -193,14 +193,13 @@ def _fetch(named: str, path: str, md5: str | None, target: Path) -> None:
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
         with Repo.open(named) as repo:
-            current = outputs(repo.dvcfs)
-            if not (known := md5 or current.get(path)):
+            if not (known := md5 or outputs(repo.dvcfs, path).get(path)):
                 raise _error(f"{path}: is not in {named}, and no {LOCK} there knows it; {ADVICE}")
             _checkout(repo, known, target / path)
             if (other := _reference(target / path)) is None:
                 return
-            if other in current:
-                _checkout(repo, current[other], target / other)
+            if found := outputs(repo.dvcfs, other).get(other):
+                _checkout(repo, found, target / other)
             elif repo.dvcfs.isdir(f"/{other}"):
                 repo.dvcfs.get(f"/{other}", str(target / other), recursive=True)
     except (DvcException, SCMError, OSError) as error:

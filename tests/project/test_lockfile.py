@@ -36,6 +36,16 @@ def test_entries_are_the_text(text):
     assert all(entry.startswith(f"  {name}:\n    cmd:") for name, entry in found.items())
 
 
+def test_outputs_are_those_of_the_whole_file(text):
+    every = lockfile.outs(f"# by hand\n{text}")  # which is parsed as a whole
+    assert lockfile.outs(text) == every
+    model = "data/round=r1/model"
+    some = lockfile.outs(text, model)
+    assert every.items() > some.items()
+    assert every[model] == some[model]
+    assert lockfile.outs(text, "no such path") == lockfile.outs("") == {}
+
+
 @pytest.mark.parametrize(
     "change",
     [

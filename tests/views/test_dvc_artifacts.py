@@ -50,7 +50,7 @@ def commit(root: Path) -> str:
     with Repo(str(root)) as repo:
         repo.commit(force=True)
         repo.push()
-    return outputs(LocalFileSystem(), str(root))[MODEL]
+    return outputs(LocalFileSystem(), MODEL, str(root))[MODEL]
 
 
 def keep(root: Path) -> str:

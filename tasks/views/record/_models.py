@@ -170,7 +170,7 @@ def _source(root: Path, name: str, digest: str) -> str:
     folder = store.round_folder(root, name).relative_to(root)
     stage = next(s for s, m in store.manifests(root, name).items() if "model" in m.outputs)
     manifest = folder / "manifests" / f"{stage}.json"
-    locked = outputs(LocalFileSystem(), str(root.resolve()))
+    locked = outputs(LocalFileSystem(), str(manifest), str(root.resolve()))
     same = locked.get(str(manifest)) == hashlib.md5((root / manifest).read_bytes(), usedforsecurity=False).hexdigest()
     return address(str(folder / "model"), digest=digest, md5=locked.get(str(folder / "model")) if same else None)
 
