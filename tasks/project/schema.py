@@ -99,38 +99,37 @@ def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _plugin_schema(package: str, name: str, defs: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a plug-in. Nested models go to `defs`, because references start at the root."""
-    prefix = f"{package}-{name}-"
-    schema = load(package, name).model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
-    defs |= {f"{prefix}{model}": within for model, within in schema.pop("$defs", {}).items()}
-    return schema
-
-
-def _with_strategy(package: str, name: str, defs: dict[str, Any], required: bool) -> dict[str, Any]:
-    """The schema of a plug-in with its `strategy`, which a member of the same name may leave out."""
-    schema = _plugin_schema(package, name, defs)
-    schema["properties"] = {"strategy": {"const": name}, **schema.get("properties", {})}
-    if required:
-        schema["required"] = ["strategy", *schema.get("required", [])]
-    return schema
+def _strategy(package: str, name: str, defs: dict[str, Any]) -> dict[str, Any]:
+    """A plug-in, its `strategy` among its keys, which a member of the same name may leave out: a reference to its schema in `defs`,
+    where its nested models are, too.
+    """
+    key = f"{package}-{name}"
+    if key not in defs:
+        schema = load(package, name).model_json_schema(ref_template=f"#/$defs/{key}-{{model}}")
+        defs |= {f"{key}-{model}": within for model, within in schema.pop("$defs", {}).items()}
+        defs[key] = schema | {"properties": {"strategy": {"const": name}, **schema.get("properties", {})}}
+    return {"$ref": f"#/$defs/{key}"}
 
 
 def _one_of(package: str, defs: dict[str, Any]) -> dict[str, Any]:
-    return {"oneOf": [_with_strategy(package, name, defs, required=True) for name in names(package)]}
+    """Any plug-in of a package, named by `strategy`: a reference to `defs`."""
+    if package not in defs:
+        named = [{"allOf": [_strategy(package, name, defs)], "required": ["strategy"]} for name in names(package)]
+        defs[package] = {"oneOf": named}
+    return {"$ref": f"#/$defs/{package}"}
 
 
 def _stage(stage: Stage, defs: dict[str, Any]) -> dict[str, Any]:
     """The schema of a stage's block: options, members named as their strategies, and members with a `strategy`."""
     options = stage.options.model_json_schema() if stage.options else {}
-    by_name = {n: _with_strategy(stage.name, n, defs, required=False) for n in names(stage.name)}
-    same = {n: {"anyOf": [s, {"type": "null"}, _one_of(stage.name, defs)]} for n, s in by_name.items()}
+    named = _one_of(stage.name, defs)
+    same = {n: {"anyOf": [_strategy(stage.name, n, defs), {"type": "null"}, named]} for n in names(stage.name)}
     required = options.get("required", [])
     block = {
         "type": "object",
         "properties": options.get("properties", {}) | same,
         "required": required,
-        "additionalProperties": _one_of(stage.name, defs),
+        "additionalProperties": named,
         "minProperties": len(required) + (stage.name in REQUIRED),
     }
-    return block if stage.many else {"anyOf": [_one_of(stage.name, defs), block]}
+    return block if stage.many else {"anyOf": [named, block]}
