@@ -2,19 +2,58 @@
 
 import atexit
 import errno
+import marshal
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from tasks.commands import again, bucket, compare, files, look, rounds, serve, services
 
+HEADER = 16
+"""Bytes of a compiled file before its code."""
+
+
+class Commands(TyperGroup):
+    """All commands. Where one cannot import a module of which a full disk left a part, that is removed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command; raises a FlywheelError where it should run again."""
+        from tasks.core.errors import BrokenPlugin, EngineError, FlywheelError
+
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenPlugin) as error:
+            if not (cut := _remove_cut_code()):
+                raise
+            again = FlywheelError(
+                f"{cut[0]} was cut short when the disk was full, and is removed; run the command again"
+            )
+            again.exit_code = EngineError.exit_code
+            raise again from error
+
+
+def _remove_cut_code() -> list[Path]:
+    """Removes compiled files of the project's code that end early."""
+    root, cut = Path(__file__).parents[1], []
+    for path in (p for package in ("tasks", "flows") for p in (root / package).rglob("__pycache__/*.pyc")):
+        try:
+            marshal.loads(path.read_bytes()[HEADER:])
+        except EOFError:
+            path.unlink(missing_ok=True)
+            cut.append(path)
+    return cut
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -1,12 +1,16 @@
 """A disk without room: one message, no traceback, nothing old lost, and all goes on when there is room again."""
 
+import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import faults
+import projects
 import pytest
 
 from tasks.core import store
@@ -63,6 +67,37 @@ def test_a_train_that_copies_its_parents_model(disk):
         with pytest.raises(StoreError, match="the disk is full .*Nothing already made is lost"):
             with store.writing(disk, "r1", "train") as draft:
                 shutil.copytree(parent, draft.folder("model"), dirs_exist_ok=True)
+
+
+def flywheel(root, *arguments):
+    """Runs a command by a project's own code."""
+    command = [sys.executable, "-m", "tasks", *arguments]
+    env = {k: v for k, v in projects.own_code(root).items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
+
+
+def test_python_keeps_no_compiled_code_where_there_is_little_room(disk, tmp_path):
+    for place, kept in ((disk, False), (tmp_path, True)):
+        root = projects.make(place / "project", git=False)
+        assert flywheel(root, "recipes").returncode == 0
+        assert bool(list((root / "tasks").rglob("*/__pycache__/*.pyc"))) is kept
+
+
+@pytest.mark.parametrize(("module", "command"), [("project/recipes", "recipes"), ("filter/threshold", "schema")])
+def test_compiled_code_that_was_cut_short_is_removed(tmp_path, module, command):
+    """Python 3.11 keeps it where the disk is full while it imports, and fails at every later import."""
+    root = projects.make(tmp_path / "project", git=False)
+    arguments = [command, *(["--recipe"] if command == "schema" else [])]
+    assert flywheel(root, *arguments).returncode == 0
+    folder, name = module.split("/")
+    [compiled] = (root / f"tasks/{folder}/__pycache__").glob(f"{name}.*.pyc")
+    os.truncate(compiled, compiled.stat().st_size // 2)
+    done = flywheel(root, *arguments)
+    assert done.returncode == 75, done.stderr
+    assert str(compiled.relative_to(root)) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not compiled.exists()
+    assert flywheel(root, *arguments).returncode == 0
 
 
 @pytest.mark.torture(
