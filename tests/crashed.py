@@ -1,8 +1,8 @@
 """Workers that a native library takes down: their tests run once more.
 
-Of about ten whole runs two lost a worker to a segmentation fault, each in a training, one of them at an innocent line
-of Python (`inspect.signature`), in a process that had run hundreds of tests with torch, Ray, DuckDB, Arrow and Prefect in it. Each file
-passes in a process of its own. pytest-xdist gives the rest of a lost worker's file, and the test that it was at, to another
+A segmentation fault took a worker down in three of some fourteen whole runs, each while a trainer was made, in a process that had
+run hundreds of tests with torch, Ray, DuckDB, Arrow and Prefect in it; docs/log.md says where its cause is not. Each file passes
+in a process of its own. pytest-xdist gives the rest of a lost worker's file, and the test that it was at, to another
 one. Here that test's first crash is counted as `rerun` and told in the summary; a second one is a failure.
 """
 

@@ -226,9 +226,7 @@ def _findings(root: Path, name: str, lock: Lock | None, files: Files) -> list[Fi
         entries = {path.removeprefix(f"{place}/"): e for path, e in lock.items() if path.startswith(f"{place}/")}
         found += [*_against_lock(manifests, entries, files)]
         for manifest in manifests.values():
-            with suppress(
-                StoreError, KeyError
-            ):  # a damaged manifest is a finding of its own; stages of an older version
+            with suppress(StoreError, KeyError):  # damaged, which is a finding of its own; a stage of an older version
                 found += [*_made_otherwise(root, manifest, lock)]
     return [Finding(k, path if path.startswith(SCHEME) else f"{place}/{path}", what) for k, path, what in found]
 
