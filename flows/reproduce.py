@@ -69,15 +69,14 @@ def end_with(flow):
     while os.read(flow, 1):
         pass
     import psutil
-    for ask in (psutil.Process.terminate, psutil.Process.kill):
-        for child in psutil.Process().children(recursive=True):
-            try:
-                ask(child)
-            except psutil.NoSuchProcess:
-                pass
-        # DVC alone waits for its command, whose exit code is 0 to it where it was waited for here; and it writes its locks,
-        # where a file cut off would block every later run.
-        threading.main_thread().join({GRACE})
+    for child in psutil.Process().children(recursive=True):  # listed before one ends: an orphan is nobody's child
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
+    # DVC alone waits for its command, whose exit code is 0 to it where it was waited for here; and it writes its locks,
+    # where a file cut off would block every later run.
+    threading.main_thread().join({GRACE})
     os._exit(1)
 
 if address := sys.stdin.readline().strip():

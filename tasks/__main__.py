@@ -1,11 +1,16 @@
 """`flywheel`: the commands of `tasks/commands`, their errors and signals."""
 
+import _thread
 import atexit
 import errno
 import marshal
 import os
 import signal
 import sys
+import threading
+import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +24,10 @@ from tasks.commands import again, bucket, compare, files, look, rounds, serve, s
 
 HEADER = 16
 """Bytes of a compiled file before its code."""
+AGAIN = 0.1
+"""Seconds between two tries of a signal to end the process."""
+IMPORTS = "<frozen importlib._bootstrap>"
+"""The file of Python's import system."""
 
 
 class Commands(TyperGroup):
@@ -112,21 +121,50 @@ def guarded(command: Callable[[], Any]) -> None:
         sys.exit(1)
 
 
+class _Exit(SystemExit):
+    """The end that a signal asks for; other than its base, it can be referred to weakly."""
+
+
 @contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Turns SIGINT, SIGTERM and SIGHUP into SystemExit, so that child processes are stopped; respects `nohup`."""
+    """Turns SIGINT, SIGTERM and SIGHUP into SystemExit, so that child processes are stopped; respects `nohup`.
+
+    It waits for the end of an import, which an exception leaves half done: an extension in C++ then aborts or never ends. And
+    as Python drops an exception that is raised in a callback or a destructor, the signal is sent again until one is under way.
+    """
     handled = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    under_way: weakref.ref[_Exit] | None = None
+    said = left = False
 
     def leave(number: int, frame: FrameType | None) -> None:
-        for other in handled:  # a closing terminal sends SIGHUP twice: the second must not interrupt the cleanup
-            signal.signal(other, signal.SIG_IGN)
-        os.write(2, f"flywheel: {signal.Signals(number).name}: ending; nothing already made is lost\n".encode())
-        sys.exit(128 + number)
+        nonlocal under_way, said
+        if not said:
+            said = True
+            os.write(2, f"flywheel: {signal.Signals(number).name}: ending; nothing already made is lost\n".encode())
+            _thread.start_new_thread(insist, (number,))  # a Thread takes locks, which may be held here
+        if under_way and under_way():
+            return  # a closing terminal sends SIGHUP twice: the second must not interrupt the cleanup
+        if any(f.f_code.co_filename == IMPORTS for f, _ in traceback.walk_stack(frame)):
+            return
+        error = _Exit(128 + number)
+        under_way = weakref.ref(error)
+        try:
+            raise error
+        finally:
+            del error  # or its traceback would keep it
+
+    def insist(number: int) -> None:
+        time.sleep(AGAIN)
+        while not left:
+            if not (under_way and under_way()):
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+            time.sleep(AGAIN)
 
     before = {s: signal.signal(s, leave) for s in handled}
     try:
         yield
     finally:
+        left = True
         for number, handler in before.items():
             signal.signal(number, handler)
 
