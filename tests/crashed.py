@@ -1,8 +1,7 @@
 """Workers that a native library takes down: their tests run once more.
 
-A segmentation fault took a worker down in three of some fourteen whole runs, each while a trainer was made, in a process that had
-run hundreds of tests with torch, Ray, DuckDB, Arrow and Prefect in it; docs/log.md says where its cause is not. Each file passes
-in a process of its own. pytest-xdist gives the rest of a lost worker's file, and the test that it was at, to another
+pytest and tests set variables of the process, and where a thread of a library reads one meanwhile, glibc before 2.41 reads freed
+memory; docs/log.md has what was found. pytest-xdist gives the rest of a lost worker's file, and the test that it was at, to another
 one. Here that test's first crash is counted as `rerun` and told in the summary; a second one is a failure.
 """
 

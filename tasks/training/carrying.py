@@ -1,6 +1,8 @@
 """Columns of a row that its loss needs, carried to it past TRL's collators."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch  # noqa: TID253  (the file is about training; whoever trains imports it late)
@@ -25,9 +27,13 @@ class Carrying:
         self._signature_columns = sorted({*self._signature_columns, *self.carried})
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Shards on CPUs, too: accelerate does so on GPUs alone, of which it takes the ranks to have one each."""
+        """Shards on CPUs, too: accelerate does so on GPUs alone, of which it takes the ranks to have one each. And leaves the
+        process's variables alone.
+        """
         from accelerate import PartialState
-        from accelerate.utils import DistributedType
+        from accelerate.utils import DistributedType, environment
+
+        environment.clear_environment = no_variables
 
         if self.args.fsdp and self.args.use_cpu:  # type: ignore[attr-defined]
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -39,6 +45,19 @@ class Carrying:
             {n: v for n, v in batch.items() if n not in self.carried},
             {n: v for n, v in batch.items() if n in self.carried},
         )
+
+
+@contextmanager
+def no_variables() -> Iterator[None]:
+    """An empty `os.environ`. accelerate, to learn its defaults, takes all variables of the process away and sets them again: where
+    a thread of polars reads one meanwhile, glibc before 2.41 reads freed memory, and the process dies.
+    """
+    before = os.environ
+    os.environ = {}  # type: ignore[assignment]  # noqa: B003  (the process's own are left)
+    try:
+        yield
+    finally:
+        os.environ = before  # noqa: B003
 
 
 def recorded(model: Any) -> tuple[Callable[..., Any], list[Any]]:

@@ -1,5 +1,6 @@
 """DPO after SFT: pairs are preferred, the loss is the one of the papers, the reference is the one that is named."""
 
+import os
 import shutil
 from math import exp, log
 
@@ -92,6 +93,14 @@ def test_another_reference_is_the_one_of_the_loss(parent, tmp_path, adapter):
     # without SFT the policy is the parent
     calm = values(train(strategy, parent, tmp_path / "calm", rows=ROWS.clear(), reference=parent), phase="dpo")
     assert calm[0] == pytest.approx(log(2), abs=1e-4)
+
+
+def test_the_variables_of_the_process_stay_while_a_trainer_is_made(parent, tmp_path, monkeypatch):
+    """Threads of libraries read them, and the C library frees what they read."""
+    changed = []
+    monkeypatch.setattr(os, "unsetenv", changed.append)
+    train(SFTThenDPO(**QUICK, chosen=0), parent, tmp_path)
+    assert set(changed) <= {b"PYTORCH_NVML_BASED_CUDA_CHECK"}, "which accelerate sets for a moment, to look for GPUs"
 
 
 def test_a_reference_with_other_tokens_is_refused(parent, tmp_path, tiny_model):
