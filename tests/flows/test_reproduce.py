@@ -144,10 +144,9 @@ def test_whatever_ends_the_flow_ends_its_stages_and_their_children(gate):
 
 def test_a_flow_that_is_killed_takes_its_stage_along(gate, tmp_path):
     """`kill -9` leaves the flow no chance to end anything."""
-    deaf = "trap '' TERM; echo $$ > child; while :; do sleep 0.1; done"  # to SIGTERM, and an orphan where its shell is ended first
-    gate(
-        f'sh -c "{deaf.replace("$", chr(92) + "$")}" & wait $!'
-    )  # which fails when the child was ended, where a bare `wait` succeeds
+    # Deaf to SIGTERM, and an orphan where its shell is ended first. `wait $!` fails when it was ended, a bare `wait` succeeds.
+    deaf = r"trap '' TERM; echo \$\$ > child; while :; do sleep 0.1; done"
+    gate(f'sh -c "{deaf}" & wait $!')
     flow = subprocess.Popen([sys.executable, "-c", KILLED], cwd=Path.cwd())
     while not Path("child").exists() or not Path("child").read_text().strip():
         assert flow.poll() is None
